@@ -108,7 +108,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """Says that the first `frames` EXTENTS frames are durable; the first ACK is the resume point."""
+    """Says that the first `frames` EXTENTS frames are durable; the first tells where to resume."""
 
     frames: int
     chain: str
