@@ -1,0 +1,89 @@
+"""Every way to fail: one class a meaning, each with its exit status.
+
+A message says what happened, where, what was not done, and what to do next.
+`scripts/error_table.py` prints the table for the README.
+"""
+
+from enum import IntEnum
+
+
+class ExitStatus(IntEnum):
+    """What the shell sees. Stable: schedulers decide by these."""
+
+    OK = 0
+    BUG = 1
+    USAGE = 2
+    REFUSED = 10
+    INTERRUPTED = 11
+    INTEGRITY = 12
+    TARGET = 13
+    SOURCE = 14
+    UNKNOWN = 15
+    AUTHENTICATION = 16
+    NOT_FOUND = 17
+    PARTLY = 18
+    STALE = 19
+
+
+class BlockstreamError(Exception):
+    """Anything that ends a command in a way that we foresaw."""
+
+    exit_status = ExitStatus.BUG
+
+
+class UsageError(BlockstreamError):
+    """The command line does not make sense. Nothing was done."""
+
+    exit_status = ExitStatus.USAGE
+
+
+class RefusedError(BlockstreamError):
+    """It would be wrong or dangerous to go on. Nothing was written."""
+
+    exit_status = ExitStatus.REFUSED
+
+
+class BusyError(RefusedError):
+    """Somebody else uses the target or its journal. Nothing was written."""
+
+
+class InterruptedTransferError(BlockstreamError):
+    """The transfer was cut or stopped; the same command, or the token, continues it."""
+
+    exit_status = ExitStatus.INTERRUPTED
+
+
+class IntegrityError(BlockstreamError):
+    """Bytes were malformed, altered, or came after the end."""
+
+    exit_status = ExitStatus.INTEGRITY
+
+
+class TargetError(BlockstreamError):
+    """The target could not be written or flushed. It is marked DIRTY."""
+
+    exit_status = ExitStatus.TARGET
+
+
+class SourceError(BlockstreamError):
+    """The source cannot be read, is not valid any more, or changed."""
+
+    exit_status = ExitStatus.SOURCE
+
+
+class OutcomeUnknownError(BlockstreamError):
+    """All was sent, but nobody said whether it was committed."""
+
+    exit_status = ExitStatus.UNKNOWN
+
+
+class NotFoundError(BlockstreamError):
+    """Something that was named does not exist."""
+
+    exit_status = ExitStatus.NOT_FOUND
+
+
+class StaleViewError(BlockstreamError):
+    """It was done, but what was shown may be out of date or incomplete."""
+
+    exit_status = ExitStatus.STALE

@@ -1,0 +1,1 @@
+"""Formats of bytes on disk and in files, parsed without I/O."""

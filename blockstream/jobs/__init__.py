@@ -1,0 +1,1 @@
+"""What a command does, without its words; returns a result object."""

@@ -1,0 +1,1 @@
+"""How bytes move: sender, receiver, compression, journal, progress."""

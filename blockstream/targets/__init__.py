@@ -1,0 +1,1 @@
+"""Where bytes go: one file a target, known to others only as `interfaces.Target`."""
