@@ -246,18 +246,17 @@ def _split_window(
     """Cut rows with much data at every `_WINDOW_BYTES` of it."""
     ends = np.cumsum(weights)
     starts = ends - weights
-    for low in range(0, int(ends[-1]), _WINDOW_BYTES):
+    total = int(ends[-1])
+    for low in range(0, total, _WINDOW_BYTES):
         high = low + _WINDOW_BYTES
-        first = int(np.searchsorted(ends, low, side="right"))
-        last = int(np.searchsorted(starts, high, side="left"))
+        first = int(np.searchsorted(ends, low, side="left"))
+        last = int(np.searchsorted(starts, high, side="left")) if high < total else len(ends)
         rows = slice(first, last)
         data = kinds[rows] == Kind.DATA
         head = np.where(data, np.maximum(low - starts[rows], 0), 0)
         tail = np.where(data, np.maximum(ends[rows] - high, 0), 0)
         # A ZERO row weighs nothing and belongs to the window in which it starts.
-        inside = data | ((starts[rows] >= low) & (starts[rows] < high))
-        if high >= int(ends[-1]):
-            inside |= ~data & (starts[rows] >= low)
+        inside = np.where(data, ends[rows] > low, starts[rows] >= low)
         yield (
             (offsets[rows] + head)[inside],
             (lengths[rows] - head - tail)[inside],
