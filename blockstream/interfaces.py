@@ -1,0 +1,117 @@
+"""What the pipeline knows of the world: something to read, something to write.
+
+Each interface has one contract suite in tests/contracts; an implementation is one parameter of it.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from blockstream.extents import ExtentMap
+from blockstream.linux.identity import Identity, Node
+
+
+class Source(Protocol):
+    """A disk that is read. Methods may be called from several threads at once."""
+
+    @property
+    def name(self) -> str:
+        """What people call it; no secrets."""
+
+    @property
+    def size(self) -> int:
+        """Its size in bytes; does not change."""
+
+    @property
+    def alignment(self) -> int:
+        """Offsets and lengths of reads must be multiples of this, but for the device's end."""
+
+    @property
+    def immutable(self) -> bool:
+        """Whether it provably gives the same bytes for ever, so that a resume need not re-read."""
+
+    @property
+    def nodes(self) -> frozenset[Node]:
+        """What its bytes lie on, for the check that a target is not its own source."""
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What people should know before they trust a copy of it."""
+
+    def extents(self) -> ExtentMap:
+        """Return DATA and ZERO extents that cover the device; may take seconds.
+
+        Raises:
+            SourceError: If it cannot be told.
+        """
+
+    def read_into(self, offsets: Sequence[int], lengths: Sequence[int], buffer: memoryview) -> None:
+        """Fill `buffer` with the given ranges, one after the other.
+
+        Args:
+            offsets: First bytes, ascending.
+            lengths: Sizes in bytes; their sum is the size of `buffer`.
+            buffer: Page-aligned memory of the caller's.
+
+        Raises:
+            SourceError: If a range cannot be read, named with its offset. The buffer is undefined.
+        """
+
+    def validate(self) -> None:
+        """Check that all that was read so far is one state of the disk.
+
+        Raises:
+            SourceError: If it changed.
+        """
+
+    def close(self) -> None:
+        """Give everything back. Nobody may be reading."""
+
+
+class Target(Protocol):
+    """A disk that is written, through one descriptor. Methods may be called from several threads.
+
+    After any error the target must be closed: a later flush would succeed without meaning it.
+    """
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+
+    @property
+    def size(self) -> int:
+        """Its size in bytes."""
+
+    @property
+    def identity(self) -> Identity:
+        """What it is known by in the state directory."""
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write all of `data`; durable only after `flush`.
+
+        Raises:
+            TargetError: If the device took less, or none, named with the offset.
+        """
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make a range read as zeros; durable only after `flush`.
+
+        Raises:
+            TargetError: If it could not.
+        """
+
+    def flush(self) -> None:
+        """Make every earlier write durable. Never called again after it failed.
+
+        Raises:
+            TargetError: If the device could not keep what was written.
+        """
+
+    def read_medium(self, offset: int, length: int) -> bytes:
+        """Return what the medium holds, not what the page cache says; call `flush` before.
+
+        Raises:
+            TargetError: If it cannot be read.
+        """
+
+    def close(self) -> None:
+        """Give the descriptor back. Nobody may be writing."""

@@ -1,0 +1,217 @@
+"""Who a device or file is, across renames, reboots and reused nodes."""
+
+import ctypes
+import os
+import stat
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from blockstream.linux.block import diskseq_of, read_text, sysfs_node
+
+_AT_EMPTY_PATH = 0x1000
+_STATX_BTIME = 0x800
+_BTIME_OFFSET = 0x50  # in struct statx: stx_btime, s64 seconds then u32 nanoseconds
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a disk is known by.
+
+    Attributes:
+        key: Text that no other disk has.
+        lasting: Whether the key outlives a reboot; if not, the state is UNKNOWN after one.
+    """
+
+    key: str
+    lasting: bool
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Node:
+    """A thing that bytes lie on: a block device by number, or a file by its inode."""
+
+    kind: str
+    device: int
+    inode: int = 0
+
+
+def identity_of(fd: int) -> Identity:
+    """Return the identity of an open device or regular file.
+
+    A device is known by its device-mapper UUID, WWN or partition UUID, a loop device by its
+    backing file, a file by device, inode and birth time, anything else by the number of this life
+    of the device.
+    """
+    info = os.fstat(fd)
+    if not stat.S_ISBLK(info.st_mode):
+        return Identity(f"file:{_file_key(fd, info)}", lasting=True)
+    sysfs = sysfs_node(info.st_rdev)
+    for name, prefix in (("dm/uuid", "dm"), ("wwid", "wwn"), ("device/wwid", "wwn")):
+        text = read_text(sysfs / name)
+        if text:
+            return Identity(f"{prefix}:{text}", lasting=True)
+    backing = read_text(sysfs / "loop/backing_file")
+    if backing:
+        return _loop_identity(sysfs, backing)
+    partition = _partition_uuid(info.st_rdev)
+    if partition:
+        return Identity(f"partuuid:{partition}", lasting=True)
+    boot = read_text(Path("/proc/sys/kernel/random/boot_id"))
+    life = diskseq_of(fd)
+    return Identity(f"seq:{boot}:{info.st_rdev}:{life}", lasting=False)
+
+
+def _loop_identity(sysfs: Path, backing: str) -> Identity:
+    window = f"{read_text(sysfs / 'loop/offset')}+{read_text(sysfs / 'loop/sizelimit')}"
+    try:
+        fd = os.open(backing, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:  # deleted, or in another mount namespace
+        return Identity(f"loop:{backing}:{window}:{read_text(sysfs / 'diskseq')}", lasting=False)
+    try:
+        return Identity(f"loop:{_file_key(fd, os.fstat(fd))}:{window}", lasting=True)
+    finally:
+        os.close(fd)
+
+
+def _file_key(fd: int, info: os.stat_result) -> str:
+    return f"{info.st_dev}:{info.st_ino}:{_birth_of(fd)}"
+
+
+def _birth_of(fd: int) -> int:
+    """Return a file's birth time in nanoseconds; 0 where the file system keeps none."""
+    buffer = ctypes.create_string_buffer(256)
+    if _libc.statx(fd, b"", _AT_EMPTY_PATH, _STATX_BTIME, buffer) != 0:
+        return 0
+    (mask,) = struct.unpack_from("I", buffer)
+    seconds, nanoseconds = struct.unpack_from("qI", buffer, _BTIME_OFFSET)
+    return int(seconds) * 10**9 + int(nanoseconds) if mask & _STATX_BTIME else 0
+
+
+def _partition_uuid(device: int) -> str:
+    """Return the UUID of a partition, as udev links it; empty without udev."""
+    folder = Path("/dev/disk/by-partuuid")
+    if not (sysfs_node(device) / "partition").exists() or not folder.is_dir():
+        return ""
+    for link in folder.iterdir():
+        try:
+            if link.stat().st_rdev == device:
+                return link.name
+        except OSError:
+            continue
+    return ""
+
+
+def node_of(fd: int) -> Node:
+    """Return what an open device or file is, for comparisons within this moment."""
+    info = os.fstat(fd)
+    if stat.S_ISBLK(info.st_mode):
+        return Node("block", info.st_rdev)
+    return Node("file", info.st_dev, info.st_ino)
+
+
+def nodes_below(node: Node) -> frozenset[Node]:
+    """Return everything that `node` keeps its bytes on: slaves, whole disk, backing file."""
+    found: set[Node] = set()
+    todo = [node]
+    while todo:
+        for below in _directly_below(todo.pop()):
+            if below not in found:
+                found.add(below)
+                todo.append(below)
+    return frozenset(found)
+
+
+def _directly_below(node: Node) -> Iterator[Node]:
+    if node.kind != "block":
+        return
+    sysfs = sysfs_node(node.device)
+    if (sysfs / "partition").exists():
+        yield from _node_at(sysfs.parent)
+    slaves = sysfs / "slaves"
+    if slaves.is_dir():
+        for slave in slaves.iterdir():
+            yield from _node_at(slave)
+    backing = read_text(sysfs / "loop/backing_file")
+    if backing:
+        try:
+            info = Path(backing).stat()
+        except OSError:
+            return
+        if stat.S_ISBLK(info.st_mode):
+            yield Node("block", info.st_rdev)
+        else:
+            yield Node("file", info.st_dev, info.st_ino)
+
+
+def _node_at(sysfs: Path) -> Iterator[Node]:
+    major, _, minor = read_text(sysfs / "dev").partition(":")
+    if major.isdecimal() and minor.isdecimal():
+        yield Node("block", os.makedev(int(major), int(minor)))
+
+
+def share_bytes(one: Node, other: Node) -> bool:
+    """Tell whether writing to one changes the other: the same, or one lies on the other.
+
+    Two partitions of a disk, or two volumes of a group, do not.
+    """
+    return one == other or one in nodes_below(other) or other in nodes_below(one)
+
+
+def users_of(node: Node) -> list[str]:
+    """Say, for a message, who seems to use a disk: mounts, swap, holders, loop devices."""
+    if node.kind == "file":
+        return _loops_on(node)
+    sysfs = sysfs_node(node.device)
+    family = {node.device: sysfs.name}
+    for child in sysfs.glob("*/partition"):
+        for below in _node_at(child.parent):
+            family[below.device] = child.parent.name
+    users = [f"{family[device]} is mounted on {place}" for device, place in _mounts(family)]
+    users += [f"{name} is swap" for name in _swaps(set(family))]
+    for child in (sysfs, *(sysfs / name for name in family.values())):
+        holders = child / "holders"
+        if holders.is_dir():
+            users += [f"{child.name} is held by {holder.name}" for holder in holders.iterdir()]
+    return sorted(set(users))
+
+
+def _loops_on(node: Node) -> list[str]:
+    users = []
+    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            info = Path(read_text(path)).stat()
+        except OSError:
+            continue
+        if (info.st_dev, info.st_ino) == (node.device, node.inode):
+            users.append(f"it backs /dev/{path.parent.parent.name}")
+    return users
+
+
+def _mounts(family: dict[int, str]) -> Iterator[tuple[int, str]]:
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        words = line.split(" ")
+        major, _, minor = words[2].partition(":")
+        device = os.makedev(int(major), int(minor))
+        if device in family:
+            yield device, words[4].encode().decode("unicode_escape")
+
+
+def _swaps(devices: set[int]) -> Iterator[str]:
+    try:
+        lines = Path("/proc/swaps").read_text(errors="replace").splitlines()[1:]
+    except OSError:
+        return
+    for line in lines:
+        path = line.split()[0]
+        try:
+            if Path(path).stat().st_rdev in devices:
+                yield path
+        except OSError:
+            continue

@@ -1,0 +1,177 @@
+"""Where state lies: a directory per target, its journal, its lock."""
+
+import contextlib
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from blockstream.errors import BusyError, RefusedError
+
+_SLOTS = 2
+
+
+def default_state_directory() -> Path:
+    """Return /var/lib/blockstream for root, else a folder of the user's own."""
+    chosen = os.environ.get("BLOCKSTREAM_STATE_DIR")
+    if chosen:
+        return Path(chosen)
+    if os.geteuid() == 0:
+        return Path("/var/lib/blockstream")
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
+    return Path(base) / "blockstream"
+
+
+def sync_directory(path: Path) -> None:
+    """Make names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and its parents, durably, for the owner only.
+
+    Raises:
+        RefusedError: If it cannot be made.
+    """
+    try:
+        for folder in reversed([path, *path.parents]):
+            if not folder.is_dir():
+                folder.mkdir(mode=0o700, exist_ok=True)
+                sync_directory(folder.parent)
+    except OSError as error:
+        raise RefusedError(
+            f"the state directory {path} cannot be made: {error.strerror}; nothing was written; "
+            "choose another with --state-dir"
+        ) from error
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Replace a file so that after a power cut it is the old one or the new one, whole."""
+    temporary = path.with_name(path.name + ".new")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+class JournalFiles:
+    """The journal of one target as files; a `pipeline.journal.Storage`.
+
+    Held under a lock from `opened` to its end, so that there is one receiver a target.
+    """
+
+    def __init__(self, folder: Path, fd: int, slot_bytes: int, name: str) -> None:
+        """Use `opened` instead."""
+        self.folder = folder
+        self._fd = fd
+        self._slot_bytes = slot_bytes
+        self._name = name
+
+    @classmethod
+    @contextlib.contextmanager
+    def opened(
+        cls, folder: Path, slot_bytes: int, name: str = "journal"
+    ) -> Iterator["JournalFiles"]:
+        """Lock and open the journal in `folder`, making and preallocating it if it is new.
+
+        Raises:
+            BusyError: If another process holds it.
+            RefusedError: If there is no room for it, or no right.
+        """
+        make_directory(folder)
+        with locked(folder / f"{name}.lock", f"the target whose state lies in {folder}"):
+            path = folder / name
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                raise _no_room(path, error) from error
+            try:
+                _preallocate(fd, _SLOTS * slot_bytes, path)
+                yield cls(folder, fd, slot_bytes, name)
+            finally:
+                os.close(fd)
+
+    def read_slot(self, index: int) -> bytes:
+        """Return the bytes of a slot."""
+        return os.pread(self._fd, self._slot_bytes, index * self._slot_bytes)
+
+    def write_slot(self, index: int, data: bytes) -> None:
+        """Write a slot; durable only after `flush`."""
+        view, offset = memoryview(data), index * self._slot_bytes
+        while view:
+            written = os.pwrite(self._fd, view, offset)
+            view, offset = view[written:], offset + written
+
+    def flush(self) -> None:
+        """Make the slots durable."""
+        os.fdatasync(self._fd)
+
+    def read_plan(self, name: str) -> bytes:
+        """Return a plan's rows."""
+        return self._plan_path(name).read_bytes()
+
+    def write_plan(self, name: str, rows: bytes) -> None:
+        """Make a plan's rows durable."""
+        write_durably(self._plan_path(name), rows)
+
+    def drop_plans(self, keep: str) -> None:
+        """Remove all plans but one."""
+        for path in self.folder.glob(f"{self._name}-plan-*"):
+            if path != self._plan_path(keep):
+                path.unlink(missing_ok=True)
+
+    def _plan_path(self, name: str) -> Path:
+        return self.folder / f"{self._name}-plan-{name}"
+
+
+def _preallocate(fd: int, size: int, path: Path) -> None:
+    """Reserve the journal's room before the target changes, so that a full disk is a refusal."""
+    if os.fstat(fd).st_size >= size:
+        return
+    try:
+        os.posix_fallocate(fd, 0, size)
+        os.fsync(fd)
+    except OSError as error:
+        raise _no_room(path, error) from error
+    sync_directory(path.parent)
+
+
+def _no_room(path: Path, error: OSError) -> RefusedError:
+    return RefusedError(
+        f"the journal {path} cannot be made: {error.strerror}; nothing was written; make room, or "
+        "choose another place with --state-dir"
+    )
+
+
+@contextlib.contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Hold an exclusive lock on `path`, which tells others who holds it.
+
+    Raises:
+        BusyError: If somebody else does.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(fd, 200, 0).decode(errors="replace").strip() or "another process"
+            raise BusyError(
+                f"{what} is busy: {holder} works on it; nothing was written; wait for it to end"
+            ) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        yield
+    finally:
+        os.close(fd)

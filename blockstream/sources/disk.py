@@ -1,0 +1,163 @@
+"""A file or block device as a source."""
+
+import errno
+import os
+import stat
+from array import array
+from collections.abc import Sequence
+
+import numpy as np
+
+from blockstream.errors import NotFoundError, SourceError
+from blockstream.extents import ExtentMap
+from blockstream.linux.block import data_ranges, logical_block_of, size_of
+from blockstream.linux.buffers import read_all
+from blockstream.linux.identity import Node, node_of, nodes_below, users_of
+from blockstream_protocol import Kind
+
+
+class DiskSource:
+    """Reads a file or block device and leaves the host's page cache as it was.
+
+    A device is read with O_DIRECT. Of a file, pages that were in the cache are read there, and
+    pages that we had to bring in are dropped again.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Open `path`.
+
+        Raises:
+            NotFoundError: If there is nothing.
+            SourceError: If it cannot be read, or is neither a file nor a block device.
+        """
+        self.name = path
+        self.immutable = False
+        self.warnings: list[str] = []
+        self._fd = _opened(path)
+        try:
+            info = os.fstat(self._fd)
+            self._is_device = stat.S_ISBLK(info.st_mode)
+            if not self._is_device and not stat.S_ISREG(info.st_mode):
+                raise SourceError(f"{path} is neither a file nor a block device; nothing was sent")
+            self.size = size_of(self._fd)
+            self.alignment = max(512, logical_block_of(self._fd))
+            self._data_fd = self._direct() if self._is_device else self._fd
+            self._before = (info.st_size, info.st_mtime_ns)
+            node = node_of(self._fd)
+            self.nodes: frozenset[Node] = frozenset({node}) | nodes_below(node)
+            self._look_for_users(node)
+            # Our own readahead would look like somebody's cached pages.
+            if not self._is_device:
+                os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
+            self._nowait = 0 if self._is_device else os.RWF_NOWAIT
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def extents(self) -> ExtentMap:
+        """Return the map: holes of a file are ZERO, everything else is DATA."""
+        columns = array("q")
+        try:
+            for start, end in data_ranges(self._fd, self.size):
+                columns.append(start)
+                columns.append(end - start)
+        except OSError as error:
+            raise SourceError(f"the holes of {self.name} cannot be listed: {error}") from error
+        rows = np.frombuffer(columns, np.int64).reshape(-1, 2) if columns else np.empty((0, 2), int)
+        data = ExtentMap.from_columns(rows[:, 0], rows[:, 1], Kind.DATA, self.size)
+        # A hole need not begin on a sector where the file's end is odd.
+        return data.rounded(self.alignment).filled(Kind.ZERO)
+
+    def read_into(self, offsets: Sequence[int], lengths: Sequence[int], buffer: memoryview) -> None:
+        """Fill `buffer`; see `interfaces.Source`."""
+        position = 0
+        for offset, length in zip(offsets, lengths, strict=True):
+            view = buffer[position : position + length]
+            position += length
+            if self._nowait and self._read_cached(view, offset):
+                continue
+            self._read(view, offset)
+
+    def _read_cached(self, view: memoryview, offset: int) -> bool:
+        """Read what is in the page cache already, or nothing."""
+        try:
+            return os.preadv(self._fd, [view], offset, self._nowait) == len(view)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL}:
+                raise self._unreadable(offset, len(view), error) from error
+            self._nowait = 0
+            return False
+
+    def _read(self, view: memoryview, offset: int) -> None:
+        try:
+            read_all(self._data_fd, view, offset)
+            if not self._is_device:
+                os.posix_fadvise(self._fd, offset, len(view), os.POSIX_FADV_DONTNEED)
+        except OSError as error:
+            if error.errno == errno.EINVAL and self._data_fd != self._fd:
+                # The end of a device whose size is no multiple of its block.
+                self._read_buffered(view, offset)
+                return
+            raise self._unreadable(offset, len(view), error) from error
+        except EOFError:
+            raise SourceError(
+                f"{self.name} has become shorter than its {self.size} bytes while it was read"
+            ) from None
+
+    def _read_buffered(self, view: memoryview, offset: int) -> None:
+        try:
+            read_all(self._fd, view, offset)
+            os.posix_fadvise(self._fd, offset, len(view), os.POSIX_FADV_DONTNEED)
+        except (OSError, EOFError) as error:
+            raise self._unreadable(offset, len(view), error) from error
+
+    def validate(self) -> None:
+        """Check that the file was not written; of a device only its size can be told."""
+        info = os.fstat(self._fd)
+        if self._is_device:
+            if size_of(self._fd) != self.size:
+                raise SourceError(f"{self.name} changed its size while it was read")
+        elif (info.st_size, info.st_mtime_ns) != self._before:
+            raise SourceError(
+                f"{self.name} was written while it was read, so what was sent is no one state of "
+                "it; END was not sent; send again from a snapshot, or with its user stopped"
+            )
+
+    def close(self) -> None:
+        """Close the descriptors."""
+        if self._data_fd != self._fd:
+            os.close(self._data_fd)
+        os.close(self._fd)
+
+    def _direct(self) -> int:
+        try:
+            return os.open(self.name, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        except OSError:
+            return self._fd
+
+    def _look_for_users(self, node: Node) -> None:
+        """Warn of a device that somebody may write: what is read then is no one moment."""
+        users = users_of(node) if self._is_device else []
+        if users:
+            self.warnings.append(
+                f"{self.name} is in use ({'; '.join(users)}): what is sent may be no one moment "
+                "of it; a snapshot would be"
+            )
+
+    def _unreadable(self, offset: int, length: int, error: Exception) -> SourceError:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        return SourceError(
+            f"{self.name}: {length} bytes at offset {offset} cannot be read: {reason}; nothing "
+            "was put in their place and END was not sent"
+        )
+
+
+def _opened(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise NotFoundError(f"{path} does not exist; nothing was sent") from None
+    except OSError as error:
+        raise SourceError(f"{path} cannot be opened: {error.strerror}; nothing was sent") from error

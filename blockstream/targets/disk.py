@@ -1,0 +1,284 @@
+"""A file or block device as a target: nobody else uses it, and one descriptor writes it."""
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import stat
+
+from blockstream.errors import BusyError, RefusedError, TargetError
+from blockstream.linux.block import (
+    UNSUPPORTED,
+    QueueLimits,
+    discard,
+    logical_block_of,
+    punch_hole,
+    queue_limits_of,
+    size_of,
+    zero_out,
+)
+from blockstream.linux.buffers import aligned_buffer, read_all, write_all
+from blockstream.linux.identity import Identity, Node, identity_of, node_of, share_bytes, users_of
+
+# One request to the kernel, so that a signal and a progress line do not wait for minutes.
+_ZERO_STEP = 1 << 30
+_ZEROS = memoryview(bytes(1 << 20))
+
+
+class DiskTarget:
+    """Writes a file or block device. See `interfaces.Target` for what each method promises."""
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        create: int | None = None,
+        force_in_use: bool = False,
+        sources: frozenset[Node] = frozenset(),
+    ) -> None:
+        """Open `path` for writing; nothing is written.
+
+        Args:
+            path: A block device, or a regular file.
+            create: Make the file, sparse, with that many bytes; refused if it exists.
+            force_in_use: Open it although somebody else has it open or mounted.
+            sources: What the source's bytes lie on, where that is on this host.
+
+        Raises:
+            RefusedError: If it is not there, of the wrong kind, in use, or the source itself.
+        """
+        self.name = path
+        self._fd = _created(path, create) if create is not None else _opened(path, force_in_use)
+        self._created = create is not None
+        self._medium = -1
+        try:
+            self._lock(force_in_use)
+            info = os.fstat(self._fd)
+            self._is_device = stat.S_ISBLK(info.st_mode)
+            self._check_kind(info.st_mode)
+            self.size = size_of(self._fd)
+            self.identity: Identity = identity_of(self._fd)
+            self._check_use(sources, force_in_use)
+            self._block = logical_block_of(self._fd) if self._is_device else 1
+            self._limits = queue_limits_of(self._fd) if self._is_device else QueueLimits()
+            self._medium = self._open_medium()
+        except BaseException:
+            os.close(self._fd)
+            if self._created:
+                os.unlink(path)  # noqa: PTH108  # ours, and empty
+            raise
+
+    # Opening.
+
+    def _lock(self, force: bool) -> None:
+        """Keep other receivers out, and udev from probing a half-written disk."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno != errno.EWOULDBLOCK or force:
+                return
+            raise BusyError(
+                f"{self.name} is locked by another process; nothing was written; wait for it to end"
+            ) from None
+
+    def _check_kind(self, mode: int) -> None:
+        if not self._is_device and not stat.S_ISREG(mode):
+            raise RefusedError(
+                f"{self.name} is neither a block device nor a regular file; nothing was written"
+            )
+
+    def _check_use(self, sources: frozenset[Node], force: bool) -> None:
+        node = node_of(self._fd)
+        if any(share_bytes(node, source) for source in sources):
+            raise RefusedError(
+                f"{self.name} is the source itself, or they lie on each other; nothing was written"
+            )
+        users = [] if self._is_device or force else users_of(node)
+        if users:
+            raise BusyError(
+                f"{self.name} is in use: {'; '.join(users)}; nothing was written; stop its user, "
+                "or give --force-in-use"
+            )
+
+    def _open_medium(self) -> int:
+        """Open the same disk once more, past the page cache where that is possible."""
+        for flags in (os.O_DIRECT, 0):
+            with contextlib.suppress(OSError):
+                return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC | flags)
+        return -1
+
+    # Writing.
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write all of `data`."""
+        try:
+            write_all(self._fd, data, offset)
+        except OSError as error:
+            raise self._failure("written", offset, len(data), error) from error
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make a range read as zeros, unmapping where that is certain to give zeros."""
+        if offset + length > self.size:
+            raise TargetError(f"{self.name} ends before offset {offset + length}")
+        for start in range(offset, offset + length, _ZERO_STEP):
+            step = min(_ZERO_STEP, offset + length - start)
+            try:
+                self._zero_step(start, step)
+            except OSError as error:
+                raise self._failure("zeroed", start, step, error) from error
+
+    def _zero_step(self, offset: int, length: int) -> None:
+        if self._keeps_thin():
+            self._discard_and_check(offset, length)
+            return
+        methods = (punch_hole, zero_out) if self._is_device else (punch_hole,)
+        for method in methods:
+            try:
+                method(self._fd, offset, length)
+            except OSError as error:
+                if error.errno not in UNSUPPORTED:
+                    raise
+            else:
+                return
+        self._write_zeros(offset, length)
+
+    def _keeps_thin(self) -> bool:
+        """Tell whether only a discard unmaps: dm-thin has no zeroing of its own."""
+        return self._limits.discard_max > 0 and not self._limits.write_zeroes_max
+
+    def _discard_and_check(self, offset: int, length: int) -> None:
+        """Discard whole chunks, and count as zero only what reads as zero then."""
+        chunk = max(self._limits.discard_granularity, self._block)
+        first = -(-offset // chunk) * chunk
+        last = (offset + length) // chunk * chunk
+        if first >= last:
+            self._write_zeros(offset, length)
+            return
+        self._write_zeros(offset, first - offset)
+        self._write_zeros(last, offset + length - last)
+        try:
+            discard(self._fd, first, last - first)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
+            self._write_zeros(first, last - first)
+            return
+        for start in range(first, last, len(_ZEROS)):
+            step = min(len(_ZEROS), last - start)
+            if self._read_medium(start, step).strip(b"\0"):
+                self._write_zeros(start, step)
+
+    def _write_zeros(self, offset: int, length: int) -> None:
+        for start in range(offset, offset + length, len(_ZEROS)):
+            write_all(self._fd, _ZEROS[: min(len(_ZEROS), offset + length - start)], start)
+
+    def flush(self) -> None:
+        """Make every earlier write durable, and take our pages out of the cache."""
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            raise TargetError(
+                f"{self.name} could not be flushed: {error.strerror}; it is marked DIRTY, and what "
+                "was written since the last checkpoint is lost; run the same command again"
+            ) from error
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    # Reading back.
+
+    def read_medium(self, offset: int, length: int) -> bytes:
+        """Return what the medium holds."""
+        try:
+            return self._read_medium(offset, length)
+        except (OSError, EOFError) as error:
+            raise TargetError(
+                f"{self.name}: {length} bytes at offset {offset} cannot be read back: {error}"
+            ) from error
+
+    def _read_medium(self, offset: int, length: int) -> bytes:
+        step = max(self._block, 4096)
+        first = offset // step * step
+        last = min(-(-(offset + length) // step) * step, self.size)
+        buffer = aligned_buffer(-(-(last - first) // mmap.PAGESIZE) * mmap.PAGESIZE)
+        view = buffer[: last - first]
+        try:
+            read_all(self._medium, view, first)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            # Past the cache is not possible here (an odd end, or a file system without it).
+            os.posix_fadvise(self._fd, first, last - first, os.POSIX_FADV_DONTNEED)
+            read_all(self._fd, view, first)
+        return bytes(view[offset - first : offset - first + length])
+
+    def close(self) -> None:
+        """Close the descriptors; the lock ends with them."""
+        if self._medium >= 0:
+            os.close(self._medium)
+        os.close(self._fd)
+
+    def _failure(self, what: str, offset: int, length: int, error: OSError) -> TargetError:
+        hint = " (is a thin pool or file system full?)" if error.errno == errno.ENOSPC else ""
+        return TargetError(
+            f"{self.name}: {length} bytes at offset {offset} could not be {what}: "
+            f"{error.strerror}{hint}; it is marked DIRTY; run the same command again"
+        )
+
+
+def _created(path: str, size: int) -> int:
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise RefusedError(
+            f"{path} exists already, and --create only makes new files; nothing was written"
+        ) from None
+    except OSError as error:
+        raise RefusedError(
+            f"{path} cannot be made: {error.strerror}; nothing was written"
+        ) from error
+    try:
+        os.ftruncate(fd, size)
+        os.fsync(fd)
+    except OSError as error:
+        os.close(fd)
+        os.unlink(path)  # noqa: PTH108  # ours, and empty
+        raise RefusedError(
+            f"{path} cannot have {size} bytes: {error.strerror}; nothing was written"
+        ) from error
+    return fd
+
+
+def _opened(path: str, force: bool) -> int:
+    """Open without creating: a mistyped /dev path would become a file in RAM."""
+    try:
+        info = os.lstat(path)
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK
+        if stat.S_ISREG(info.st_mode):
+            flags |= os.O_NOFOLLOW
+        elif not force:
+            # Keeps mounts, swap and other exclusive openers out while we write.
+            flags |= os.O_EXCL
+        return os.open(path, flags)
+    except FileNotFoundError:
+        raise RefusedError(
+            f"{path} does not exist; nothing was written; check the name, or give --create to "
+            "make a file"
+        ) from None
+    except OSError as error:
+        raise _not_opened(path, error) from error
+
+
+def _not_opened(path: str, error: OSError) -> RefusedError:
+    if error.errno != errno.EBUSY:
+        return RefusedError(f"{path} cannot be opened: {error.strerror}; nothing was written")
+    users = "somebody has it open for himself alone"
+    with contextlib.suppress(OSError):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            users = "; ".join(users_of(node_of(fd))) or users
+        finally:
+            os.close(fd)
+    return BusyError(
+        f"{path} is in use: {users}; nothing was written; stop its user, or give --force-in-use"
+    )
