@@ -52,6 +52,7 @@ _LIMITS = dict.fromkeys(FrameType, CONTROL_BYTES) | {
     FrameType.EXTENTS: EXTENTS_BYTES,
 }
 _PACKABLE = frozenset({FrameType.PLAN, FrameType.EXTENTS})
+_AFTER_END = frozenset({FrameType.ABORT, FrameType.PING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +138,7 @@ class FrameDecoder:
         self._started = False
         self._pending: tuple[FrameType, Codec, int, bytes] | None = None
         self._skip = 0
+        self._ended = False
         self.wire_bytes = 0
 
     @property
@@ -187,8 +189,12 @@ class FrameDecoder:
         Raises:
             RemoteProtocolError: If it falls inside a frame.
         """
-        if self.started and not self.between_frames:
-            raise RemoteProtocolError("the stream ends inside a frame", Code.INTERRUPTED)
+        if self.between_frames or not self.started:
+            return
+        # What follows END is no frame that was cut, unless it begins like one that may follow.
+        if self._ended and self._head[0] not in _AFTER_END:
+            raise RemoteProtocolError("bytes follow the end of the stream")
+        raise RemoteProtocolError("the stream ends inside a frame", Code.INTERRUPTED)
 
     def _step(self) -> Frame | None:
         """Act on a full buffer: magic, head, or payload."""
@@ -229,6 +235,7 @@ class FrameDecoder:
             raise LocalProtocolError("no frame is being read")
         kind, codec, raw_len, digest = self._pending
         frame = Frame(kind, codec, raw_len, digest, self._want)
+        self._ended |= kind is FrameType.END
         self._pending = None
         self._expect_next()
         return frame

@@ -7,6 +7,7 @@ and the opening can be digested.
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from typing import NoReturn
 
 from blockstream_protocol._digests import Buffer, NewDigest
 from blockstream_protocol._errors import Code, RemoteProtocolError
@@ -291,12 +292,20 @@ def _control(kind: FrameType, raw: bytes) -> ControlMessage:
 def _parse_json(kind: FrameType, raw: bytes) -> dict[str, Json]:
     """Parse without believing anything: RecursionError and huge integers included."""
     try:
-        content = json.loads(raw)
+        content = json.loads(raw, parse_float=_no_number, parse_constant=_no_number)
     except (ValueError, RecursionError):
         raise RemoteProtocolError(f"{kind.name} is not JSON") from None
     if not isinstance(content, dict) or _depth(content) > CONTROL_DEPTH:
         raise RemoteProtocolError(f"{kind.name} is not a flat JSON object")
+    # One form only: two readers of the same bytes cannot take a doubled key for different values.
+    if _canonical(content) != raw:
+        raise RemoteProtocolError(f"{kind.name} is not canonical JSON")
     return content
+
+
+def _no_number(text: str) -> NoReturn:
+    """Refuse fractions, exponents, NaN and infinity: they have no one form."""
+    raise ValueError(text)
 
 
 def _depth(value: Json, limit: int = CONTROL_DEPTH) -> int:

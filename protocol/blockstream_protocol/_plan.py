@@ -76,6 +76,12 @@ class Plan:
             columns.byteswap()
         return columns.tobytes()
 
+    def pieces(self) -> Iterator[bytes]:
+        """Cut the rows into the payloads of PLAN frames."""
+        rows = self.rows()
+        for start in range(0, len(rows), PLAN_FRAME_BYTES):
+            yield rows[start : start + PLAN_FRAME_BYTES]
+
     def digest(self, new_digest: NewDigest) -> bytes:
         """Return the digest of the rows, which the opening carries."""
         return new_digest(self.rows()).digest()
