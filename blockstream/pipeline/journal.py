@@ -12,7 +12,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import Protocol
 
 from blockstream.errors import RefusedError
+from blockstream.pipeline.failpoints import failpoint
 from blockstream_protocol import (
+    DEVICE_BYTES,
+    ROW_BYTES,
     Clean,
     Dirty,
     NewDigest,
@@ -25,7 +28,9 @@ from blockstream_protocol import (
 SLOT_BYTES = 8192  # two long ids, and a path of 4096 bytes
 _MAGIC = b"BSJOURN1"
 _HEAD = struct.Struct("<8sI32s")
-_NAMES = {Clean: "clean", Dirty: "dirty", Unknown: "unknown"}
+_ROW = struct.Struct("<QQ")
+_STATES: Mapping[str, type[TargetState]] = {"clean": Clean, "dirty": Dirty, "unknown": Unknown}
+_NAMES = {state: name for name, state in _STATES.items()}
 
 
 class Storage(Protocol):
@@ -83,7 +88,8 @@ class Journal:
             size: Bytes of the target, for the next record.
 
         Raises:
-            RefusedError: If a record needs a plan that is missing or damaged.
+            RefusedError: If a record needs a plan that is missing or damaged, or was written by
+                another version.
         """
         self._storage = storage
         self._new_digest = new_digest
@@ -107,7 +113,9 @@ class Journal:
         entry = Entry(self.entry.seq + 1, state, self._size, kept)
         name = self._write_plan(state)
         data = _encoded(entry, name, self._new_digest)
+        failpoint("recv.plan_written")
         self._storage.write_slot(1 - self._slot, data)
+        failpoint("recv.journal_unsynced")
         self._storage.flush()
         self._slot = 1 - self._slot
         self.entry = entry
@@ -145,7 +153,7 @@ class Journal:
             return Unknown()
         state = Clean if raw.kind == "clean" else Dirty
         plan = self._read_plan(raw.plan, raw.size)
-        return state(plan=plan, **raw.values)  # type: ignore[arg-type]  # we wrote it
+        return state(plan=plan, **raw.values)  # type: ignore[arg-type]  # checked by `_is_ours`
 
     def _read_plan(self, name: str, size: int) -> Plan:
         if name in {"whole", "none"}:
@@ -153,7 +161,7 @@ class Journal:
         try:
             rows = self._storage.read_plan(name)
             if self._new_digest(rows).digest().hex() == name:
-                return Plan.from_rows(rows, size)
+                return Plan.from_rows(rows, min(size, _end_of(rows)))
         except (FileNotFoundError, RemoteProtocolError):
             pass
         raise RefusedError(
@@ -178,7 +186,9 @@ def _encoded(entry: Entry, plan: str, new_digest: NewDigest) -> bytes:
     state = entry.state
     values = {f.name: getattr(state, f.name) for f in fields(state) if f.name != "plan"}
     raw = _Raw(entry.seq, _NAMES[type(state)], entry.size, plan, entry.facts, values)
-    payload = json.dumps(asdict(raw), sort_keys=True).encode()
+    # Paths are not always text, and must not grow sixfold by escapes.
+    text = json.dumps(asdict(raw), sort_keys=True, ensure_ascii=False)
+    payload = text.encode(errors="surrogateescape")
     digest = new_digest(payload).digest()
     data = _HEAD.pack(_MAGIC, len(payload), digest) + payload
     if len(data) > SLOT_BYTES:
@@ -194,4 +204,41 @@ def _decoded(data: bytes, new_digest: NewDigest) -> _Raw | None:
     payload = data[_HEAD.size : _HEAD.size + length]
     if magic != _MAGIC or len(payload) != length or new_digest(payload).digest() != digest:
         return None
-    return _Raw(**json.loads(payload))
+    try:
+        content = json.loads(payload.decode(errors="surrogateescape"))
+    except (ValueError, RecursionError):
+        content = None
+    if not _is_ours(content):
+        raise RefusedError(
+            "the journal was written by another version of blockstream, so nothing is known of "
+            "what the target holds; nothing was written; use that version"
+        )
+    return _Raw(**content)
+
+
+def _is_ours(content: object) -> bool:
+    """Tell whether a whole record has exactly the fields that this version writes."""
+    if not isinstance(content, dict) or not _has(content, _Raw):
+        return False
+    state, facts = _STATES.get(content["kind"]), content["facts"]
+    return (
+        state is not None
+        and _has(content["values"], state)
+        and all(isinstance(fact, str) for fact in facts.values())
+        and 0 <= content["size"] <= DEVICE_BYTES
+    )
+
+
+def _has(content: Mapping[str, object], cls: type) -> bool:
+    """Tell whether `content` has the fields of `cls`, each of its type; a plan lies elsewhere."""
+    wanted = {f.name: f.type if f.type in {int, str} else dict for f in fields(cls)}
+    if issubclass(cls, Clean | Dirty):
+        del wanted["plan"]
+    return content.keys() == wanted.keys() and all(
+        type(content[name]) is kind for name, kind in wanted.items()
+    )
+
+
+def _end_of(rows: bytes) -> int:
+    """Return where the last range ends: the source may be smaller than the target, to any byte."""
+    return sum(_ROW.unpack(rows[-ROW_BYTES:].rjust(ROW_BYTES, b"\0")))
