@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from blockstream_protocol._digests import DIGEST_BYTES, Buffer, NewDigest
-from blockstream_protocol._errors import Code, LocalProtocolError, RemoteProtocolError
+from blockstream_protocol._errors import Code, RemoteProtocolError
 from blockstream_protocol._limits import CONTROL_BYTES, EXTENTS_BYTES, PLAN_FRAME_BYTES
 
 # As in PNG: a byte above 127, a name, and both line ends, so that a stream that went
@@ -51,6 +51,8 @@ _LIMITS = dict.fromkeys(FrameType, CONTROL_BYTES) | {
     FrameType.PLAN: PLAN_FRAME_BYTES,
     FrameType.EXTENTS: EXTENTS_BYTES,
 }
+# A head that was checked: what a frame will be once its payload is there.
+_Pending = tuple[FrameType, Codec, int, bytes]
 _PACKABLE = frozenset({FrameType.PLAN, FrameType.EXTENTS})
 _AFTER_END = frozenset({FrameType.ABORT, FrameType.PING})
 
@@ -136,7 +138,7 @@ class FrameDecoder:
         self._want = self._head[: len(MAGIC)]
         self._have = 0
         self._started = False
-        self._pending: tuple[FrameType, Codec, int, bytes] | None = None
+        self._pending: _Pending | None = None
         self._skip = 0
         self._ended = False
         self.wire_bytes = 0
@@ -207,7 +209,7 @@ class FrameDecoder:
         elif self._pending is None:
             return self._take_head()
         else:
-            return self._complete()
+            return self._complete(self._pending)
         self._expect_next()
         return None
 
@@ -225,15 +227,17 @@ class FrameDecoder:
             self._expect_next()
             return None
         kind, codec = _checked_head(number, codec_number, raw_len, wire_len)
-        self._pending = (kind, codec, raw_len, digest)
+        pending = (kind, codec, raw_len, digest)
         self._have = 0
-        self._want = self._allocate(wire_len)[:wire_len] if wire_len else memoryview(b"")
-        return None if wire_len else self._complete()
+        if not wire_len:
+            self._want = memoryview(b"")
+            return self._complete(pending)
+        self._want = self._allocate(wire_len)[:wire_len]
+        self._pending = pending
+        return None
 
-    def _complete(self) -> Frame:
-        if self._pending is None:
-            raise LocalProtocolError("no frame is being read")
-        kind, codec, raw_len, digest = self._pending
+    def _complete(self, pending: _Pending) -> Frame:
+        kind, codec, raw_len, digest = pending
         frame = Frame(kind, codec, raw_len, digest, self._want)
         self._ended |= kind is FrameType.END
         self._pending = None
