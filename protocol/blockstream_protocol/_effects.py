@@ -69,7 +69,10 @@ class Flush:
 
 @dataclass(frozen=True, slots=True)
 class ReadBack:
-    """Read frames `first` to `last` (exclusive) from the medium and compare; then `read_back`."""
+    """Read frames `first` to `last` (exclusive) from the medium and compare; then `read_back`.
+
+    What to compare with is kept until the frames are recorded: after a failure they are read again.
+    """
 
     first: int
     last: int

@@ -19,7 +19,7 @@ from blockstream_protocol._effects import (
 )
 from blockstream_protocol._errors import Code, LocalProtocolError, RemoteProtocolError
 from blockstream_protocol._extents import Extent
-from blockstream_protocol._limits import CHECKPOINT_SECONDS, IDLE_SECONDS, PING_SECONDS
+from blockstream_protocol._limits import IDLE_SECONDS, PING_SECONDS
 from blockstream_protocol._messages import (
     Abort,
     Ack,
@@ -39,6 +39,9 @@ from blockstream_protocol._messages import (
 from blockstream_protocol._plan import Plan, PlanBuilder, is_aligned
 from blockstream_protocol._states import RECEIVER, State
 from blockstream_protocol._target import Clean, Dirty, TargetState, Verdict, decide
+
+# Failures after which the device can still be trusted, so that what it holds may be recorded.
+_KEEPABLE = frozenset({Code.INTERRUPTED, Code.INTEGRITY, Code.SOURCE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,16 +128,18 @@ class Receiver:
         self._finished: dict[int, Mark] = {}
         self._in_flight: dict[int, Mark] = {}
         self._prefix = start
+        self._checkpoints: set[int] = set()  # confirmed counts that the prefix has not reached
+        self._confirmed = start
         self._durable = start
         self._barrier: Mark | None = None
-        self._wanted = 0
         self._end: End | None = None
         self._sealed = False
+        self._committing = False
         self._failure: tuple[Code, str] | None = None
         self._touched = False
         self._skimming = False
         self._draining = False
-        self._heard = self._spoke = self._rested = now
+        self._heard = self._spoke = now
 
     # What others may ask.
 
@@ -213,25 +218,21 @@ class Receiver:
         raise RemoteProtocolError("the stream was cut before its end", Code.INTERRUPTED)
 
     def tick(self, now: float) -> list[Effect]:
-        """Let time pass: pings, the idle limit, and barriers for slow streams.
+        """Let time pass: pings and the idle limit.
 
         Raises:
             RemoteProtocolError: If a duplex peer was silent too long.
         """
-        effects: list[Effect] = []
-        if self._duplex and self._state is not State.DONE:
-            if now - self._heard >= IDLE_SECONDS:
-                raise RemoteProtocolError(
-                    f"the sender was silent for {IDLE_SECONDS:.0f} s", Code.INTERRUPTED
-                )
-            if now - self._spoke >= PING_SECONDS:
-                self._spoke = now
-                effects.append(Send(Ping()))
-        if now - self._rested >= CHECKPOINT_SECONDS:
-            self._rested = now
-            self._wanted = max(self._wanted, self._prefix.frames)
-            effects += self._next_barrier()
-        return effects
+        if not self._duplex or self._state is State.DONE:
+            return []
+        if now - self._heard >= IDLE_SECONDS:
+            raise RemoteProtocolError(
+                f"the sender was silent for {IDLE_SECONDS:.0f} s", Code.INTERRUPTED
+            )
+        if now - self._spoke >= PING_SECONDS:
+            self._spoke = now
+            return [Send(Ping())]
+        return []
 
     # Events: what executors report.
 
@@ -274,6 +275,7 @@ class Receiver:
         self._finished[seq] = self._in_flight.pop(seq)
         while self._prefix.frames in self._finished:
             self._prefix = self._finished.pop(self._prefix.frames)
+            self._confirm()
         return self._next_barrier()
 
     def flushed(self) -> list[Effect]:
@@ -321,12 +323,13 @@ class Receiver:
         return self._ack() + self._next_barrier()
 
     def failed(self, code: Code, text: str) -> list[Effect]:
-        """Take an error, of a rule or of an executor; no event but `drained` may follow.
+        """Take an error, of a rule or of an executor.
 
-        A failed write or flush is final: nothing more is flushed, because a second flush would
-        succeed without meaning it.
+        Afterwards only what was in flight may still be reported, its errors included, and then
+        `drained`. A failed write or flush is final, even if another error came first: nothing more
+        is flushed, because a second flush would succeed without meaning it.
         """
-        if self._failure is None:
+        if self._failure is None or (self._failure[0] in _KEEPABLE and code not in _KEEPABLE):
             self._failure = (code, text)
         return []
 
@@ -335,17 +338,20 @@ class Receiver:
         return self.failed(Code.INTERRUPTED, reason)
 
     def drained(self) -> list[Effect]:
-        """After `failed`: nothing is being verified, written, flushed or recorded any more."""
+        """After `failed`: nothing is being verified, written, flushed or recorded any more.
+
+        What was confirmed is kept by one last barrier. If that fails too, report it with `failed`
+        and call this again.
+        """
         if self._failure is None:
             raise LocalProtocolError("drained without a failure")
         if self._state is State.DONE:
             return []
-        self._draining = True
+        again, self._draining = self._draining, True
         self._barrier = None
-        keep = self._failure[0] in {Code.INTERRUPTED, Code.INTEGRITY, Code.SOURCE}
-        if keep and self._prefix.frames > self._durable.frames and self._touched:
-            self._end = None
-            self._barrier = self._prefix
+        keep = self._failure[0] in _KEEPABLE and not again
+        if keep and self._confirmed.frames > self._durable.frames and self._touched:
+            self._barrier = self._confirmed
             return [Flush()]
         return self._give_up()
 
@@ -441,7 +447,7 @@ class Receiver:
             )
 
     def _start_at(self, mark: Mark) -> None:
-        self._admitted = self._verified = self._prefix = self._durable = mark
+        self._admitted = self._verified = self._prefix = self._confirmed = self._durable = mark
         self._cursor = 0
 
     # Data.
@@ -481,7 +487,6 @@ class Receiver:
 
     def _on_checkpoint(self, checkpoint: Checkpoint) -> list[Effect]:
         self._check_chain(checkpoint.frames, checkpoint.chain)
-        self._wanted = checkpoint.frames
         return self._next_barrier()
 
     def _check_chain(self, frames: int, chain: str) -> None:
@@ -491,6 +496,18 @@ class Receiver:
                 f"frames are missing, doubled or exchanged: the sender counts {frames}, here are "
                 f"{self._admitted.frames}"
             )
+        self._checkpoints.add(frames)
+        self._confirm()
+
+    def _confirm(self) -> None:
+        """Let the prefix count where the sender's own chain confirmed it.
+
+        Frames that were lost or exchanged on their way show only there. A mark of them in the
+        journal could never be continued: the sender has no chain that fits.
+        """
+        if self._prefix.frames in self._checkpoints:
+            self._checkpoints.remove(self._prefix.frames)
+            self._confirmed = self._prefix
 
     def _on_end(self, end: End) -> list[Effect]:
         self._check_chain(end.frames, end.chain)
@@ -506,10 +523,9 @@ class Receiver:
             return []
         if self._end is not None:
             return self._last_barrier(self._end)
-        due = self._durable.frames < self._wanted <= self._prefix.frames
-        if not due or self._state is not State.STREAM:
+        if self._confirmed.frames == self._durable.frames or self._state is not State.STREAM:
             return []
-        self._barrier = self._prefix
+        self._barrier = self._confirmed
         return [Flush()]
 
     def _last_barrier(self, end: End) -> list[Effect]:
@@ -522,11 +538,13 @@ class Receiver:
             )
         if self._skimming:
             return self._compare_skimmed(end)
+        self._committing = True
         self._barrier = self._prefix
         return [Flush()]
 
     def _after_flush(self, barrier: Mark) -> list[Effect]:
-        if self._end is not None and self._failure is None and barrier.frames == self._end.frames:
+        # A barrier that began before END was seen is not the last one, even with every frame.
+        if self._committing and self._failure is None:
             return [TakeSamples()]
         return [Record(self._dirty(barrier))]
 

@@ -135,7 +135,7 @@ class Sender:
         Raises:
             RemoteProtocolError: Unless all was said; after END the outcome is unknown.
         """
-        if self._state is State.DONE:
+        if self._peer_is_done:
             return []
         if self._state is State.ENDING:
             raise RemoteProtocolError(
@@ -150,7 +150,7 @@ class Sender:
         Raises:
             RemoteProtocolError: If a duplex peer was silent too long.
         """
-        if not self._duplex or self._state is State.DONE:
+        if not self._duplex or self._peer_is_done:
             return []
         if now - self._heard >= IDLE_SECONDS:
             code = Code.UNKNOWN if self._state is State.ENDING else Code.INTERRUPTED
@@ -247,6 +247,14 @@ class Sender:
 
     # Inside.
 
+    @property
+    def _peer_is_done(self) -> bool:
+        """Whether nothing more is expected: a receiver that holds the goal hangs up at once.
+
+        Reading the source again, to compare, may take hours from then on.
+        """
+        return self._state is State.DONE or self._held is not None
+
     def _announce(self) -> list[Effect]:
         return [Send(self._opening), *map(Send, self._plan_pieces())]
 
@@ -272,12 +280,15 @@ class Sender:
         if self._chain == self._resume[1]:
             return []
         if self._held is not None:
-            raise RemoteProtocolError(
-                f"the target already holds {self._held.goal!r}, but with another content",
-                Code.REFUSED,
-            )
+            raise self._another_content(self._held.goal)
         raise RemoteProtocolError(
             "the source is not what it was when this transfer began; start a new one", Code.SOURCE
+        )
+
+    @staticmethod
+    def _another_content(goal: str) -> RemoteProtocolError:
+        return RemoteProtocolError(
+            f"the target already holds {goal!r}, but with another content", Code.REFUSED
         )
 
     def _on_ack(self, ack: Ack, *, first: bool) -> list[Effect]:
@@ -295,6 +306,8 @@ class Sender:
     def _on_committed(self, committed: Committed, *, first: bool) -> list[Effect]:
         """Believe COMMITTED only for the content that we have."""
         if first:
+            if committed.transfer != self.transfer or committed.goal != self._opening.goal:
+                raise self._another_content(committed.goal)
             self._state = State.STREAM
             self._held = committed
             return [self._stream(committed.frames, bytes.fromhex(committed.chain))]
