@@ -97,6 +97,8 @@ class Journal:
         self._plan_name = ""
         self._slot = 1
         self.entry = self._load()
+        if self.entry.seq:
+            self._settle()
 
     @property
     def state(self) -> TargetState:
@@ -136,6 +138,16 @@ class Journal:
         if name != self._plan_name:
             self._storage.write_plan(name, rows)
         return name
+
+    def _settle(self) -> None:
+        """Make the record durable that was read: whoever wrote it may have died before its flush.
+
+        Nobody may act on a record that a power cut can take back, nor leave two in doubt at once.
+        It is written again because after a failed flush the page cache shows what the disk lost,
+        and another flush alone succeeds without meaning it.
+        """
+        self._storage.write_slot(self._slot, self._storage.read_slot(self._slot))
+        self._storage.flush()
 
     def _load(self) -> Entry:
         newest: _Raw | None = None
