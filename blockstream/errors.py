@@ -71,6 +71,14 @@ class SourceError(BlockstreamError):
     exit_status = ExitStatus.SOURCE
 
 
+class ExtentListError(SourceError):
+    """A list of extents from somebody's tracker cannot be trusted. Nothing was sent."""
+
+    def __init__(self, origin: str, what: str, advice: str, entry: int | None = None) -> None:
+        where = "" if entry is None else f", entry {entry}"
+        super().__init__(f"list of extents ({origin}{where}): {what}; nothing was sent; {advice}")
+
+
 class OutcomeUnknownError(BlockstreamError):
     """All was sent, but nobody said whether it was committed."""
 
