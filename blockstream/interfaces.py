@@ -85,8 +85,15 @@ class Target(Protocol):
     def identity(self) -> Identity:
         """What it is known by in the state directory."""
 
-    def write(self, offset: int, data: memoryview) -> None:
-        """Write all of `data`; durable only after `flush`.
+    def write_from(
+        self, offsets: Sequence[int], lengths: Sequence[int], buffer: memoryview
+    ) -> None:
+        """Write `buffer` to the given ranges, one after the other; durable only after `flush`.
+
+        Args:
+            offsets: First bytes, ascending.
+            lengths: Sizes in bytes; their sum is the size of `buffer`.
+            buffer: The bytes; the caller's again afterwards.
 
         Raises:
             TargetError: If the device took less, or none, named with the offset.

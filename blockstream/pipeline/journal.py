@@ -99,6 +99,8 @@ class Journal:
         self.entry = self._load()
         if self.entry.seq:
             self._settle()
+        # Kept with every record from here on.
+        self.facts: Mapping[str, str] = self.entry.facts
 
     @property
     def state(self) -> TargetState:
@@ -111,8 +113,7 @@ class Journal:
         Raises:
             OSError: If the journal's disk failed. What is durable then is either record.
         """
-        kept = self.entry.facts if facts is None else facts
-        entry = Entry(self.entry.seq + 1, state, self._size, kept)
+        entry = Entry(self.entry.seq + 1, state, self._size, {**self.facts, **(facts or {})})
         name = self._write_plan(state)
         data = _encoded(entry, name, self._new_digest)
         failpoint("recv.plan_written")

@@ -37,8 +37,7 @@ class DiskSource:
         try:
             info = os.fstat(self._fd)
             self._is_device = stat.S_ISBLK(info.st_mode)
-            if not self._is_device and not stat.S_ISREG(info.st_mode):
-                raise SourceError(f"{path} is neither a file nor a block device; nothing was sent")
+            _check_kind(path, info.st_mode)
             self.size = size_of(self._fd)
             self.alignment = max(512, logical_block_of(self._fd))
             self._data_fd = self._direct() if self._is_device else self._fd
@@ -161,3 +160,8 @@ def _opened(path: str) -> int:
         raise NotFoundError(f"{path} does not exist; nothing was sent") from None
     except OSError as error:
         raise SourceError(f"{path} cannot be opened: {error.strerror}; nothing was sent") from error
+
+
+def _check_kind(path: str, mode: int) -> None:
+    if not stat.S_ISBLK(mode) and not stat.S_ISREG(mode):
+        raise SourceError(f"{path} is neither a file nor a block device; nothing was sent")

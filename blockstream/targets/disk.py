@@ -6,6 +6,7 @@ import fcntl
 import mmap
 import os
 import stat
+from collections.abc import Sequence
 
 from blockstream.errors import BusyError, RefusedError, TargetError
 from blockstream.linux.block import (
@@ -110,12 +111,18 @@ class DiskTarget:
 
     # Writing.
 
-    def write(self, offset: int, data: memoryview) -> None:
-        """Write all of `data`."""
-        try:
-            write_all(self._fd, data, offset)
-        except OSError as error:
-            raise self._failure("written", offset, len(data), error) from error
+    def write_from(
+        self, offsets: Sequence[int], lengths: Sequence[int], buffer: memoryview
+    ) -> None:
+        """Write `buffer` to the given ranges, one after the other."""
+        position = 0
+        for offset, length in zip(offsets, lengths, strict=True):
+            data = buffer[position : position + length]
+            position += length
+            try:
+                write_all(self._fd, data, offset)
+            except OSError as error:
+                raise self._failure("written", offset, length, error) from error
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeros, unmapping where that is certain to give zeros."""

@@ -1,0 +1,29 @@
+"""`blockstream abort`."""
+
+from pathlib import Path
+
+import click
+
+from blockstream.cli.console import event, say
+from blockstream.cli.options import with_json, with_state_dir
+from blockstream.jobs.upkeep import abort
+
+
+@click.command("abort", short_help="Give up an unfinished transfer.")
+@click.argument("target")
+@with_json
+@with_state_dir
+def command(target: str, as_json: bool, state_dir: Path) -> None:
+    """Give up what is unfinished on TARGET: its resume point, its spool and its undo log.
+
+    To bring a half-written target back instead, use `blockstream undo`.
+
+    \b
+    Example:
+      blockstream abort /dev/vg/vm
+    """  # noqa: D301
+    outcome = abort(target, state_dir)
+    if as_json:
+        event("aborted", target=target, message=outcome)
+    else:
+        say(outcome)

@@ -1,0 +1,190 @@
+"""How commands speak: sizes, the closing line, progress, JSON events. All of it on stderr."""
+
+import json
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+
+from blockstream.pipeline.progress import Progress, Snapshot
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+_LINE_SECONDS = 10.0
+_BAR_SECONDS = 0.1
+_EVENT_SECONDS = 1.0
+
+
+def size_text(count: float) -> str:
+    """Return bytes as people read them: `312 MiB`, `1.2 GiB`."""
+    unit = 0
+    while count >= 1000 and unit < len(_UNITS) - 1:
+        count /= 1024
+        unit += 1
+    digits = 0 if unit == 0 or count >= 100 else 1
+    return f"{count:.{digits}f} {_UNITS[unit]}"
+
+
+def duration_text(seconds: float) -> str:
+    """Return seconds as `0.8 s`, `42 s`, `3:07` or `2:03:07`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def saving_text(counts: Snapshot, *, full: bool) -> str:
+    """Return the closing line's heart: what changed, what travelled, what that saved."""
+    what = "copied" if full else "changed"
+    amount = counts.data if full else counts.covered
+    text = f"{size_text(amount)} {what} of {size_text(counts.size)}"
+    if not counts.wire:
+        return text
+    text += f", {size_text(counts.wire)} on the wire"
+    factor = counts.size / counts.wire
+    return f"{text}, {factor:.{0 if factor >= 10 else 1}f}x less than a full copy"
+
+
+@dataclass(slots=True)
+class Rate:
+    """Follows the counters: mean rate, recent rate, time left."""
+
+    began: float = field(default_factory=time.monotonic)
+    _seen: tuple[float, int] | None = None
+    _recent: float = 0.0
+
+    def update(self, counts: Snapshot) -> tuple[float, float | None]:
+        """Return bytes of the plan a second, smoothed, and the seconds left if they can be told."""
+        now = time.monotonic()
+        before = self._seen or (self.began, 0)
+        if now - before[0] > 0.05:
+            current = max(0, counts.covered - before[1]) / (now - before[0])
+            self._recent = current if self._seen is None else 0.7 * self._recent + 0.3 * current
+            self._seen = (now, counts.covered)
+        left = counts.total - counts.covered
+        return self._recent, left / self._recent if self._recent > 0 and left >= 0 else None
+
+
+def progress_line(counts: Snapshot, rate: Rate) -> str:
+    """Return one line on how far it is."""
+    speed, left = rate.update(counts)
+    share = 100 * counts.covered / counts.total if counts.total else 0.0
+    text = (
+        f"{share:5.1f}%  {size_text(counts.covered)} of {size_text(counts.total)}"
+        f"  {size_text(speed)}/s"
+    )
+    if counts.wire:
+        text += f"  {size_text(counts.wire)} on the wire"
+        if counts.data and counts.wire < counts.data:
+            text += f" ({counts.data / counts.wire:.1f}:1)"
+    if left is not None:
+        text += f"  {duration_text(left)} left"
+    return text
+
+
+class LineReporter:
+    """A line every 10 s, for logs and pipes."""
+
+    interval = _LINE_SECONDS
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._rate = Rate()
+
+    def report(self, progress: Progress) -> None:
+        """Write a line."""
+        say(f"{self._name}: {progress_line(progress.snapshot(), self._rate)}")
+
+    asked = report
+
+
+class BarReporter:
+    """A bar that moves, for a terminal."""
+
+    interval = _BAR_SECONDS
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._rate = Rate()
+        self._shown = False
+
+    def report(self, progress: Progress) -> None:
+        """Draw the bar."""
+        counts = progress.snapshot()
+        if not counts.total:
+            return
+        width = 24
+        columns = _columns()
+        done = min(width, width * counts.covered // counts.total)
+        bar = "█" * done + "░" * (width - done)
+        line = f"{self._name} {bar} {progress_line(counts, self._rate)}"
+        sys.stderr.write("\r\x1b[K" + line[: columns - 1])
+        sys.stderr.flush()
+        self._shown = True
+
+    def asked(self, progress: Progress) -> None:
+        """Write a line above the bar."""
+        self.clear()
+        say(f"{self._name}: {progress_line(progress.snapshot(), self._rate)}")
+
+    def clear(self) -> None:
+        """Take the bar away, so that the next words stand alone."""
+        if self._shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+            self._shown = False
+
+
+class EventReporter:
+    """A JSON line every second."""
+
+    interval = _EVENT_SECONDS
+
+    def __init__(self) -> None:
+        self._rate = Rate()
+
+    def report(self, progress: Progress) -> None:
+        """Write the counters."""
+        counts = progress.snapshot()
+        speed, left = self._rate.update(counts)
+        event("progress", **asdict(counts), rate=round(speed), seconds_left=left)
+
+    asked = report
+
+
+class PercentReporter:
+    """Lines of N/100 on a descriptor, as nbdcopy writes them."""
+
+    interval = _EVENT_SECONDS
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._last = -1
+
+    def report(self, progress: Progress) -> None:
+        """Write the share that is done, when it changed."""
+        counts = progress.snapshot()
+        share = 100 * counts.covered // counts.total if counts.total else 0
+        if share != self._last:
+            self._last = share
+            os.write(self._fd, f"{share}/100\n".encode())
+
+    asked = report
+
+
+def _columns() -> int:
+    try:
+        return os.get_terminal_size(2).columns
+    except OSError:
+        return 80
+
+
+def say(text: str) -> None:
+    """Write to people."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def event(kind: str, **values: object) -> None:
+    """Write a JSON line to programs."""
+    say(json.dumps({"event": kind, **values}, sort_keys=True))

@@ -1,0 +1,111 @@
+"""The command group: finds commands, speaks of failures, knows exit statuses."""
+
+import importlib
+import os
+import sys
+import traceback
+
+import click
+
+from blockstream import __version__
+from blockstream.cli.console import event, say
+from blockstream.errors import BlockstreamError, ExitStatus
+
+# In the order of --help; each is `cli/NAME_cmd.py` with one command called `command`.
+_COMMANDS = (
+    "send",
+    "recv",
+    "status",
+    "undo",
+    "apply",
+    "abort",
+    "adopt",
+    "confirm",
+    "extents",
+    "inspect",
+)
+_ALIASES = {"receive": "recv"}
+
+
+class _Commands(click.Group):
+    """Imports a command only when it is used, so that `recv` starts fast."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        name = _ALIASES.get(cmd_name, cmd_name)
+        if name not in _COMMANDS:
+            return None
+        command = importlib.import_module(f"blockstream.cli.{name}_cmd").command
+        return command if isinstance(command, click.Command) else None
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="blockstream")
+def cli() -> None:
+    """Move block devices by streaming only what changed, and prove that it arrived.
+
+    \b
+    A whole disk:     blockstream send /dev/vg/a | ssh HOST blockstream recv /dev/vg/b
+    Only its changes: blockstream send --base A --goal B --extents changed.json DISK | ...
+    To a file:        blockstream send disk.img > disk.bsx
+
+    `blockstream COMMAND --help` has an example for each.
+    """  # noqa: D301  # \b keeps the lines as they are
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; return its exit status. Nothing is raised."""
+    as_json = "--json" in arguments
+    try:
+        result = cli.main(arguments, prog_name="blockstream", standalone_mode=False)
+        status = result if isinstance(result, int) else ExitStatus.OK
+        return _flushed(status)
+    except click.exceptions.Exit as leave:
+        return leave.exit_code
+    except click.ClickException as error:
+        error.show()
+        return ExitStatus.USAGE
+    except click.Abort:
+        return ExitStatus.INTERRUPTED
+    except BaseExceptionGroup as group:
+        causes = [e for e in group.exceptions if isinstance(e, BlockstreamError)]
+        for cause in causes:
+            _speak(cause, as_json=as_json)
+        return causes[0].exit_status if len(causes) == len(group.exceptions) else _bug()
+    except BlockstreamError as error:
+        _speak(error, as_json=as_json)
+        return error.exit_status
+    except KeyboardInterrupt:
+        return ExitStatus.INTERRUPTED
+    except Exception:  # noqa: BLE001  # the last place where a bug can be turned into words
+        return _bug()
+
+
+def _speak(error: BlockstreamError, *, as_json: bool) -> None:
+    if as_json:
+        event(
+            "error", status=int(error.exit_status), error=type(error).__name__, message=str(error)
+        )
+    else:
+        say(f"blockstream: {error}")
+
+
+def _bug() -> ExitStatus:
+    """Say that it is our fault, with what we need to find it."""
+    traceback.print_exc()
+    say(f"blockstream {__version__}: this is a bug of ours; please report the lines above")
+    return ExitStatus.BUG
+
+
+def _flushed(status: int) -> int:
+    """Make sure that what was printed got out: a full disk behind stdout is a failure."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # Python would try again at exit, and complain in its own words.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        say(f"blockstream: standard output cannot be written: {error.strerror}")
+        return status or ExitStatus.INTERRUPTED
+    return status

@@ -1,0 +1,124 @@
+"""Options and checks that several commands share."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from blockstream.cli.console import (
+    BarReporter,
+    EventReporter,
+    LineReporter,
+    PercentReporter,
+    event,
+    say,
+)
+from blockstream.errors import UsageError
+from blockstream.jobs.supervision import Reporter
+from blockstream.linux.state_directory import default_state_directory
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_RATE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+
+def with_state_dir(function: F) -> F:
+    """Add --state-dir."""
+    return click.option(
+        "--state-dir",
+        type=click.Path(path_type=Path),
+        default=default_state_directory,
+        show_default="/var/lib/blockstream for root, else ~/.local/state/blockstream",
+        help="Where journals lie. [env: BLOCKSTREAM_STATE_DIR]",
+    )(function)
+
+
+def with_json(function: F) -> F:
+    """Add --json."""
+    return click.option(
+        "--json", "as_json", is_flag=True, help="Speak in JSON lines, on standard error."
+    )(function)
+
+
+def with_progress(function: F) -> F:
+    """Add --json, --quiet and --progress."""
+    for option in (
+        click.option("-q", "--quiet", is_flag=True, help="No progress and no closing line."),
+        click.option(
+            "--progress",
+            "progress_fd",
+            type=int,
+            metavar="FD",
+            help="Write N/100 lines to this descriptor, as nbdcopy does.",
+        ),
+    ):
+        function = option(function)
+    return with_json(function)
+
+
+def reporters(name: str, *, as_json: bool, quiet: bool, progress_fd: int | None) -> list[Reporter]:
+    """Return whoever shows progress, as the options and the terminal ask.
+
+    Raises:
+        UsageError: If the descriptor of --progress is not open for writing.
+    """
+    found: list[Reporter] = []
+    if as_json:
+        found.append(EventReporter())
+    elif not quiet:
+        found.append(BarReporter(name) if os.isatty(2) else LineReporter(name))
+    if progress_fd is not None:
+        try:
+            os.write(progress_fd, b"")
+        except OSError as error:
+            raise UsageError(f"--progress={progress_fd}: {error.strerror}") from error
+        found.append(PercentReporter(progress_fd))
+    return found
+
+
+def cleared(shown: list[Reporter]) -> None:
+    """Take bars away before the last words."""
+    for reporter in shown:
+        if isinstance(reporter, BarReporter):
+            reporter.clear()
+
+
+def warn(text: str, *, as_json: bool) -> None:
+    """Tell people something that does not stop us."""
+    if as_json:
+        event("warning", message=text)
+    else:
+        say(f"blockstream: note: {text}")
+
+
+def refuse_terminal(fd: int, what: str) -> None:
+    """Refuse to mix a stream with a terminal.
+
+    Raises:
+        UsageError: If `fd` is one.
+    """
+    if os.isatty(fd):
+        raise UsageError(
+            f"{what} is a terminal, which is no place for a stream; use a pipe or file"
+        )
+
+
+def parse_rate(text: str) -> int:
+    """Return bytes a second from `750k`, `10M`, `1.5G`, or plain bytes.
+
+    Raises:
+        UsageError: If it is none of these.
+    """
+    number, unit = text.strip(), ""
+    lowered = number.lower().removesuffix("/s").removesuffix("ib").removesuffix("b")
+    if lowered and lowered[-1] in _RATE_UNITS:
+        lowered, unit = lowered[:-1], lowered[-1]
+    try:
+        rate = float(lowered) * _RATE_UNITS[unit]
+    except ValueError:
+        rate = 0.0
+    if not 1 <= rate < 1 << 50:
+        raise UsageError(f"a rate is bytes a second such as 750k, 10M or 1G, not {text!r}")
+    return int(rate)

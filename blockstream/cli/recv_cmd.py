@@ -1,0 +1,166 @@
+"""`blockstream recv`."""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from blockstream.cli.console import duration_text, event, saving_text, say, size_text
+from blockstream.cli.options import (
+    cleared,
+    refuse_terminal,
+    reporters,
+    with_progress,
+    with_state_dir,
+)
+from blockstream.errors import StaleViewError
+from blockstream.jobs.receive import ApplyMode, ReceiveRequest, ReceiveResult, receive
+from blockstream.linux.state_directory import write_durably
+from blockstream.pipeline.progress import Progress
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_STDIN = 0
+
+
+def with_target_options(function: F) -> F:
+    """Add what says how a target may be written."""
+    for option in (
+        click.option(
+            "--create", is_flag=True, help="Make TARGET, a sparse file; refused if it exists."
+        ),
+        click.option("--verify", is_flag=True, help="Read everything back before it is durable."),
+        click.option("--force-in-use", is_flag=True, help="Write although somebody uses TARGET."),
+        click.option("--force-larger", is_flag=True, help="Take a TARGET larger than the source."),
+        click.option("--force-base", is_flag=True, help="Believe that TARGET holds the base."),
+    ):
+        function = option(function)
+    return function
+
+
+@click.command("recv", short_help="Take a stream onto a disk.")
+@click.argument("target")
+@click.option(
+    "--apply",
+    type=click.Choice([mode.value for mode in ApplyMode]),
+    default=ApplyMode.DIRECT.value,
+    show_default=True,
+    help="direct: straight in, resumable. undo: keep what is overwritten, for `blockstream undo`. "
+    "stage: write nothing until all has arrived and was verified.",
+)
+@click.option(
+    "--receipt",
+    metavar="FILE",
+    help="Write a receipt for `blockstream confirm`; - is standard output.",
+)
+@click.option("-n", "--dry-run", is_flag=True, help="Check everything, write nothing.")
+@with_target_options
+@with_progress
+@with_state_dir
+def command(  # one an option
+    target: str,
+    apply: str,
+    receipt: str | None,
+    dry_run: bool,
+    create: bool,
+    verify: bool,
+    force_in_use: bool,
+    force_larger: bool,
+    force_base: bool,
+    state_dir: Path,
+    as_json: bool,
+    quiet: bool,
+    progress_fd: int | None,
+) -> None:
+    """Take a stream from standard input and write it to TARGET, a block device or file.
+
+    Every byte is verified before it is written. Exit status 0 means committed: written, flushed,
+    recorded.
+
+    \b
+    Examples:
+      blockstream send /dev/vg/vm | ssh HOST blockstream recv /dev/vg/vm
+      blockstream recv --create copy.img < disk.bsx
+      blockstream send ... | ssh HOST blockstream recv --receipt - DISK | blockstream confirm -
+    """  # noqa: D301
+    refuse_terminal(_STDIN, "standard input")
+    if receipt == "-":
+        refuse_terminal(1, "standard output")
+    shown = reporters("recv", as_json=as_json, quiet=quiet, progress_fd=progress_fd)
+    request = ReceiveRequest(
+        target=target,
+        state_dir=state_dir,
+        create=create,
+        apply=ApplyMode(apply),
+        verify=verify,
+        dry_run=dry_run,
+        force_in_use=force_in_use,
+        force_larger=force_larger,
+        force_base=force_base,
+    )
+    try:
+        result = receive(request, _STDIN, Progress(), shown)
+    finally:
+        cleared(shown)
+    show_received(result, target, as_json=as_json, quiet=quiet)
+    if receipt is not None and result.committed is not None:
+        _write_receipt(receipt, result)
+
+
+def _write_receipt(path: str, result: ReceiveResult) -> None:
+    """Write the receipt; the target is committed whether that works or not.
+
+    Raises:
+        StaleViewError: If it cannot be written.
+    """
+    if result.committed is None:
+        return
+    from blockstream.jobs.sent import receipt_line
+
+    line = receipt_line(result.committed) + "\n"
+    try:
+        if path == "-":
+            sys.stdout.write(line)
+            sys.stdout.flush()
+        else:
+            write_durably(Path(path), line.encode())
+    except OSError as error:
+        if path == "-":
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise StaleViewError(
+            f"the target is committed, but the receipt cannot be written to {path}: "
+            f"{error.strerror}; the sender does not know; the same stream again says so once more"
+        ) from error
+
+
+def show_received(result: ReceiveResult, target: str, *, as_json: bool, quiet: bool) -> None:
+    """Say what was committed and what that saved."""
+    committed = result.committed
+    if as_json:
+        event(
+            "committed" if committed else "would-apply",
+            **(asdict(committed) if committed else asdict(result.opening)),
+            written=result.written,
+            seconds=round(result.seconds, 3),
+            counts=asdict(result.counts),
+            untouched_tail=result.untouched_tail,
+        )
+        return
+    if quiet:
+        return
+    if committed is None:
+        kind = "a full copy" if result.opening.full else f"changes from {result.opening.base}"
+        say(f"{target} would take {kind} to {result.opening.goal}; nothing was written")
+        return
+    if not result.written:
+        say(f"already committed: {target} holds {committed.goal}; nothing was written")
+        return
+    saving = saving_text(result.counts, full=result.opening.full)
+    say(f"{saving}, in {duration_text(result.seconds)}")
+    say(f"committed: {target} holds {committed.goal}")
+    if result.untouched_tail:
+        say(f"the last {size_text(result.untouched_tail)} of {target} were not touched")

@@ -1,0 +1,75 @@
+"""`blockstream status`."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from blockstream.cli.console import event, size_text
+from blockstream.cli.options import with_json, with_state_dir
+from blockstream.jobs.targets import TargetStatus
+from blockstream.jobs.upkeep import all_statuses, status
+from blockstream_protocol import Clean, Dirty
+
+
+@click.command("status", short_help="Show what a target holds, and the resume token.")
+@click.argument("target", required=False)
+@with_json
+@with_state_dir
+def command(target: str | None, as_json: bool, state_dir: Path) -> None:
+    """Show what TARGET holds and what is unfinished; without TARGET, of all that are known.
+
+    \b
+    Examples:
+      blockstream status /dev/vg/vm
+      blockstream send --resume "$(blockstream status --json DISK 2>&1 | jq -r .token)" ...
+    """  # noqa: D301
+    found = [status(target, state_dir)] if target else all_statuses(state_dir)
+    for one in found:
+        if as_json:
+            event("status", **_values(one))
+        else:
+            _show(one)
+    if not found and not as_json:
+        sys.stdout.write(f"no target is known in {state_dir}\n")
+
+
+def _values(one: TargetStatus) -> dict[str, object]:
+    state = one.state
+    values: dict[str, object] = {
+        "target": one.location,
+        "size": one.size,
+        "state": type(state).__name__.lower(),
+        "token": one.token,
+        "staged": one.staged,
+        "undo": one.undo,
+    }
+    if isinstance(state, Clean):
+        values |= {"id": state.id, "prev": state.prev}
+    if isinstance(state, Dirty):
+        values |= {"base": state.base, "goal": state.goal, "covered": state.covered}
+        values["total"] = state.plan.total
+    return values
+
+
+def _show(one: TargetStatus) -> None:
+    lines = [f"{one.location} ({size_text(one.size)})"]
+    match one.state:
+        case Clean(id=state_id, prev=prev):
+            lines.append(f"  CLEAN     holds {state_id}" + (f", from {prev}" if prev else ""))
+        case Dirty() as state:
+            share = 100 * state.covered / state.plan.total if state.plan.total else 0
+            lines.append(
+                f"  DIRTY     {state.base or 'a full copy'} -> {state.goal}, {share:.1f}% durable "
+                f"({size_text(state.covered)} of {size_text(state.plan.total)})"
+            )
+        case _:
+            lines.append("  UNKNOWN   only a full copy may go onto it")
+    if one.staged:
+        lines.append(f"  STAGED    {one.staged} waits: blockstream apply {one.location}")
+    if one.undo:
+        lines.append(f"  UNDO      possible: blockstream undo {one.location}")
+    if one.token:
+        lines.append(f"  RESUME    blockstream send --resume {one.token} ...")
+    lines.append(f"  state in  {one.folder}")
+    sys.stdout.write("\n".join(lines) + "\n")

@@ -1,0 +1,204 @@
+"""`send SOURCE TARGET` on one host: both sessions in one process, the bytes digested once."""
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+
+import blake3
+
+from blockstream import __version__
+from blockstream.errors import BlockstreamError, InterruptedTransferError, SourceError
+from blockstream.interfaces import Source
+from blockstream.jobs.receive import ReceiveRequest, ReceiveResult
+from blockstream.jobs.send import SendPlan, SendRequest, planned
+from blockstream.jobs.supervision import Reporter, Work, supervised
+from blockstream.jobs.targets import OpenedTarget, opened
+from blockstream.locations import open_source, open_target
+from blockstream.pipeline.compression import CompressionChoice
+from blockstream.pipeline.direct import DirectApplier
+from blockstream.pipeline.faults import code_of
+from blockstream.pipeline.packer import PackedFrame
+from blockstream.pipeline.progress import Progress
+from blockstream.pipeline.receiver import Applying
+from blockstream.pipeline.sender import SendEngine, SendOptions
+from blockstream_protocol import (
+    Abort,
+    Committed,
+    Dirty,
+    Extent,
+    Extents,
+    Finish,
+    Frame,
+    Message,
+    Receiver,
+    Sender,
+    Table,
+    Verify,
+    Write,
+)
+
+
+class LocalOutlet:
+    """Gives a sender's messages to a receiver in the same process."""
+
+    def __init__(self, applying: Applying) -> None:
+        self._applying = applying
+
+    def send(self, message: Message) -> None:
+        """Let the receiver take a message, and do what follows from it."""
+        if isinstance(message, Abort):
+            return  # the same process knows already
+        session = self._applying.session
+        effects = self._applying.event(lambda: session.receive(message, time.monotonic()))
+        self._applying.perform(effects)
+
+    def send_frame(self, frame: Frame, packed: PackedFrame) -> Callable[[], None] | None:
+        """Let the receiver take a frame; the write is left to be done out of order.
+
+        The bytes are those that were digested a moment ago, in the same memory, so they are not
+        digested again.
+        """
+        session, applying = self._applying.session, self._applying
+        extents = list(
+            map(
+                Extent,
+                packed.offsets.tolist(),
+                packed.lengths.tolist(),
+                packed.kinds.tolist(),
+            )
+        )
+        table = Table(extents, packed.data)
+        writes: list[Write] = []
+        for effect in applying.event(lambda: session.receive(Extents(frame))):
+            if isinstance(effect, Verify):
+                seq = effect.seq
+                for following in applying.event(lambda: session.verified(seq, extents)):  # noqa: B023
+                    if isinstance(following, Write):
+                        writes.append(following)
+                    else:
+                        applying.perform([following])
+        return lambda: self._write(writes, frame, table)
+
+    def _write(self, writes: list[Write], frame: Frame, table: Table) -> None:
+        for effect in writes:
+            self._applying.write(effect, frame, table)
+        self._applying.count(table, 0)
+
+
+def copy(
+    what: SendRequest, where: ReceiveRequest, progress: Progress, reporters: list[Reporter]
+) -> ReceiveResult:
+    """Copy a disk, or its changes, on this host.
+
+    Raises:
+        BlockstreamError: As for `send` and `recv`.
+    """
+    source = open_source(what.source)
+    try:
+        create = source.size if where.create else None
+        target = open_target(
+            where.target, create=create, force_in_use=where.force_in_use, sources=source.nodes
+        )
+        with opened(target, where.state_dir) as everything:
+            everything.journal.facts = {"path": where.target, "apply": str(where.apply)}
+            return _copied(what, where, source, everything, progress, reporters)
+    finally:
+        source.close()
+
+
+def _copied(
+    what: SendRequest,
+    where: ReceiveRequest,
+    source: Source,
+    everything: OpenedTarget,
+    progress: Progress,
+    reporters: list[Reporter],
+) -> ReceiveResult:
+    """Continue an unfinished copy of the same source if there is one; else begin."""
+    began = time.monotonic()
+    state = everything.journal.state
+    continued = (
+        replace(what, goal=state.goal)
+        if isinstance(state, Dirty) and not what.goal and state.base == what.base
+        else None
+    )
+    try:
+        finish, plan = _run(continued or what, where, source, everything, progress, reporters)
+    except SourceError:
+        if continued is None:
+            raise
+        # The source is not what it was: the unfinished copy is of no use.
+        fresh = replace(what, goal=str(uuid.uuid4()))
+        finish, plan = _run(fresh, where, source, everything, progress, reporters)
+    committed = finish.committed
+    if not isinstance(committed, Committed):
+        raise InterruptedTransferError("the copy ended before it was committed")
+    return ReceiveResult(
+        opening=plan.opening,
+        committed=committed,
+        written=finish.written,
+        counts=progress.snapshot(),
+        seconds=time.monotonic() - began,
+        untouched_tail=everything.target.size - source.size,
+    )
+
+
+def _run(
+    what: SendRequest,
+    where: ReceiveRequest,
+    source: Source,
+    everything: OpenedTarget,
+    progress: Progress,
+    reporters: list[Reporter],
+) -> tuple[Finish, SendPlan]:
+    plan = planned(what, source)
+    progress.size, progress.total = source.size, plan.opening.total
+    progress.covered = progress.data = progress.zeros = progress.frames = 0
+    engines: list[SendEngine] = []
+    receiver = Receiver(
+        size=everything.target.size,
+        state=everything.journal.state,
+        new_digest=blake3.blake3,
+        policy=where.policy,
+        software=f"blockstream {__version__}",
+    )
+    applying = Applying(
+        receiver,
+        DirectApplier(everything.target, everything.journal),
+        progress,
+        lambda message: engines[0].receive(message),
+        keep_frames=where.verify,
+    )
+    sender = Sender(
+        plan.opening,
+        plan.plan,
+        new_digest=blake3.blake3,
+        duplex=True,
+        software=f"blockstream {__version__}",
+        now=time.monotonic(),
+    )
+    engine = SendEngine(
+        sender,
+        source,
+        plan.extents,
+        LocalOutlet(applying),
+        progress,
+        SendOptions(compression=CompressionChoice(0)),
+    )
+    engines.append(engine)
+    try:
+        finish = supervised(engine.run, Work(engine.stop), progress, reporters)
+    except BlockstreamError as error:
+        _drain(applying, error)
+        raise
+    return finish, plan
+
+
+def _drain(applying: Applying, error: BlockstreamError) -> None:
+    """Make durable what has arrived, so that the next run continues from there."""
+    if applying.finish is not None:
+        return
+    session = applying.session
+    applying.event(lambda: session.failed(code_of(error), str(error)))
+    applying.perform(applying.event(session.drained))

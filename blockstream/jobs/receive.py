@@ -1,0 +1,303 @@
+"""`recv`: a stream from a pipe onto a target, and everything else that applies a stored stream."""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import blake3
+
+from blockstream import __version__
+from blockstream.errors import (
+    BlockstreamError,
+    InterruptedTransferError,
+    RefusedError,
+)
+from blockstream.jobs.supervision import Reporter, Work, supervised
+from blockstream.jobs.targets import OpenedTarget, opened
+from blockstream.linux.streams import WakeableReader, widen_pipe
+from blockstream.locations import open_target
+from blockstream.pipeline.direct import DirectApplier
+from blockstream.pipeline.faults import translated
+from blockstream.pipeline.progress import Progress, Snapshot
+from blockstream.pipeline.receiver import Applier, Applying, FrameReader, ReceiveEngine
+from blockstream.pipeline.staged import StagedApplier
+from blockstream.pipeline.token import ResumeToken
+from blockstream.targets.disk import DiskTarget
+from blockstream_protocol import (
+    Clean,
+    Committed,
+    Dirty,
+    Open,
+    Plan,
+    Receiver,
+    ReceiverPolicy,
+    RemoteProtocolError,
+    TargetState,
+)
+
+
+class ApplyMode(StrEnum):
+    """How a stream comes onto the target."""
+
+    DIRECT = "direct"
+    UNDO = "undo"
+    STAGE = "stage"
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiveRequest:
+    """Where a stream goes, and what is allowed.
+
+    Attributes:
+        target: Location of the target.
+        state_dir: Where journals lie.
+        create: Make the target, a sparse file.
+        apply: How it is applied.
+        verify: Read everything back from the medium before it is called durable.
+        dry_run: Check everything, write nothing.
+        force_in_use: Write although somebody uses the target.
+        force_larger: Take a target that is larger than the source.
+        force_base: Believe that the target is the base.
+    """
+
+    target: str
+    state_dir: Path
+    create: bool = False
+    apply: ApplyMode = ApplyMode.DIRECT
+    verify: bool = False
+    dry_run: bool = False
+    force_in_use: bool = False
+    force_larger: bool = False
+    force_base: bool = False
+
+    @property
+    def policy(self) -> ReceiverPolicy:
+        """The same, as the session understands it."""
+        return ReceiverPolicy(
+            force_base=self.force_base,
+            allow_larger=self.force_larger,
+            read_back=self.verify,
+            dry_run=self.dry_run,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiveResult:
+    """What became of a stream.
+
+    Attributes:
+        opening: What was announced.
+        committed: What the target holds now; None after a dry run.
+        written: Whether anything was written; False when the target held the goal already.
+        counts: Final counters.
+        seconds: How long it took.
+        untouched_tail: Bytes of a larger target behind the end of the source.
+    """
+
+    opening: Open
+    committed: Committed | None
+    written: bool
+    counts: Snapshot
+    seconds: float
+    untouched_tail: int
+
+
+def receive(
+    request: ReceiveRequest, fd: int, progress: Progress, reporters: list[Reporter]
+) -> ReceiveResult:
+    """Take a stream from `fd`.
+
+    Raises:
+        BlockstreamError: With the state of the target and what to do next in its message.
+    """
+    widen_pipe(fd)
+    with contextlib.closing(WakeableReader(fd)) as reader:
+        frames = FrameReader(reader)
+        with _opened(request, frames) as everything:
+            return _received(request, everything, frames, progress, reporters)
+
+
+def apply_stored(
+    everything: OpenedTarget,
+    path: Path,
+    *,
+    policy: ReceiverPolicy | None = None,
+    progress: Progress | None = None,
+) -> Committed:
+    """Apply a stream that lies on this host to an open target: a spool, or an undo log.
+
+    Raises:
+        BlockstreamError: As for any stream; it can be applied again.
+    """
+    counts = progress or Progress()
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with contextlib.closing(WakeableReader(fd)) as reader:
+            session = _session(everything, everything.journal.state, policy or ReceiverPolicy())
+            applier = DirectApplier(everything.target, everything.journal)
+            finish = ReceiveEngine(
+                Applying(session, applier, counts), FrameReader(reader), counts
+            ).run()
+    except RemoteProtocolError as error:
+        raise translated(error) from error
+    finally:
+        os.close(fd)
+    if finish.committed is None:
+        raise InterruptedTransferError(f"{path} ended before its stream did")
+    return finish.committed
+
+
+def finish_staged(everything: OpenedTarget, policy: ReceiverPolicy | None = None) -> None:
+    """Bring a complete spool onto the target; needs nobody else."""
+    apply_stored(everything, everything.spool_path, policy=policy)
+    everything.drop_spool()
+
+
+@contextlib.contextmanager
+def _opened(request: ReceiveRequest, frames: FrameReader) -> Iterator[OpenedTarget]:
+    """Open the target, or make it; a file that was made for nothing is removed again."""
+    target, made = _target(request, frames)
+    with opened(target, request.state_dir) as everything:
+        try:
+            yield everything
+        except BlockstreamError:
+            if made and not isinstance(everything.journal.state, Dirty | Clean):
+                Path(request.target).unlink(missing_ok=True)
+            raise
+
+
+def _target(request: ReceiveRequest, frames: FrameReader) -> tuple[DiskTarget, bool]:
+    if not request.create:
+        return open_target(request.target, force_in_use=request.force_in_use), False
+    if _is_ours_unfinished(request):
+        return open_target(request.target), False
+    try:
+        size = frames.opening().size
+    except RemoteProtocolError as error:
+        raise translated(error) from error
+    if request.dry_run:
+        raise RefusedError(
+            f"with -n nothing is made: {request.target} would be a sparse file of {size} bytes"
+        )
+    return open_target(request.target, create=size), True
+
+
+def _is_ours_unfinished(request: ReceiveRequest) -> bool:
+    """Tell whether --create meets the file of its own earlier, interrupted run."""
+    if not Path(request.target).is_file():
+        return False
+    target = open_target(request.target)
+    with opened(target, request.state_dir) as everything:
+        empty = os.stat(request.target).st_blocks == 0  # noqa: PTH116
+        if isinstance(everything.journal.state, Dirty) or empty:
+            return True
+    raise RefusedError(
+        f"{request.target} exists already, and --create only makes new files; nothing was written"
+    )
+
+
+def _session(everything: OpenedTarget, state: TargetState, policy: ReceiverPolicy) -> Receiver:
+    return Receiver(
+        size=everything.target.size,
+        state=state,
+        new_digest=blake3.blake3,
+        policy=policy,
+        software=f"blockstream {__version__}",
+        now=time.monotonic(),
+    )
+
+
+def _received(
+    request: ReceiveRequest,
+    everything: OpenedTarget,
+    frames: FrameReader,
+    progress: Progress,
+    reporters: list[Reporter],
+) -> ReceiveResult:
+    facts = {"path": request.target, "apply": str(request.apply)}
+    everything.journal.facts = facts
+    if everything.spool_complete and not request.dry_run:
+        finish_staged(everything)
+    state, applier = _applier(request, everything, frames)
+    session = _session(everything, state, request.policy)
+    applying = Applying(session, applier, progress, keep_frames=request.verify)
+    engine = ReceiveEngine(applying, frames, progress)
+    began = time.monotonic()
+    try:
+        finish = supervised(engine.run, Work(engine.stop, engine.tick), progress, reporters)
+    except BlockstreamError as error:
+        raise _with_next_step(error, everything) from error
+    finally:
+        if isinstance(applier, StagedApplier):
+            applier.close()
+    opening = session.opening
+    if opening is None:
+        raise InterruptedTransferError("the stream had no opening")
+    return ReceiveResult(
+        opening=opening,
+        committed=finish.committed,
+        written=finish.written,
+        counts=progress.snapshot(),
+        seconds=time.monotonic() - began,
+        untouched_tail=everything.target.size - opening.size,
+    )
+
+
+def _applier(
+    request: ReceiveRequest, everything: OpenedTarget, frames: FrameReader
+) -> tuple[TargetState, Applier]:
+    """Return the state to decide by, and what executes the effects."""
+    target, journal = everything.target, everything.journal
+    direct = DirectApplier(target, journal, _undo_saver(request, everything))
+    if request.apply is not ApplyMode.STAGE or request.dry_run:
+        return journal.state, direct
+
+    def complete() -> None:
+        finish_staged(everything, request.policy)
+
+    staged = StagedApplier(everything.spool_path, everything.spool, direct.samples, complete)
+    try:
+        transfer = frames.opening().identity(blake3.blake3).hex()
+    except RemoteProtocolError as error:
+        raise translated(error) from error
+    spooled = everything.spool.state
+    if isinstance(spooled, Dirty) and spooled.transfer == transfer:
+        return spooled, staged
+    return journal.state, staged
+
+
+def _undo_saver(
+    request: ReceiveRequest, everything: OpenedTarget
+) -> Callable[[Open, Plan, bool], None] | None:
+    """Return what keeps the first pre-images, or None if the user did not ask for it."""
+
+    def save(opening: Open, plan: Plan, resumed: bool) -> None:
+        from blockstream.jobs.undo import save_undo  # heavy, and rarely used
+
+        save_undo(everything, opening, plan, resumed=resumed)
+
+    def forget(_opening: Open, _plan: Plan, _resumed: bool) -> None:
+        everything.drop_undo()
+
+    return save if request.apply is ApplyMode.UNDO else forget
+
+
+def _with_next_step(error: BlockstreamError, everything: OpenedTarget) -> BlockstreamError:
+    """Add the state of the target, and the resume token, to an error's message."""
+    unfinished = next(
+        (s for s in (everything.spool.state, everything.journal.state) if isinstance(s, Dirty)),
+        None,
+    )
+    if isinstance(error, RefusedError) or unfinished is None:
+        return error
+    state = "half-written" if everything.journal.state is unfinished else "still at its base"
+    text = (
+        f"{error}; {everything.target.name} is {state}, {unfinished.covered} of "
+        f"{unfinished.plan.total} bytes are durable; to continue, send again with\n"
+        f"  --resume {ResumeToken.of(unfinished)}"
+    )
+    return type(error)(text)

@@ -1,0 +1,256 @@
+"""`send`: one disk, whole or its changes, as a stream."""
+
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import blake3
+
+from blockstream import __version__
+from blockstream.errors import OutcomeUnknownError, UsageError
+from blockstream.extents import ExtentMap
+from blockstream.formats.extent_lists import ExtentList, Meaning, parse_extent_list
+from blockstream.interfaces import Source
+from blockstream.jobs.sent import Intent, SentTransfers
+from blockstream.jobs.supervision import Reporter, Work, supervised
+from blockstream.linux.streams import widen_pipe
+from blockstream.locations import open_source
+from blockstream.pipeline.compression import CompressionChoice
+from blockstream.pipeline.limiter import Limiter
+from blockstream.pipeline.progress import Progress, Snapshot
+from blockstream.pipeline.sender import PipeOutlet, SendEngine, SendOptions
+from blockstream.pipeline.token import ResumeToken
+from blockstream_protocol import Committed, Kind, Open, Plan, Sender, is_id
+
+_RECEIPT_POLL_SECONDS = 0.05
+
+
+@dataclass(slots=True)
+class SendRequest:
+    """What to send, and how.
+
+    Attributes:
+        source: Location of the disk.
+        state_dir: Where the sender remembers what it sent.
+        base: State that the target holds; empty for a full copy; `last` for the newest confirmed.
+        goal: Name of the state that is sent; a random one if empty.
+        extents: File with the ranges to send; `-` is not possible.
+        resume: Token of an unfinished transfer.
+        compression: Codec and level.
+        limiter: Limit on wire bytes.
+        receipt_seconds: How long to wait for `confirm`; 0 for not at all.
+    """
+
+    source: str
+    state_dir: Path
+    base: str = ""
+    goal: str = ""
+    extents: str = ""
+    resume: ResumeToken | None = None
+    compression: CompressionChoice = field(default_factory=lambda: CompressionChoice(None))
+    limiter: Limiter = field(default_factory=lambda: Limiter(None))
+    receipt_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SendPlan:
+    """What would be sent, without reading it.
+
+    Attributes:
+        opening: The announcement.
+        plan: Its plan.
+        extents: The map behind it.
+        warnings: What people should know.
+    """
+
+    opening: Open
+    plan: Plan
+    extents: ExtentMap
+    warnings: tuple[str, ...]
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes that will be read; zeros that are found by looking still count."""
+        return self.extents.total(Kind.DATA)
+
+    @property
+    def zero_bytes(self) -> int:
+        """Bytes that are known to be zeros."""
+        return self.extents.total(Kind.ZERO)
+
+
+@dataclass(frozen=True, slots=True)
+class SendResult:
+    """What was sent.
+
+    Attributes:
+        expected: What the receiver must commit.
+        counts: Final counters.
+        seconds: How long it took.
+        confirmed: Whether a receipt came back in time.
+    """
+
+    expected: Committed
+    counts: Snapshot
+    seconds: float
+    confirmed: bool
+
+
+def planned(request: SendRequest, source: Source) -> SendPlan:
+    """Work out what would be sent.
+
+    Raises:
+        UsageError: If the options contradict each other.
+        SourceError: If the list of changes does not fit the source.
+    """
+    base, goal = _states(request)
+    extents = _extents(request, source, base)
+    plan = extents.plan()
+    token = request.resume
+    opening = Open(
+        size=source.size,
+        base=base,
+        goal=goal,
+        plan=plan.digest(blake3.blake3).hex(),
+        ranges=len(plan),
+        total=plan.total,
+        frames=token.frames if token else 0,
+        chain=token.chain if token and token.frames else "",
+    )
+    if token and opening.identity(blake3.blake3).hex() != token.transfer:
+        raise UsageError(
+            "the resume token belongs to another transfer: source, size or list of changes are not "
+            "those it was made with; nothing was sent; start a new transfer without --resume"
+        )
+    return SendPlan(opening, plan, extents, tuple(source.warnings))
+
+
+def send(
+    request: SendRequest, fd: int, progress: Progress, reporters: list[Reporter]
+) -> SendResult:
+    """Write the stream to `fd`.
+
+    Raises:
+        BlockstreamError: If it could not all be sent, or with --require-receipt was not confirmed.
+    """
+    source = open_source(request.source)
+    try:
+        what = planned(request, source)
+        sent = SentTransfers(request.state_dir)
+
+        def record_intent(expected: Committed) -> None:
+            sent.record(Intent(expected, request.source, what.opening.base))
+
+        widen_pipe(fd)
+        progress.size, progress.total = source.size, what.opening.total
+        session = Sender(
+            what.opening,
+            what.plan,
+            new_digest=blake3.blake3,
+            duplex=False,
+            software=f"blockstream {__version__}",
+            now=time.monotonic(),
+        )
+        engine = SendEngine(
+            session,
+            source,
+            what.extents,
+            PipeOutlet(fd, request.limiter, progress),
+            progress,
+            SendOptions(compression=request.compression, record_intent=record_intent),
+        )
+
+        def stop(reason: str) -> None:
+            request.limiter.stop()
+            engine.stop(reason)
+
+        began = time.monotonic()
+        finish = supervised(engine.run, Work(stop), progress, reporters)
+    finally:
+        source.close()
+    if finish.committed is None:
+        raise OutcomeUnknownError("the session ended without saying what was sent")
+    seconds = time.monotonic() - began
+    confirmed = _wait_for_receipt(sent, finish.committed, request.receipt_seconds)
+    return SendResult(finish.committed, progress.snapshot(), seconds, confirmed)
+
+
+def _states(request: SendRequest) -> tuple[str, str]:
+    """Return base and goal."""
+    if request.resume is not None:
+        if request.base or request.goal:
+            raise UsageError("--resume knows base and goal; leave --base and --goal out")
+        return request.resume.base, request.resume.goal
+    base = request.base
+    if base == "last":
+        base = SentTransfers(request.state_dir).last_confirmed(request.source)
+    goal = request.goal or str(uuid.uuid4())
+    for option, text in (("--base", base), ("--goal", goal)):
+        if text and not is_id(text):
+            raise UsageError(
+                f"{option} takes up to 256 printable ASCII characters, no blank at either end"
+            )
+    if base == goal:
+        raise UsageError("base and goal are the same state: there is nothing to send")
+    return base, goal
+
+
+def _extents(request: SendRequest, source: Source, base: str) -> ExtentMap:
+    """Return what to send: the list of changes, or the whole device."""
+    if not request.extents:
+        if base:
+            raise UsageError(
+                "an increment needs to know what changed since its base: give --extents FILE; "
+                "`blockstream extents NEW --since OLD` makes one from two disks"
+            )
+        return source.extents()
+    found = read_extent_list(request.extents, source.size)
+    if base and found.meaning is not Meaning.CHANGED:
+        raise UsageError(
+            f"{request.extents} ({found.origin}) says what is allocated, not what changed since "
+            f"{base!r}; nothing was sent; as an increment it would leave old data behind"
+        )
+    if not base and found.meaning is Meaning.CHANGED:
+        raise UsageError(
+            f"{request.extents} ({found.origin}) is a list of changes, so --base must name the "
+            "state that they start from; nothing was sent"
+        )
+    if base:
+        return found.extents.rounded(source.alignment).coarsened()
+    # What an allocation map does not mention is read, never taken for zeros.
+    return found.extents.rounded(source.alignment).filled(Kind.DATA)
+
+
+def read_extent_list(path: str, size: int) -> ExtentList:
+    """Read a list of extents from a file.
+
+    Raises:
+        UsageError: If the file cannot be read.
+        SourceError: If it is no list that we know, or does not fit.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}; nothing was sent") from error
+    return parse_extent_list(data, size)
+
+
+def _wait_for_receipt(sent: SentTransfers, expected: Committed, seconds: float) -> bool:
+    """Wait until `blockstream confirm` has noted the receipt.
+
+    Raises:
+        OutcomeUnknownError: If it did not in time.
+    """
+    if not seconds:
+        return False
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        intent = sent.find(expected.transfer)
+        if intent is not None and intent.confirmed:
+            return True
+        time.sleep(_RECEIPT_POLL_SECONDS)
+    raise OutcomeUnknownError(
+        f"all was sent, but no receipt came within {seconds:.0f} s; whether {expected.goal!r} is "
+        "on the target is not known; ask it with `blockstream status TARGET` on its host"
+    )

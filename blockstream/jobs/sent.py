@@ -1,0 +1,120 @@
+"""What a sender remembers: what each transfer must have committed, and which were confirmed."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from blockstream.errors import IntegrityError, NotFoundError, RefusedError, UsageError
+from blockstream.linux.state_directory import make_directory, write_durably
+from blockstream_protocol import Committed
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """One transfer, from the sender's side.
+
+    Attributes:
+        expected: What the receiver must say to be believed.
+        source: What was sent.
+        base: State that it started from; empty for a full copy.
+        confirmed: Whether a receipt came back.
+    """
+
+    expected: Committed
+    source: str
+    base: str
+    confirmed: bool = False
+
+
+class SentTransfers:
+    """The sender's own journal: one small file a transfer."""
+
+    def __init__(self, state_directory: Path) -> None:
+        self._folder = state_directory / "sent"
+
+    def record(self, intent: Intent) -> None:
+        """Make an intent durable, before END is said.
+
+        Raises:
+            RefusedError: If there is no room.
+        """
+        make_directory(self._folder)
+        path = self._path(intent.expected.transfer)
+        try:
+            write_durably(path, json.dumps(asdict(intent), sort_keys=True).encode())
+        except OSError as error:
+            raise RefusedError(
+                f"{path} cannot be written: {error.strerror}; END was not sent, so the receiver "
+                "does not commit; make room, or choose another place with --state-dir"
+            ) from error
+
+    def find(self, transfer: str) -> Intent | None:
+        """Return what was recorded of a transfer."""
+        try:
+            values = json.loads(self._path(transfer).read_text())
+            return Intent(**(values | {"expected": Committed(**values["expected"])}))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError) as error:
+            raise IntegrityError(f"{self._path(transfer)} is damaged: {error}") from error
+
+    def confirm(self, receipt: Committed) -> Intent:
+        """Compare a receipt with what was sent, and note that it came.
+
+        Raises:
+            NotFoundError: If no such transfer was sent from here.
+            RefusedError: If the receiver committed something else.
+        """
+        intent = self.find(receipt.transfer)
+        if intent is None:
+            raise NotFoundError(
+                f"no transfer {receipt.transfer[:16]} was sent from here; the base was not advanced"
+            )
+        if intent.expected != receipt:
+            raise RefusedError(
+                f"the receipt for {receipt.goal!r} is not for what was sent: the receiver "
+                "committed another content; the base was not advanced"
+            )
+        confirmed = Intent(intent.expected, intent.source, intent.base, confirmed=True)
+        self.record(confirmed)
+        return confirmed
+
+    def last_confirmed(self, source: str) -> str:
+        """Return the newest confirmed state that was sent of a source.
+
+        Raises:
+            NotFoundError: If there is none.
+        """
+        paths = sorted(self._folder.glob("*.json"), key=lambda p: p.stat().st_mtime_ns)
+        for path in reversed(paths):
+            intent = self.find(path.stem)
+            if intent is not None and intent.confirmed and intent.source == source:
+                return intent.expected.goal
+        raise NotFoundError(
+            f"no transfer of {source} was confirmed yet, so there is no last base; nothing was sent"
+        )
+
+    def _path(self, transfer: str) -> Path:
+        return self._folder / f"{transfer}.json"
+
+
+def parse_receipt(text: str) -> Committed:
+    """Parse the line that `recv --receipt` writes.
+
+    Raises:
+        UsageError: If it is none.
+    """
+    try:
+        receipt = Committed(**json.loads(text))
+        if len(bytes.fromhex(receipt.transfer)) == 32:
+            return receipt
+    except (ValueError, TypeError, RecursionError):
+        pass
+    raise UsageError(
+        "this is not a receipt: `blockstream recv --receipt -` writes one, a line of JSON"
+    )
+
+
+def receipt_line(committed: Committed) -> str:
+    """Return the receipt as one line."""
+    return json.dumps(asdict(committed), sort_keys=True)

@@ -1,0 +1,134 @@
+"""Runs the threads of a transfer under asyncio: signals, ticks, and reports on the side."""
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from blockstream.errors import ExitStatus
+from blockstream.pipeline.progress import Progress
+
+T = TypeVar("T")
+
+_TICK_SECONDS = 0.5
+
+
+class Reporter(Protocol):
+    """Shows progress to somebody."""
+
+    interval: float
+
+    def report(self, progress: Progress) -> None:
+        """Show how far it is; called every `interval` seconds."""
+
+    def asked(self, progress: Progress) -> None:
+        """Show one line now: somebody sent SIGUSR1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One transfer as threads see it.
+
+    Attributes:
+        stop: Makes the running function end soon, with the reason given.
+        tick: Lets time pass in the session; may block for a flush. None where nothing waits.
+    """
+
+    stop: Callable[[str], None]
+    tick: Callable[[], None] | None = None
+
+
+def supervised(
+    run: Callable[[], T], work: Work, progress: Progress, reporters: list[Reporter]
+) -> T:
+    """Run `run` in a thread and return its result; the caller's thread minds everything else.
+
+    The first SIGINT or SIGTERM asks it to stop, the second leaves at once: the state on disk is
+    the same, only the last barrier is missing.
+
+    Raises:
+        BlockstreamError: Whatever `run` raised.
+    """
+    return asyncio.run(_supervised(run, work, progress, reporters))
+
+
+async def _supervised(
+    run: Callable[[], T], work: Work, progress: Progress, reporters: list[Reporter]
+) -> T:
+    loop = asyncio.get_running_loop()
+    _install_signals(loop, work, progress, reporters)
+    async with asyncio.TaskGroup() as group:
+        ticking = [group.create_task(_report(reporter, progress)) for reporter in reporters]
+        if work.tick is not None:
+            ticking.append(group.create_task(_tick(work.tick), name="tick"))
+        try:
+            return await in_thread(run, "transfer")
+        finally:
+            for task in ticking:
+                task.cancel()
+
+
+async def in_thread(run: Callable[[], T], name: str) -> T:
+    """Run a blocking function in a thread of its own and wait for it.
+
+    Not the default executor: its threads would hold up the exit when one hangs in the kernel.
+    A cancellation is obeyed at once and leaves the thread behind.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(result)  # type: ignore[arg-type]  # no error, so it is a T
+
+    def body() -> None:
+        result, caught = None, None
+        try:
+            result = run()
+        except BaseException as error:  # noqa: BLE001  # handed over to the loop
+            caught = error
+        loop.call_soon_threadsafe(settle, result, caught)
+
+    threading.Thread(target=body, name=name, daemon=True).start()
+    return await done
+
+
+async def _tick(tick: Callable[[], None]) -> None:
+    while True:
+        await asyncio.sleep(_TICK_SECONDS)
+        await asyncio.shield(in_thread(tick, "tick"))
+
+
+async def _report(reporter: Reporter, progress: Progress) -> None:
+    while True:
+        await asyncio.sleep(reporter.interval)
+        reporter.report(progress)
+
+
+def _install_signals(
+    loop: asyncio.AbstractEventLoop, work: Work, progress: Progress, reporters: list[Reporter]
+) -> None:
+    stopping = False
+
+    def stop(name: str) -> None:
+        nonlocal stopping
+        if stopping:
+            os._exit(ExitStatus.INTERRUPTED)
+        stopping = True
+        work.stop(f"stopped by {name}")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop, number.name)
+
+    def show() -> None:
+        for reporter in reporters:
+            reporter.asked(progress)
+
+    loop.add_signal_handler(signal.SIGUSR1, show)

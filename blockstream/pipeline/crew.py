@@ -1,0 +1,77 @@
+"""Threads that work on one ordered stream, and end together."""
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+
+class CrewStoppedError(Exception):
+    """Another member of the crew failed; whoever gets this ends quietly."""
+
+
+class Turnstile:
+    """Lets numbered work pass in order: what was done in parallel leaves in sequence."""
+
+    def __init__(self, first: int = 0) -> None:
+        self._turn = first
+        self._broken = False
+        self._moved = threading.Condition()
+
+    def wait_for(self, number: int) -> None:
+        """Wait until it is `number`'s turn.
+
+        Raises:
+            CrewStoppedError: If the turnstile was broken.
+        """
+        with self._moved:
+            while self._turn != number and not self._broken:
+                self._moved.wait()
+            if self._broken:
+                raise CrewStoppedError
+
+    def advance(self) -> None:
+        """End the turn."""
+        with self._moved:
+            self._turn += 1
+            self._moved.notify_all()
+
+    def break_open(self) -> None:
+        """Send everybody away who waits or will."""
+        with self._moved:
+            self._broken = True
+            self._moved.notify_all()
+
+
+class Crew:
+    """Runs one function in several threads and remembers the first error."""
+
+    def __init__(self, on_failure: Callable[[], None]) -> None:
+        """Prepare; `on_failure` must make the other members end soon, and may be called often."""
+        self.error: BaseException | None = None
+        self._on_failure = on_failure
+        self._lock = threading.Lock()
+
+    def run(self, work: Callable[[], None], members: int) -> None:
+        """Run `work` in that many threads and wait for all of them. Errors are kept, not raised."""
+        # Daemons: a thread that hangs in a write to a stopped pipe must not hold up the exit.
+        threads = [
+            threading.Thread(target=self._member, args=(work,), name=f"worker-{n}", daemon=True)
+            for n in range(members)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def fail(self, error: BaseException) -> None:
+        """Keep the first error and make everybody end."""
+        with self._lock:
+            self.error = self.error or error
+        self._on_failure()
+
+    def _member(self, work: Callable[[], None]) -> None:
+        try:
+            with suppress(CrewStoppedError):
+                work()
+        except BaseException as error:  # noqa: BLE001  # handed to whoever waits for the crew
+            self.fail(error)

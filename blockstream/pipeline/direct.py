@@ -1,0 +1,111 @@
+"""Straight into the device: effects of a receiver executed on a target and its journal."""
+
+from collections.abc import Callable
+
+import blake3
+
+from blockstream.errors import IntegrityError, RefusedError, TargetError
+from blockstream.interfaces import Target
+from blockstream.pipeline.failpoints import failpoint
+from blockstream.pipeline.journal import Journal
+from blockstream.pipeline.samples import sample
+from blockstream_protocol import (
+    Clean,
+    Dirty,
+    Extent,
+    Frame,
+    Kind,
+    Open,
+    Plan,
+    Table,
+    TargetState,
+    encode_table,
+)
+
+_READ_STEP = 1 << 20
+
+
+class DirectApplier:
+    """Writes into the target; resumable, but half-written until it is finished."""
+
+    def __init__(
+        self,
+        target: Target,
+        journal: Journal,
+        save_undo: Callable[[Open, Plan, bool], None] | None = None,
+    ) -> None:
+        """Prepare; `save_undo` makes the first pre-images of a plan durable."""
+        self._target = target
+        self._journal = journal
+        self._save_undo = save_undo
+        self._dirty = isinstance(journal.state, Dirty)
+
+    def prepare(self, opening: Open, plan: Plan, *, resumed: bool) -> None:
+        """Save what undo needs; the journal itself was preallocated when it was opened."""
+        if self._save_undo is not None:
+            self._save_undo(opening, plan, resumed)
+            failpoint("recv.undo_saved")
+
+    def record(self, state: TargetState) -> None:
+        """Record a state; before the first write a full disk is only a refusal."""
+        try:
+            self._journal.record(state)
+        except OSError as error:
+            if not self._dirty:
+                raise RefusedError(
+                    f"the journal cannot be written: {error.strerror}; nothing was written to "
+                    f"{self._target.name}; make room, or choose another place with --state-dir"
+                ) from error
+            raise TargetError(
+                f"the journal cannot be written: {error.strerror}; {self._target.name} is DIRTY "
+                "and stays so; make room and run the same command again"
+            ) from error
+        self._dirty = not isinstance(state, Clean)
+
+    def write(self, seq: int, frame: Frame, table: Table) -> None:  # the interface's
+        """Write the extents of a frame."""
+        offsets, lengths = [], []
+        for offset, length, kind in table.extents:
+            if kind == Kind.DATA:
+                offsets.append(offset)
+                lengths.append(length)
+            else:
+                self._target.zero(offset, length)
+        half = len(offsets) // 2
+        if half:
+            split = sum(lengths[:half])
+            self._target.write_from(offsets[:half], lengths[:half], table.data[:split])
+            failpoint("recv.mid_write")
+            self._target.write_from(offsets[half:], lengths[half:], table.data[split:])
+        else:
+            self._target.write_from(offsets, lengths, table.data)
+
+    def flush(self) -> None:
+        """Flush the target."""
+        self._target.flush()
+
+    def read_back(self, frame_digest: bytes, extents: list[Extent]) -> None:
+        """Read a frame's extents from the medium and digest them again."""
+        digest = blake3.blake3(encode_table(extents))
+        for offset, length, kind in extents:
+            for start in range(offset, offset + length, _READ_STEP):
+                step = min(_READ_STEP, offset + length - start)
+                data = self._target.read_medium(start, step)
+                if kind == Kind.DATA:
+                    digest.update(data)
+                elif data.strip(b"\0"):
+                    raise self._differs(start, step)
+        if digest.digest() != frame_digest:
+            last = extents[-1]
+            raise self._differs(extents[0].offset, last.offset + last.length - extents[0].offset)
+
+    def samples(self) -> str:
+        """Sample the target."""
+        return sample(self._target)
+
+    def _differs(self, offset: int, length: int) -> IntegrityError:
+        return IntegrityError(
+            f"{self._target.name} does not hold what was written to it: something in {length} "
+            f"bytes from offset {offset} reads back differently; it is DIRTY; do not trust this "
+            "device or the memory of this host"
+        )

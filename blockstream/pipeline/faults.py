@@ -1,0 +1,47 @@
+"""The border between the protocol's errors and ours: each is translated here, once."""
+
+from blockstream.errors import (
+    BlockstreamError,
+    IntegrityError,
+    InterruptedTransferError,
+    OutcomeUnknownError,
+    RefusedError,
+    SourceError,
+    TargetError,
+)
+from blockstream_protocol import Code, LocalProtocolError, RemoteProtocolError
+
+_CLASSES: dict[Code, type[BlockstreamError]] = {
+    Code.REFUSED: RefusedError,
+    Code.INTERRUPTED: InterruptedTransferError,
+    Code.INTEGRITY: IntegrityError,
+    Code.TARGET: TargetError,
+    Code.SOURCE: SourceError,
+    Code.UNKNOWN: OutcomeUnknownError,
+}
+
+
+def code_of(error: BaseException) -> Code:
+    """Return what an error means for the transfer."""
+    if isinstance(error, RemoteProtocolError):
+        return error.code
+    if isinstance(error, BlockstreamError):
+        try:
+            return Code(error.exit_status)
+        except ValueError:
+            return Code.REFUSED
+    return Code.BUG
+
+
+def translated(error: BaseException) -> BaseException:
+    """Return the error as one of ours; a bug stays what it is."""
+    if isinstance(error, RemoteProtocolError):
+        return _CLASSES.get(error.code, InterruptedTransferError)(str(error))
+    if isinstance(error, LocalProtocolError):
+        return error
+    return error
+
+
+def error_for(code: Code, text: str) -> BlockstreamError:
+    """Return the error class of a code with that text."""
+    return _CLASSES.get(code, BlockstreamError)(text)

@@ -1,0 +1,396 @@
+"""The receiving side: workers take frames in order, check them, and write them in any order."""
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+import blake3
+
+from blockstream.errors import BlockstreamError
+from blockstream.linux.buffers import aligned_buffer
+from blockstream.linux.streams import WakeableReader
+from blockstream.pipeline.compression import Decompressor
+from blockstream.pipeline.crew import Crew, CrewStoppedError, Turnstile
+from blockstream.pipeline.failpoints import failpoint
+from blockstream.pipeline.faults import code_of, error_for, translated
+from blockstream.pipeline.progress import Progress
+from blockstream_protocol import (
+    EXTENTS_BYTES,
+    CheckSamples,
+    Code,
+    Effect,
+    Extent,
+    Extents,
+    Finish,
+    Flush,
+    Frame,
+    FrameDecoder,
+    Hello,
+    Message,
+    Open,
+    Plan,
+    Prepare,
+    ReadBack,
+    Receiver,
+    Record,
+    RemoteProtocolError,
+    Send,
+    State,
+    Table,
+    TakeSamples,
+    TargetState,
+    Verify,
+    Write,
+    check_hello,
+    message_of,
+    parse_table,
+    unpacked,
+)
+
+
+class Applier(Protocol):
+    """What a receiver's effects are executed on: a target and its journal, or a spool."""
+
+    def prepare(self, opening: Open, plan: Plan, *, resumed: bool) -> None:
+        """Make ready for the first write; a refusal here leaves everything as it was."""
+
+    def record(self, state: TargetState) -> None:
+        """Make a state durable."""
+
+    def write(self, seq: int, frame: Frame, table: Table) -> None:
+        """Write a checked frame, number `seq`; from several threads at once."""
+
+    def flush(self) -> None:
+        """Make every finished write durable."""
+
+    def read_back(self, frame_digest: bytes, extents: list[Extent]) -> None:
+        """Compare what the medium holds with what the frame said.
+
+        Raises:
+            IntegrityError: If it differs, named with the range.
+        """
+
+    def samples(self) -> str:
+        """Return the digest of the target's samples."""
+
+
+class Applying:
+    """Executes the effects of one receiver session; shared by streams and local copies."""
+
+    def __init__(
+        self,
+        session: Receiver,
+        applier: Applier,
+        progress: Progress,
+        answer: Callable[[Message], None] | None = None,
+        *,
+        keep_frames: bool = False,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            session: The rules.
+            applier: What they are applied to.
+            progress: Counted as frames are written.
+            answer: Gives a message to the sender; None over a one-way pipe.
+            keep_frames: Remember the frames since the last barrier, to read them back.
+        """
+        self.session = session
+        self.lock = threading.RLock()
+        self.finish: Finish | None = None
+        self._applier = applier
+        self._progress = progress
+        self._answer = answer
+        self._keep_frames = keep_frames
+        self._kept: dict[int, tuple[bytes, list[Extent]]] = {}
+
+    def event(self, report: Callable[[], list[Effect]]) -> list[Effect]:
+        """Give the session an event, one at a time."""
+        with self.lock:
+            return report()
+
+    def perform(self, effects: list[Effect]) -> None:
+        """Execute effects other than Verify and Write, and those that follow from them."""
+        todo = list(effects)
+        while todo:
+            todo += self._one(todo.pop(0))
+
+    def write(self, effect: Write, frame: Frame, table: Table) -> None:
+        """Execute a Write and what follows from it."""
+        if self._keep_frames:
+            with self.lock:
+                self._kept[effect.seq] = (frame.digest, table.extents)
+        failpoint("recv.before_write")
+        self._applier.write(effect.seq, frame, table)
+        failpoint("recv.after_write")
+        self.perform(self.event(lambda: self.session.written(effect.seq)))
+
+    def count(self, table: Table, wire: int) -> None:
+        """Count a frame that was taken."""
+        covered = sum(extent.length for extent in table.extents)
+        self._progress.frame(data=len(table.data), covered=covered, wire=wire)
+
+    def _one(self, effect: Effect) -> list[Effect]:  # one line an effect
+        session = self.session
+        match effect:
+            case Send(message):
+                if self._answer is not None:
+                    self._answer(message)
+            case CheckSamples(expected):
+                same = self._applier.samples() == expected
+                return self.event(lambda: session.samples_checked(same))
+            case Prepare(plan, resumed):
+                return self._prepare(plan, resumed=resumed)
+            case Record(state):
+                self._applier.record(state)
+                failpoint("recv.after_record")
+                return self.event(lambda: session.recorded(state))
+            case Flush():
+                failpoint("recv.before_flush")
+                self._applier.flush()
+                failpoint("recv.after_flush")
+                return self.event(session.flushed)
+            case ReadBack(first, last):
+                self._read_back(first, last)
+                return self.event(session.read_back)
+            case TakeSamples():
+                samples = self._applier.samples()
+                failpoint("recv.before_clean")
+                return self.event(lambda: session.samples_taken(samples))
+            case Finish():
+                failpoint("recv.after_clean")
+                self.finish = effect
+        return []
+
+    def _prepare(self, plan: Plan, *, resumed: bool) -> list[Effect]:
+        opening = self.session.opening
+        if opening is not None:
+            self._applier.prepare(opening, plan, resumed=resumed)
+            self._progress.size = opening.size
+            self._progress.total = opening.total
+            self._progress.covered = self.session.durable.covered
+        failpoint("recv.ready")
+        return self.event(self.session.prepared)
+
+    def _read_back(self, first: int, last: int) -> None:
+        for seq in range(first, last):
+            digest, extents = self._kept[seq]
+            self._applier.read_back(digest, extents)
+            with self.lock:
+                del self._kept[seq]
+
+
+class FrameReader:
+    """Frames from a descriptor, read straight into the buffers of whoever asks for the next."""
+
+    def __init__(self, reader: WakeableReader) -> None:
+        self._reader = reader
+        self._space = memoryview(b"")
+        self._decoder = FrameDecoder(lambda size: self._space[:size])
+        self._pushed: deque[Frame] = deque()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` was called, so that an end of input means nothing."""
+        return self._reader.stopped
+
+    def next(self, buffer: memoryview) -> Frame | None:
+        """Read one frame into `buffer`; None at the end of input, or once stopped.
+
+        Raises:
+            RemoteProtocolError: If the bytes are no frame.
+        """
+        if self._pushed:
+            return self._pushed.popleft()
+        self._space = buffer
+        while True:
+            count = self._reader.read_into(self._decoder.buffer())
+            if not count:
+                return None
+            frame = self._decoder.filled(count)
+            if frame is not None:
+                return frame
+
+    def end(self) -> None:
+        """Take the end of input.
+
+        Raises:
+            RemoteProtocolError: If it falls inside a frame.
+        """
+        self._decoder.end()
+
+    def opening(self) -> Open:
+        """Look ahead to the opening; `next` gives its frames again.
+
+        Raises:
+            RemoteProtocolError: If the stream does not begin with one.
+        """
+        frames: list[Frame] = []
+        decompress = Decompressor()
+        while len(frames) < 2:  # HELLO, OPEN
+            frame = self.next(memoryview(bytearray(EXTENTS_BYTES)))
+            if frame is None:
+                self.end()
+                empty = "the input is empty" if not self._decoder.started else "the stream was cut"
+                raise RemoteProtocolError(empty, Code.INTERRUPTED)
+            frames.append(frame)
+        hello, opening = (message_of(frame, blake3.blake3, decompress) for frame in frames)
+        if not isinstance(hello, Hello) or not isinstance(opening, Open):
+            raise RemoteProtocolError("the stream does not begin with HELLO and OPEN")
+        check_hello(hello)
+        self._pushed.extend(frames)
+        return opening
+
+    def stop(self) -> None:
+        """Wake the reader and let it see an end; from any thread or signal handler."""
+        self._reader.stop()
+
+
+def default_workers() -> int:
+    """Return how many threads keep this host's processors busy around blocking calls."""
+    return min(4, os.cpu_count() or 1) + 1
+
+
+class ReceiveEngine:
+    """Reads a stream from a descriptor into an `Applying`.
+
+    Memory: one buffer of a frame a worker, twice for packed frames, and the plan.
+    """
+
+    def __init__(
+        self,
+        applying: Applying,
+        frames: FrameReader,
+        progress: Progress,
+        workers: int | None = None,
+    ) -> None:
+        """Prepare; nothing is read yet."""
+        self._applying = applying
+        self._frames = frames
+        self._progress = progress
+        self._workers = workers or default_workers()
+        self._reading = threading.Lock()
+        self._turnstile = Turnstile()
+        self._first: int | None = None
+        self._crew = Crew(self._wake)
+        self._stopped = ""
+        self._ended = False
+
+    def run(self) -> Finish:
+        """Take the whole stream; blocks until the session is over.
+
+        Raises:
+            BlockstreamError: As the session, the target or the input failed; whatever was good by
+                then has been made durable.
+        """
+        self._crew.run(self._work, self._workers)
+        if self._stopped and self._crew.error is None and self._applying.finish is None:
+            self._crew.error = error_for(Code.INTERRUPTED, self._stopped)
+        if self._crew.error is not None and self._applying.finish is None:
+            self._drain(self._crew.error)
+        finish = self._applying.finish
+        if self._crew.error is not None and (finish is None or finish.code):
+            raise translated(self._crew.error) from self._crew.error
+        if finish is None:
+            raise error_for(Code.INTERRUPTED, "the receiver ended before its session did")
+        return finish
+
+    def stop(self, reason: str) -> None:
+        """Make `run` end soon, after a last barrier for what has arrived."""
+        self._stopped = reason
+        self._wake()
+
+    def tick(self) -> None:
+        """Let the session notice the time; may flush, so call it from a thread of its own."""
+        session = self._applying.session
+        try:
+            self._applying.perform(self._applying.event(lambda: session.tick(time.monotonic())))
+        except (BlockstreamError, RemoteProtocolError) as error:
+            self._crew.fail(error)
+
+    # Workers.
+
+    def _work(self) -> None:
+        buffer = aligned_buffer(EXTENTS_BYTES)
+        decompress = Decompressor()
+        while True:
+            effects = self._next(buffer, decompress)
+            if effects is None:
+                return
+            for effect in effects:
+                if isinstance(effect, Verify):
+                    self._apply(effect, decompress)
+                else:
+                    self._applying.perform([effect])
+
+    def _next(self, buffer: memoryview, decompress: Decompressor) -> list[Effect] | None:
+        """Read one message, in order; None when there is nothing more to read.
+
+        Whatever must be done before the next message may be looked at is done here.
+        """
+        with self._reading:
+            if self._ended or self._crew.error is not None:
+                return None
+            frame = self._frames.next(buffer)
+            session = self._applying.session
+            if frame is None:
+                return self._end_of_input()
+            message = message_of(frame, blake3.blake3, decompress)
+            self._progress.control(0 if isinstance(message, Extents) else frame.wire_len)
+            effects = self._applying.event(lambda: session.receive(message, time.monotonic()))
+            if session.state in {State.STREAM, State.SKIM}:
+                self._open_turnstile()
+                return effects
+            self._applying.perform(effects)
+            self._open_turnstile()
+            self._ended = session.state is State.DONE
+            return []
+
+    def _end_of_input(self) -> list[Effect] | None:
+        self._ended = True
+        if self._frames.stopped:
+            return None
+        self._frames.end()
+        return self._applying.event(self._applying.session.end_of_stream)
+
+    def _open_turnstile(self) -> None:
+        """Let the first frame pass, whose number is known once the session is ready for it."""
+        if self._first is None and self._applying.session.state in {State.STREAM, State.SKIM}:
+            self._first = self._applying.session.durable.frames
+            self._turnstile = Turnstile(self._first)
+            if self._crew.error is not None or self._frames.stopped:
+                self._turnstile.break_open()
+
+    def _apply(self, effect: Verify, decompress: Decompressor) -> None:
+        frame, seq = effect.frame, effect.seq
+        table = parse_table(unpacked(frame, blake3.blake3, decompress))
+        session = self._applying.session
+        self._turnstile.wait_for(seq)
+        effects = self._applying.event(lambda: session.verified(seq, table.extents))
+        self._turnstile.advance()
+        for following in effects:
+            if isinstance(following, Write):
+                self._applying.write(following, frame, table)
+            else:
+                self._applying.perform([following])
+        self._applying.count(table, frame.wire_len)
+
+    # Ends.
+
+    def _wake(self) -> None:
+        self._frames.stop()
+        self._turnstile.break_open()
+
+    def _drain(self, error: BaseException) -> None:
+        """All workers have ended: let the session make durable what is good, and finish."""
+        session = self._applying.session
+        code, text = code_of(error), str(error)
+        self._applying.event(lambda: session.failed(code, text))
+        try:
+            self._applying.perform(self._applying.event(session.drained))
+        except (BlockstreamError, CrewStoppedError, RemoteProtocolError) as second:
+            # The first error is the cause; the second says that the last barrier was lost too.
+            self._crew.error = BaseExceptionGroup("the transfer failed twice", [error, second])
