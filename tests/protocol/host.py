@@ -32,12 +32,15 @@ from blockstream_protocol import (
     Receiver,
     ReceiverPolicy,
     Record,
+    RecordIntent,
     RemoteProtocolError,
     Send,
     Sender,
+    Stream,
     TakeSamples,
     TargetState,
     Unknown,
+    Validate,
     Verify,
     Write,
     control_frame,
@@ -269,3 +272,89 @@ class Host:
             self.run(self.receiver.failed(error.code, str(error)))
             self.run(self.receiver.drained())
         return self.finish
+
+
+# Sending.
+
+
+@dataclass
+class Source:
+    """Executes what a sender wants, and keeps what it did.
+
+    Attributes:
+        sender: The rules under test.
+        frames: Every frame of the plan, with the bytes it covers.
+        trusts: Whether the source cannot change, so that frames are not produced again.
+        did: Every effect, in order.
+    """
+
+    sender: Sender
+    frames: Sequence[tuple[Frame, int]]
+    trusts: bool = False
+    did: list[Effect] = field(default_factory=list)
+
+    @property
+    def finish(self) -> Finish:
+        """How it ended."""
+        (finish,) = (effect for effect in self.did if isinstance(effect, Finish))
+        return finish
+
+    @property
+    def sent(self) -> list[Message]:
+        """What the sender said."""
+        return [effect.message for effect in self.did if isinstance(effect, Send)]
+
+    def take(self, message: Message, now: float = 0.0) -> None:
+        """Give the sender an answer and do what it wants."""
+        self.run(self.sender.receive(message, now))
+
+    def run(self, effects: Sequence[Effect]) -> None:
+        """Execute effects, and the effects of their reports."""
+        waiting = deque(effects)
+        while waiting:
+            effect = waiting.popleft()
+            self.did.append(effect)
+            match effect:
+                case Stream(skip):
+                    waiting.extend(self._stream(skip))
+                case Validate():
+                    waiting.extend(self.sender.validated())
+                case RecordIntent():
+                    waiting.extend(self.sender.intent_recorded())
+
+    def _stream(self, skip: int) -> list[Effect]:
+        effects: list[Effect] = []
+        if skip and self.trusts:
+            effects += self.sender.trusted(sum(covered for _, covered in self.frames[:skip]))
+        else:
+            for frame, covered in self.frames[:skip]:
+                effects += self.sender.replayed(frame.digest, covered)
+        for frame, covered in self.frames[skip:]:
+            effects += self.sender.frame(frame, covered)
+        return effects + self.sender.source_ended()
+
+
+def converse(source: Source, host: Host, *, swallow: type[Message] | None = None) -> None:
+    """Run a duplex session to its end, with every message through its bytes.
+
+    Args:
+        source: The sender's side.
+        host: The receiver's side.
+        swallow: The connection is lost before an answer of this type arrives.
+    """
+    heard = said = 0
+    source.run(source.sender.start())
+    while heard < len(source.sent) or said < len(host.sent):
+        if heard < len(source.sent):
+            host.take(_through_bytes(source.sent[heard]))
+            heard += 1
+        elif swallow is not None and isinstance(host.sent[said], swallow):
+            return
+        else:
+            source.take(_through_bytes(host.sent[said]))
+            said += 1
+
+
+def _through_bytes(message: Message) -> Message:
+    (frame,) = FrameDecoder().feed(MAGIC + encode(frame_of(message)))
+    return message_of(frame, new_digest, decompress)
