@@ -114,13 +114,14 @@ def opening_of(
 
 
 def sectors(*numbers: int, size: int) -> Plan:
-    """Return the plan of some sectors of a device."""
+    """Return the plan of some sectors of a device; its last may be shorter."""
     rows: list[list[int]] = []
     for number in numbers:
         if rows and rows[-1][0] + rows[-1][1] == number * SECTOR:
             rows[-1][1] += SECTOR
         else:
             rows.append([number * SECTOR, SECTOR])
+        rows[-1][1] = min(rows[-1][1], size - rows[-1][0])
     joined = b"".join(
         part.to_bytes(8, "little") for offset, length in rows for part in (offset, length)
     )

@@ -7,6 +7,7 @@ import pytest
 from blockstream_protocol import (
     IDLE_SECONDS,
     PING_SECONDS,
+    RECEIVER,
     Abort,
     Ack,
     Checkpoint,
@@ -724,3 +725,16 @@ def test_calls_out_of_order_are_bugs() -> None:
     admit(receiver, 0, 1)
     with pytest.raises(LocalProtocolError):
         verify(receiver, 1)
+
+
+def test_a_table_that_admits_what_nobody_handles_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RECEIVER[State.GREET], Ack, State.OPENING)
+    with pytest.raises(LocalProtocolError, match="no handler for Ack"):
+        receiver_at().receive(Ack(0, HEX))
+
+
+def test_what_cannot_happen_is_a_bug_and_not_a_guess() -> None:
+    fresh = receiver_at(Unknown())
+    for inside in (fresh._already, fresh._give_up, fresh._known_opening):
+        with pytest.raises(LocalProtocolError):
+            inside()

@@ -10,6 +10,7 @@ from blockstream_protocol import (
     CHECKPOINT_SECONDS,
     IDLE_SECONDS,
     PING_SECONDS,
+    SENDER,
     Abort,
     Ack,
     Checkpoint,
@@ -447,3 +448,9 @@ def test_a_refusal_before_hello_is_heard() -> None:
     sender = sender_of()
     sender.start()
     assert refused(sender.receive, Refuse(10, "busy")) == (Code.REFUSED, "busy")
+
+
+def test_a_table_that_admits_what_nobody_handles_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SENDER[State.GREET], End, State.OPENING)
+    with pytest.raises(LocalProtocolError, match="no handler for End"):
+        sender_of().receive(End(0, HEX, 0))
