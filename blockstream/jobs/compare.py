@@ -82,7 +82,7 @@ def _read_old(old: Source, offset: int, view: memoryview) -> None:
     view[inside:] = bytes(len(view) - inside)
 
 
-def _differing(new: memoryview, old: memoryview, offset: int) -> array[int]:
+def _differing(new: memoryview, old: memoryview, offset: int) -> "array[int]":
     """Return (offset, length, kind) of each block that differs."""
     rows = array("q")
     for start in range(0, len(new), _GRAIN):

@@ -67,7 +67,7 @@ class _Counting:
         self._found = found
         self._lock = threading.Lock()
 
-    def prepare(self, opening: Open, plan: Plan, *, resumed: bool) -> None:
+    def prepare(self, opening: Open, plan: Plan, *, resumed: bool, first: int) -> None:
         """Need nothing."""
 
     def record(self, state: TargetState) -> None:

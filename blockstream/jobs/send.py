@@ -1,5 +1,6 @@
 """`send`: one disk, whole or its changes, as a stream."""
 
+import os
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from pathlib import Path
 import blake3
 
 from blockstream import __version__
-from blockstream.errors import OutcomeUnknownError, UsageError
+from blockstream.errors import InterruptedTransferError, OutcomeUnknownError, UsageError
 from blockstream.extents import ExtentMap
 from blockstream.formats.extent_lists import ExtentList, Meaning, parse_extent_list
 from blockstream.interfaces import Source
@@ -172,6 +173,8 @@ def send(
     if finish.committed is None:
         raise OutcomeUnknownError("the session ended without saying what was sent")
     seconds = time.monotonic() - began
+    if request.receipt_seconds:
+        _hang_up(fd)
     confirmed = _wait_for_receipt(sent, finish.committed, request.receipt_seconds)
     return SendResult(finish.committed, progress.snapshot(), seconds, confirmed)
 
@@ -234,6 +237,23 @@ def read_extent_list(path: str, size: int) -> ExtentList:
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}; nothing was sent") from error
     return parse_extent_list(data, size)
+
+
+def _hang_up(fd: int) -> None:
+    """Give the stream's end to the receiver, which commits only then; `fd` stays a number of ours.
+
+    Raises:
+        InterruptedTransferError: If what was written last did not get out.
+    """
+    nothing = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.dup2(nothing, fd)
+    except OSError as error:
+        raise InterruptedTransferError(
+            f"the stream cannot be ended: {error.strerror}; it may not be complete"
+        ) from error
+    finally:
+        os.close(nothing)
 
 
 def _wait_for_receipt(sent: SentTransfers, expected: Committed, seconds: float) -> bool:

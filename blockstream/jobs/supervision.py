@@ -52,7 +52,12 @@ def supervised(
     Raises:
         BlockstreamError: Whatever `run` raised.
     """
-    return asyncio.run(_supervised(run, work, progress, reporters))
+    try:
+        return asyncio.run(_supervised(run, work, progress, reporters))
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) > 1:
+            raise
+        raise group.exceptions[0] from group.exceptions[0].__cause__
 
 
 async def _supervised(

@@ -177,7 +177,7 @@ class _ReadOnly:
         return (self._folder / f"{self._name}-plan-{name}").read_bytes()
 
     def write_slot(self, index: int, data: bytes) -> None:
-        raise NotImplementedError
+        """Settle nothing: who only looks acts on nothing."""
 
     def write_plan(self, name: str, rows: bytes) -> None:
         raise NotImplementedError
@@ -186,4 +186,4 @@ class _ReadOnly:
         raise NotImplementedError
 
     def flush(self) -> None:
-        raise NotImplementedError
+        """Settle nothing."""

@@ -6,7 +6,12 @@ import uuid
 import blake3
 import numpy as np
 
-from blockstream.errors import NotFoundError, RefusedError, SourceError
+from blockstream.errors import (
+    InterruptedTransferError,
+    NotFoundError,
+    RefusedError,
+    SourceError,
+)
 from blockstream.extents import ExtentMap
 from blockstream.jobs.receive import apply_stored
 from blockstream.jobs.targets import OpenedTarget
@@ -82,7 +87,7 @@ def _write_log(everything: OpenedTarget, opening: Open, plan: Plan) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
         sync_directory(path.parent)
-    except (OSError, SourceError) as error:
+    except (OSError, SourceError, InterruptedTransferError) as error:
         temporary.unlink(missing_ok=True)
         raise RefusedError(
             f"what the transfer would overwrite cannot be kept in {path}: {error}; nothing was "

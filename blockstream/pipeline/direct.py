@@ -40,7 +40,7 @@ class DirectApplier:
         self._save_undo = save_undo
         self._dirty = isinstance(journal.state, Dirty)
 
-    def prepare(self, opening: Open, plan: Plan, *, resumed: bool) -> None:
+    def prepare(self, opening: Open, plan: Plan, *, resumed: bool, first: int) -> None:
         """Save what undo needs; the journal itself was preallocated when it was opened."""
         if self._save_undo is not None:
             self._save_undo(opening, plan, resumed)

@@ -54,8 +54,15 @@ from blockstream_protocol import (
 class Applier(Protocol):
     """What a receiver's effects are executed on: a target and its journal, or a spool."""
 
-    def prepare(self, opening: Open, plan: Plan, *, resumed: bool) -> None:
-        """Make ready for the first write; a refusal here leaves everything as it was."""
+    def prepare(self, opening: Open, plan: Plan, *, resumed: bool, first: int) -> None:
+        """Make ready for the first write; a refusal here leaves everything as it was.
+
+        Args:
+            opening: What the sender announced.
+            plan: Its plan, whole.
+            resumed: Whether the identical transfer is unfinished here.
+            first: Number of the first frame that comes; 0 if it comes again from the start.
+        """
 
     def record(self, state: TargetState) -> None:
         """Make a state durable."""
@@ -168,7 +175,8 @@ class Applying:
     def _prepare(self, plan: Plan, *, resumed: bool) -> list[Effect]:
         opening = self.session.opening
         if opening is not None:
-            self._applier.prepare(opening, plan, resumed=resumed)
+            first = self.session.durable.frames
+            self._applier.prepare(opening, plan, resumed=resumed, first=first)
             self._progress.size = opening.size
             self._progress.total = opening.total
             self._progress.covered = self.session.durable.covered

@@ -28,6 +28,7 @@ from blockstream_protocol import (
     Plan,
     Table,
     TargetState,
+    Unknown,
     control_frame,
     encode,
     encode_head,
@@ -65,17 +66,18 @@ class StagedApplier:
         # Where in the spool each frame since the last record ends.
         self._ends: dict[int, int] = {}
 
-    def prepare(self, opening: Open, plan: Plan, *, resumed: bool) -> None:
+    def prepare(self, opening: Open, plan: Plan, *, resumed: bool, first: int) -> None:
         """Begin the spool, or cut it back to what was durable."""
         state = self._journal.state
-        frames = 0
         try:
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            if resumed and isinstance(state, Dirty):
+            if resumed and first and isinstance(state, Dirty):
                 self._position = int(self._journal.entry.facts[_POSITION])
-                frames = state.frames
                 os.ftruncate(self._fd, self._position)
             else:
+                # Nobody may take the new spool for what the old record promises.
+                if not isinstance(state, Unknown):
+                    self._journal.record(Unknown())
                 os.ftruncate(self._fd, 0)
                 self._append(_beginning(opening, plan))
                 sync_directory(self._path.parent)
@@ -84,8 +86,8 @@ class StagedApplier:
                 f"the spool {self._path} cannot be written: {error.strerror}; the target was not "
                 "touched; make room, or choose another place with --state-dir"
             ) from error
-        self._ends = {frames: self._position}
-        self._order = Turnstile(frames)
+        self._ends = {first: self._position}
+        self._order = Turnstile(first)
 
     def record(self, state: TargetState) -> None:
         """Record how far the spool is durable; complete it and apply it at the end."""
