@@ -174,7 +174,7 @@ class Journal:
         try:
             rows = self._storage.read_plan(name)
             if self._new_digest(rows).digest().hex() == name:
-                return Plan.from_rows(rows, min(size, _end_of(rows)))
+                return Plan.from_rows(rows, min(DEVICE_BYTES, _end_of(rows)))
         except (FileNotFoundError, RemoteProtocolError):
             pass
         raise RefusedError(
@@ -253,5 +253,8 @@ def _has(content: Mapping[str, object], cls: type) -> bool:
 
 
 def _end_of(rows: bytes) -> int:
-    """Return where the last range ends: the source may be smaller than the target, to any byte."""
+    """Return where the last range ends.
+
+    Not where the target does: the source may be smaller, and the target may have shrunk since.
+    """
     return sum(_ROW.unpack(rows[-ROW_BYTES:].rjust(ROW_BYTES, b"\0")))

@@ -1,13 +1,8 @@
-"""Whatever comes in, it is an ExtentList inside the device or an ExtentListError, nothing else.
+"""Whatever comes in, it is an ExtentList inside the device or an ExtentListError, nothing else."""
 
-Run: python tests/fuzz/fuzz_extent_lists.py tests/fuzz/corpus/extent_lists -max_total_time=60
-"""
+from tests.fuzz.engine import fuzz, instrumented
 
-import sys
-
-import atheris  # type: ignore[import-untyped]
-
-with atheris.instrument_imports(include=["blockstream", "json"]):
+with instrumented("blockstream", "json"):
     from blockstream.errors import ExtentListError
     from blockstream.formats.extent_lists import parse_extent_list, written
 
@@ -37,5 +32,4 @@ def check(data: bytes) -> None:
 
 
 if __name__ == "__main__":
-    atheris.Setup(sys.argv, check)
-    atheris.Fuzz()
+    fuzz(check)

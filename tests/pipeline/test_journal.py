@@ -285,6 +285,16 @@ def test_a_target_that_has_grown_keeps_its_plan() -> None:
     assert journal(disk, 2 * SIZE).state == dirty(plan=PLANS[0])
 
 
+@pytest.mark.parametrize("plan", PLANS, ids=["whole", "none", "two", "one"])
+def test_a_target_that_has_shrunk_keeps_its_plan(plan: Plan) -> None:
+    disk = Disk()
+    journal(disk, SIZE).record(dirty(plan=plan))
+    shrunk = journal(disk, SIZE - 3000)
+    assert shrunk.state == dirty(plan=plan)
+    shrunk.record(shrunk.state)
+    assert journal(disk, SIZE - 3000).state == dirty(plan=plan)
+
+
 @pytest.mark.parametrize("rows", [None, b"", b"x", bytes(32)], ids=["gone", "empty", "cut", "zero"])
 def test_a_plan_that_is_missing_or_damaged_is_refused(rows: bytes | None) -> None:
     disk = Disk()
