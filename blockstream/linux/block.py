@@ -99,7 +99,8 @@ def data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
                 return
             if error.errno != errno.EINVAL:
                 raise
-            start = end
+            yield end, size
+            return
         if start >= size:
             return
         end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
@@ -143,6 +144,14 @@ def read_text(path: Path) -> str:
     """Return the first line of a sysfs or proc file; empty where there is none."""
     try:
         return path.read_text(errors="replace").split("\n", 1)[0].strip()
+    except OSError:
+        return ""
+
+
+def read_path(path: Path) -> str:
+    """Return the path in a sysfs file, of any bytes, blanks included; empty where there is none."""
+    try:
+        return os.fsdecode(path.read_bytes().removesuffix(b"\n"))
     except OSError:
         return ""
 

@@ -10,7 +10,7 @@ PAGE = mmap.PAGESIZE
 
 def aligned_buffer(size: int) -> memoryview:
     """Return zeroed memory that begins on a page, as O_DIRECT wants it."""
-    return memoryview(mmap.mmap(-1, -(-size // PAGE) * PAGE))[:size]
+    return memoryview(mmap.mmap(-1, max(1, -(-size // PAGE)) * PAGE))[:size]
 
 
 def write_all(fd: int, data: memoryview, offset: int) -> None:

@@ -2,13 +2,14 @@
 
 import ctypes
 import os
+import re
 import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from blockstream.linux.block import diskseq_of, read_text, sysfs_node
+from blockstream.linux.block import diskseq_of, read_path, read_text, sysfs_node
 
 _AT_EMPTY_PATH = 0x1000
 _STATX_BTIME = 0x800
@@ -53,7 +54,7 @@ def identity_of(fd: int) -> Identity:
         text = read_text(sysfs / name)
         if text:
             return Identity(f"{prefix}:{text}", lasting=True)
-    backing = read_text(sysfs / "loop/backing_file")
+    backing = read_path(sysfs / "loop/backing_file")
     if backing:
         return _loop_identity(sysfs, backing)
     partition = _partition_uuid(info.st_rdev)
@@ -113,7 +114,10 @@ def node_of(fd: int) -> Node:
 
 
 def nodes_below(node: Node) -> frozenset[Node]:
-    """Return everything that `node` keeps its bytes on: slaves, whole disk, backing file."""
+    """Return everything that `node` keeps its bytes on: slaves, whole disk, backing file.
+
+    A file lies on the device of its file system.
+    """
     found: set[Node] = set()
     todo = [node]
     while todo:
@@ -125,25 +129,32 @@ def nodes_below(node: Node) -> frozenset[Node]:
 
 
 def _directly_below(node: Node) -> Iterator[Node]:
-    if node.kind != "block":
-        return
     sysfs = sysfs_node(node.device)
+    if node.kind == "file":
+        yield from _node_at(sysfs)
+        return
     if (sysfs / "partition").exists():
         yield from _node_at(sysfs.parent)
     slaves = sysfs / "slaves"
     if slaves.is_dir():
         for slave in slaves.iterdir():
             yield from _node_at(slave)
-    backing = read_text(sysfs / "loop/backing_file")
-    if backing:
-        try:
-            info = Path(backing).stat()
-        except OSError:
-            return
-        if stat.S_ISBLK(info.st_mode):
-            yield Node("block", info.st_rdev)
-        else:
-            yield Node("file", info.st_dev, info.st_ino)
+    yield from _backing_of(sysfs)
+
+
+def _backing_of(sysfs: Path) -> Iterator[Node]:
+    """Give what a loop device lies on."""
+    backing = read_path(sysfs / "loop/backing_file")
+    if not backing:
+        return
+    try:
+        info = Path(backing).stat()
+    except OSError:
+        return
+    if stat.S_ISBLK(info.st_mode):
+        yield Node("block", info.st_rdev)
+    else:
+        yield Node("file", info.st_dev, info.st_ino)
 
 
 def _node_at(sysfs: Path) -> Iterator[Node]:
@@ -163,14 +174,15 @@ def share_bytes(one: Node, other: Node) -> bool:
 def users_of(node: Node) -> list[str]:
     """Say, for a message, who seems to use a disk: mounts, swap, holders, loop devices."""
     if node.kind == "file":
-        return _loops_on(node)
+        return sorted({*_loops_on(node), *(f"{path} is swap" for path in _swaps({node}))})
     sysfs = sysfs_node(node.device)
     family = {node.device: sysfs.name}
     for child in sysfs.glob("*/partition"):
         for below in _node_at(child.parent):
             family[below.device] = child.parent.name
     users = [f"{family[device]} is mounted on {place}" for device, place in _mounts(family)]
-    users += [f"{name} is swap" for name in _swaps(set(family))]
+    users += [f"{name} is swap" for name in _swaps({Node("block", d) for d in family})]
+    users += [user for device in family for user in _loops_on(Node("block", device))]
     for child in (sysfs, *(sysfs / name for name in family.values())):
         holders = child / "holders"
         if holders.is_dir():
@@ -179,15 +191,8 @@ def users_of(node: Node) -> list[str]:
 
 
 def _loops_on(node: Node) -> list[str]:
-    users = []
-    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
-        try:
-            info = Path(read_text(path)).stat()
-        except OSError:
-            continue
-        if (info.st_dev, info.st_ino) == (node.device, node.inode):
-            users.append(f"it backs /dev/{path.parent.parent.name}")
-    return users
+    loops = (path.parent.parent for path in Path("/sys/block").glob("loop*/loop/backing_file"))
+    return [f"it backs /dev/{loop.name}" for loop in loops if node in _backing_of(loop)]
 
 
 def _mounts(family: dict[int, str]) -> Iterator[tuple[int, str]]:
@@ -200,18 +205,40 @@ def _mounts(family: dict[int, str]) -> Iterator[tuple[int, str]]:
         major, _, minor = words[2].partition(":")
         device = os.makedev(int(major), int(minor))
         if device in family:
-            yield device, words[4].encode().decode("unicode_escape")
+            yield device, _unescaped(words[4])
 
 
-def _swaps(devices: set[int]) -> Iterator[str]:
+def _unescaped(text: str) -> str:
+    """Undo the kernel's octal escapes of blanks and backslashes."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+
+
+def _swaps(nodes: set[Node]) -> Iterator[str]:
     try:
         lines = Path("/proc/swaps").read_text(errors="replace").splitlines()[1:]
     except OSError:
         return
     for line in lines:
-        path = line.split()[0]
+        path = _unescaped(line.split()[0])
         try:
-            if Path(path).stat().st_rdev in devices:
-                yield path
+            info = Path(path).stat()
         except OSError:
             continue
+        if {Node("block", info.st_rdev), Node("file", info.st_dev, info.st_ino)} & nodes:
+            yield path
+
+
+def lock_holder_of(fd: int) -> str:
+    """Say which process has locked an open file or device; empty if that cannot be told."""
+    info = os.fstat(fd)
+    place = f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}:{info.st_ino}"
+    try:
+        lines = Path("/proc/locks").read_text().splitlines()
+    except OSError:
+        return ""
+    for line in lines:
+        words = line.split()
+        if words[1] == "FLOCK" and words[5] == place:
+            command = read_text(Path(f"/proc/{words[4]}/comm"))
+            return f"process {words[4]} ({command})" if command else f"process {words[4]}"
+    return ""

@@ -43,6 +43,8 @@ def make_directory(path: Path) -> None:
             if not folder.is_dir():
                 folder.mkdir(mode=0o700, exist_ok=True)
                 sync_directory(folder.parent)
+        # Whoever made it may have died before its name was durable.
+        sync_directory(path.parent)
     except OSError as error:
         raise RefusedError(
             f"the state directory {path} cannot be made: {error.strerror}; nothing was written; "
@@ -137,19 +139,19 @@ class JournalFiles:
 
 def _preallocate(fd: int, size: int, path: Path) -> None:
     """Reserve the journal's room before the target changes, so that a full disk is a refusal."""
-    if os.fstat(fd).st_size >= size:
-        return
     try:
-        os.posix_fallocate(fd, 0, size)
-        os.fsync(fd)
+        if os.fstat(fd).st_size < size:
+            os.posix_fallocate(fd, 0, size)
+            os.fsync(fd)
+        # Always: whoever made it may have died before its name was durable.
+        sync_directory(path.parent)
     except OSError as error:
         raise _no_room(path, error) from error
-    sync_directory(path.parent)
 
 
 def _no_room(path: Path, error: OSError) -> RefusedError:
     return RefusedError(
-        f"the journal {path} cannot be made: {error.strerror}; nothing was written; make room, or "
+        f"the file {path} cannot be made: {error.strerror}; nothing was written; make room, or "
         "choose another place with --state-dir"
     )
 
@@ -160,8 +162,12 @@ def locked(path: Path, what: str) -> Iterator[None]:
 
     Raises:
         BusyError: If somebody else does.
+        RefusedError: If it cannot be made.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise _no_room(path, error) from error
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -170,8 +176,9 @@ def locked(path: Path, what: str) -> Iterator[None]:
             raise BusyError(
                 f"{what} is busy: {holder} works on it; nothing was written; wait for it to end"
             ) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk: the lock holds without its text
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         yield
     finally:
         os.close(fd)

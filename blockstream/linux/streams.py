@@ -5,6 +5,8 @@ import fcntl
 import os
 import select
 
+from blockstream.errors import InterruptedTransferError
+
 # The most that an ordinary user may ask for; the default of 64 KiB costs a switch per 64 KiB.
 PIPE_BYTES = 1 << 20
 
@@ -31,13 +33,22 @@ class WakeableReader:
         self.stopped = False
 
     def read_into(self, buffer: memoryview) -> int:
-        """Wait for bytes and read some; 0 at the end of input, or once stopped."""
+        """Wait for bytes and read some; 0 at the end of input, or once stopped.
+
+        Raises:
+            InterruptedTransferError: If the descriptor cannot be read.
+        """
         if self.stopped:
             return 0
         self._poll.poll()
         if self.stopped:
             return 0
-        return os.readv(self._fd, [buffer])
+        try:
+            return os.readv(self._fd, [buffer])
+        except OSError as error:
+            raise InterruptedTransferError(
+                f"the stream cannot be read any further: {error.strerror}"
+            ) from error
 
     def stop(self) -> None:
         """Let every read, waiting or to come, return 0. Any thread, and signal handlers."""

@@ -1,5 +1,6 @@
 """A file or block device as a source."""
 
+import contextlib
 import errno
 import os
 import stat
@@ -12,7 +13,8 @@ from blockstream.errors import NotFoundError, SourceError
 from blockstream.extents import ExtentMap
 from blockstream.linux.block import data_ranges, logical_block_of, size_of
 from blockstream.linux.buffers import read_all
-from blockstream.linux.identity import Node, node_of, nodes_below, users_of
+from blockstream.linux.identity import Node, node_of, users_of
+from blockstream.linux.page_cache import absent_pages, may_see_cache
 from blockstream_protocol import Kind
 
 
@@ -20,7 +22,8 @@ class DiskSource:
     """Reads a file or block device and leaves the host's page cache as it was.
 
     A device is read with O_DIRECT. Of a file, pages that were in the cache are read there, and
-    pages that we had to bring in are dropped again.
+    pages that we had to bring in are dropped again; of a file of somebody else's that we may not
+    write, all pages are, because the kernel does not tell us which were there.
     """
 
     def __init__(self, path: str) -> None:
@@ -40,15 +43,15 @@ class DiskSource:
             _check_kind(path, info.st_mode)
             self.size = size_of(self._fd)
             self.alignment = max(512, logical_block_of(self._fd))
-            self._data_fd = self._direct() if self._is_device else self._fd
             self._before = (info.st_size, info.st_mtime_ns)
             node = node_of(self._fd)
-            self.nodes: frozenset[Node] = frozenset({node}) | nodes_below(node)
+            self.nodes: frozenset[Node] = frozenset({node})
             self._look_for_users(node)
             # Our own readahead would look like somebody's cached pages.
             if not self._is_device:
                 os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
-            self._nowait = 0 if self._is_device else os.RWF_NOWAIT
+            self._sees_cache = not self._is_device and may_see_cache(self._fd)
+            self._data_fd = self._direct() if self._is_device else self._fd
         except BaseException:
             os.close(self._fd)
             raise
@@ -73,27 +76,12 @@ class DiskSource:
         for offset, length in zip(offsets, lengths, strict=True):
             view = buffer[position : position + length]
             position += length
-            if self._nowait and self._read_cached(view, offset):
-                continue
             self._read(view, offset)
 
-    def _read_cached(self, view: memoryview, offset: int) -> bool:
-        """Read what is in the page cache already, or nothing."""
-        try:
-            return os.preadv(self._fd, [view], offset, self._nowait) == len(view)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL}:
-                raise self._unreadable(offset, len(view), error) from error
-            self._nowait = 0
-            return False
-
     def _read(self, view: memoryview, offset: int) -> None:
+        absent = [] if self._is_device else self._absent(offset, len(view))
         try:
             read_all(self._data_fd, view, offset)
-            if not self._is_device:
-                os.posix_fadvise(self._fd, offset, len(view), os.POSIX_FADV_DONTNEED)
         except OSError as error:
             if error.errno == errno.EINVAL and self._data_fd != self._fd:
                 # The end of a device whose size is no multiple of its block.
@@ -102,8 +90,18 @@ class DiskSource:
             raise self._unreadable(offset, len(view), error) from error
         except EOFError:
             raise SourceError(
-                f"{self.name} has become shorter than its {self.size} bytes while it was read"
+                f"{self.name} has become shorter than its {self.size} bytes while it was read; "
+                "END was not sent; send again from a snapshot, or with its user stopped"
             ) from None
+        for start, length in absent:
+            os.posix_fadvise(self._fd, start, length, os.POSIX_FADV_DONTNEED)
+
+    def _absent(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """Return what a read will bring into the cache; all of it where that cannot be told."""
+        if self._sees_cache:
+            with contextlib.suppress(OSError):
+                return absent_pages(self._fd, offset, length)
+        return [(offset, length)]
 
     def _read_buffered(self, view: memoryview, offset: int) -> None:
         try:
@@ -117,7 +115,9 @@ class DiskSource:
         info = os.fstat(self._fd)
         if self._is_device:
             if size_of(self._fd) != self.size:
-                raise SourceError(f"{self.name} changed its size while it was read")
+                raise SourceError(
+                    f"{self.name} changed its size while it was read; END was not sent; send again"
+                )
         elif (info.st_size, info.st_mtime_ns) != self._before:
             raise SourceError(
                 f"{self.name} was written while it was read, so what was sent is no one state of "
@@ -132,7 +132,7 @@ class DiskSource:
 
     def _direct(self) -> int:
         try:
-            return os.open(self.name, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+            return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
         except OSError:
             return self._fd
 

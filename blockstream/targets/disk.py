@@ -3,10 +3,10 @@
 import contextlib
 import errno
 import fcntl
-import mmap
 import os
 import stat
 from collections.abc import Sequence
+from pathlib import Path
 
 from blockstream.errors import BusyError, RefusedError, TargetError
 from blockstream.linux.block import (
@@ -19,8 +19,18 @@ from blockstream.linux.block import (
     size_of,
     zero_out,
 )
-from blockstream.linux.buffers import aligned_buffer, read_all, write_all
-from blockstream.linux.identity import Identity, Node, identity_of, node_of, share_bytes, users_of
+from blockstream.linux.buffers import PAGE, aligned_buffer, read_all, write_all
+from blockstream.linux.device_mapper import is_thin
+from blockstream.linux.identity import (
+    Identity,
+    Node,
+    identity_of,
+    lock_holder_of,
+    node_of,
+    share_bytes,
+    users_of,
+)
+from blockstream.linux.state_directory import sync_directory
 
 # One request to the kernel, so that a signal and a progress line do not wait for minutes.
 _ZERO_STEP = 1 << 30
@@ -58,11 +68,19 @@ class DiskTarget:
             info = os.fstat(self._fd)
             self._is_device = stat.S_ISBLK(info.st_mode)
             self._check_kind(info.st_mode)
+            self._check_name()
             self.size = size_of(self._fd)
             self.identity: Identity = identity_of(self._fd)
             self._check_use(sources, force_in_use)
             self._block = logical_block_of(self._fd) if self._is_device else 1
             self._limits = queue_limits_of(self._fd) if self._is_device else QueueLimits()
+            # Only a thin volume promises that what it unmapped reads as zeros; a disk that has
+            # nothing but discard may forget it with the next power cut.
+            self._keeps_thin = (
+                self._limits.discard_max > 0
+                and not self._limits.write_zeroes_max
+                and is_thin(info.st_rdev)
+            )
             self._medium = self._open_medium()
         except BaseException:
             os.close(self._fd)
@@ -79,8 +97,9 @@ class DiskTarget:
         except OSError as error:
             if error.errno != errno.EWOULDBLOCK or force:
                 return
+            holder = lock_holder_of(self._fd) or "another process"
             raise BusyError(
-                f"{self.name} is locked by another process; nothing was written; wait for it to end"
+                f"{self.name} is locked by {holder}; nothing was written; wait for it to end"
             ) from None
 
     def _check_kind(self, mode: int) -> None:
@@ -89,13 +108,26 @@ class DiskTarget:
                 f"{self.name} is neither a block device nor a regular file; nothing was written"
             )
 
+    def _check_name(self) -> None:
+        """Refuse a symbolic link to a file; names of devices are links often enough.
+
+        Whoever can change the link would choose which file we overwrite.
+        """
+        path = Path(self.name)
+        if not self._is_device and path.is_symlink():
+            raise RefusedError(
+                f"{self.name} is a symbolic link to a file; nothing was written; give the file's "
+                f"own name, {path.resolve()}"
+            )
+
     def _check_use(self, sources: frozenset[Node], force: bool) -> None:
         node = node_of(self._fd)
         if any(share_bytes(node, source) for source in sources):
             raise RefusedError(
                 f"{self.name} is the source itself, or they lie on each other; nothing was written"
             )
-        users = [] if self._is_device or force else users_of(node)
+        # O_EXCL does not see everything: not a loop device on top of this one, nothing of a file.
+        users = [] if force else users_of(node)
         if users:
             raise BusyError(
                 f"{self.name} is in use: {'; '.join(users)}; nothing was written; stop its user, "
@@ -103,10 +135,9 @@ class DiskTarget:
             )
 
     def _open_medium(self) -> int:
-        """Open the same disk once more, past the page cache where that is possible."""
-        for flags in (os.O_DIRECT, 0):
-            with contextlib.suppress(OSError):
-                return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC | flags)
+        """Open the same disk once more, past the page cache; -1 where that is not possible."""
+        with contextlib.suppress(OSError):
+            return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
         return -1
 
     # Writing.
@@ -119,6 +150,7 @@ class DiskTarget:
         for offset, length in zip(offsets, lengths, strict=True):
             data = buffer[position : position + length]
             position += length
+            self._check_end(offset, length)
             try:
                 write_all(self._fd, data, offset)
             except OSError as error:
@@ -126,8 +158,7 @@ class DiskTarget:
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeros, unmapping where that is certain to give zeros."""
-        if offset + length > self.size:
-            raise TargetError(f"{self.name} ends before offset {offset + length}")
+        self._check_end(offset, length)
         for start in range(offset, offset + length, _ZERO_STEP):
             step = min(_ZERO_STEP, offset + length - start)
             try:
@@ -135,42 +166,48 @@ class DiskTarget:
             except OSError as error:
                 raise self._failure("zeroed", start, step, error) from error
 
+    def _check_end(self, offset: int, length: int) -> None:
+        """A file would grow, and zeroing would be clipped without a word."""
+        if offset + length > self.size:
+            raise TargetError(
+                f"{self.name} has {self.size} bytes: {length} bytes at offset {offset} lie past "
+                "its end and were not written; it is marked DIRTY; please report this"
+            )
+
     def _zero_step(self, offset: int, length: int) -> None:
-        if self._keeps_thin():
-            self._discard_and_check(offset, length)
-            return
-        methods = (punch_hole, zero_out) if self._is_device else (punch_hole,)
-        for method in methods:
-            try:
-                method(self._fd, offset, length)
-            except OSError as error:
-                if error.errno not in UNSUPPORTED:
-                    raise
-            else:
-                return
-        self._write_zeros(offset, length)
-
-    def _keeps_thin(self) -> bool:
-        """Tell whether only a discard unmaps: dm-thin has no zeroing of its own."""
-        return self._limits.discard_max > 0 and not self._limits.write_zeroes_max
-
-    def _discard_and_check(self, offset: int, length: int) -> None:
-        """Discard whole chunks, and count as zero only what reads as zero then."""
-        chunk = max(self._limits.discard_granularity, self._block)
-        first = -(-offset // chunk) * chunk
-        last = (offset + length) // chunk * chunk
+        """Zero whole blocks by a request, and what is left at both ends by writing."""
+        block = max(self._limits.discard_granularity if self._keeps_thin else 1, self._block)
+        first = -(-offset // block) * block
+        last = (offset + length) // block * block
         if first >= last:
             self._write_zeros(offset, length)
             return
         self._write_zeros(offset, first - offset)
         self._write_zeros(last, offset + length - last)
+        if self._keeps_thin:
+            self._discard_and_check(first, last)
+        else:
+            self._zero_blocks(first, last)
+
+    def _zero_blocks(self, first: int, last: int) -> None:
+        methods = (punch_hole, zero_out) if self._is_device else (punch_hole,)
+        for method in methods:
+            try:
+                method(self._fd, first, last - first)
+            except OSError as error:
+                if error.errno not in UNSUPPORTED:
+                    raise
+            else:
+                return
+        self._write_zeros(first, last - first)
+
+    def _discard_and_check(self, first: int, last: int) -> None:
+        """Discard whole chunks, and count as zero only what reads as zero then."""
         try:
             discard(self._fd, first, last - first)
         except OSError as error:
             if error.errno not in UNSUPPORTED:
                 raise
-            self._write_zeros(first, last - first)
-            return
         for start in range(first, last, len(_ZEROS)):
             step = min(len(_ZEROS), last - start)
             if self._read_medium(start, step).strip(b"\0"):
@@ -204,20 +241,36 @@ class DiskTarget:
             ) from error
 
     def _read_medium(self, offset: int, length: int) -> bytes:
-        step = max(self._block, 4096)
+        if offset + length > self.size:
+            raise EOFError(f"it ends at {self.size}")
+        step = max(self._block, PAGE)
         first = offset // step * step
-        last = min(-(-(offset + length) // step) * step, self.size)
-        buffer = aligned_buffer(-(-(last - first) // mmap.PAGESIZE) * mmap.PAGESIZE)
-        view = buffer[: last - first]
-        try:
-            read_all(self._medium, view, first)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            # Past the cache is not possible here (an odd end, or a file system without it).
-            os.posix_fadvise(self._fd, first, last - first, os.POSIX_FADV_DONTNEED)
-            read_all(self._fd, view, first)
-        return bytes(view[offset - first : offset - first + length])
+        needed = offset + length - first
+        buffer = aligned_buffer(-(-needed // step) * step)
+        if not self._read_direct(buffer, first, needed):
+            os.posix_fadvise(self._fd, first, len(buffer), os.POSIX_FADV_DONTNEED)
+            read_all(self._fd, buffer[:needed], first)
+        return bytes(buffer[offset - first : needed])
+
+    def _read_direct(self, buffer: memoryview, first: int, needed: int) -> bool:
+        """Read at least `needed` bytes past the page cache; False where it cannot be passed.
+
+        Whole blocks are asked for: at the end of a file of odd size fewer come.
+        """
+        if self._medium < 0:
+            return False
+        done = 0
+        while done < needed:
+            try:
+                count = os.preadv(self._medium, [buffer[done:]], first + done)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                return False
+            if not count:
+                raise EOFError(f"nothing can be read at offset {first + done}")
+            done += count
+        return True
 
     def close(self) -> None:
         """Close the descriptors; the lock ends with them."""
@@ -234,7 +287,11 @@ class DiskTarget:
 
 
 def _created(path: str, size: int) -> int:
+    folder = Path(path).absolute().parent
     try:
+        # A mistyped /dev path would become a file in RAM.
+        if folder.stat().st_dev == Path("/dev").stat().st_dev:
+            raise RefusedError(f"{path} would be a file among the devices; nothing was written")
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
         raise RefusedError(
@@ -247,6 +304,7 @@ def _created(path: str, size: int) -> int:
     try:
         os.ftruncate(fd, size)
         os.fsync(fd)
+        sync_directory(folder)
     except OSError as error:
         os.close(fd)
         os.unlink(path)  # noqa: PTH108  # ours, and empty
@@ -283,7 +341,9 @@ def _not_opened(path: str, error: OSError) -> RefusedError:
     with contextlib.suppress(OSError):
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            users = "; ".join(users_of(node_of(fd))) or users
+            found = users_of(node_of(fd))
+            holder = lock_holder_of(fd)
+            users = "; ".join([*found, f"{holder} has locked it"] if holder else found) or users
         finally:
             os.close(fd)
     return BusyError(

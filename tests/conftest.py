@@ -1,0 +1,47 @@
+"""What a test needs of this machine: where it is missing, the test says so instead of failing.
+
+`@pytest.mark.root` needs root, loop devices and FUSE; `@pytest.mark.needs("sfdisk", ...)` needs
+commands, and `nbdkit:python` means that plugin of nbdkit. With CI=true a missing thing is a
+failure: there, a test that was skipped is a promise that nobody kept.
+"""
+
+import os
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(*tools): needs these commands")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    wanted = [str(tool) for mark in item.iter_markers("needs") for tool in mark.args]
+    if item.get_closest_marker("root") is not None:
+        wanted += ["root", "loop devices", "FUSE"]
+    missing = [tool for tool in dict.fromkeys(wanted) if not _is_there(tool)]
+    if missing:
+        say = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        say(f"this machine has no {', no '.join(missing)}")
+
+
+@cache
+def _is_there(tool: str) -> bool:
+    match tool.partition(":"):
+        case "root", _, _:
+            return os.geteuid() == 0
+        case "loop devices", _, _:
+            return Path("/dev/loop-control").exists()
+        case "FUSE", _, _:
+            return Path("/dev/fuse").exists()
+        case command, ":", plugin:
+            found = shutil.which(command)
+            return found is not None and _runs(found, plugin, "--dump-plugin")
+    return shutil.which(tool) is not None
+
+
+def _runs(*command: str) -> bool:
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0  # noqa: S603

@@ -1,0 +1,164 @@
+"""Whatever is read keeps the promises of `interfaces.Source`."""
+
+import os
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from blockstream.errors import SourceError
+from blockstream.interfaces import Source
+from blockstream.linux.buffers import aligned_buffer
+from blockstream.linux.identity import node_of, share_bytes
+from blockstream.sources.disk import DiskSource
+from blockstream_protocol import Kind
+from tests.contracts.disks import DISKS, Disk, Maker, in_empty_file, open_descriptors
+
+
+@pytest.fixture(params=DISKS)
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
+    make: Maker = request.param
+    with make(tmp_path) as disk:
+        yield disk
+
+
+@pytest.fixture
+def source(disk: Disk) -> Iterator[Source]:
+    with closing(DiskSource(disk.path)) as source:
+        yield source
+
+
+def read(source: Source, *ranges: tuple[int, int]) -> bytes:
+    buffer = aligned_buffer(sum(length for _, length in ranges))
+    source.read_into([offset for offset, _ in ranges], [length for _, length in ranges], buffer)
+    return bytes(buffer)
+
+
+def test_it_is_called_by_the_name_that_people_gave(disk: Disk, source: Source) -> None:
+    assert source.name == disk.path
+
+
+def test_its_size_is_in_bytes(disk: Disk, source: Source) -> None:
+    assert source.size == len(disk.content)
+
+
+def test_its_size_does_not_change(disk: Disk, source: Source) -> None:
+    before = source.size
+    with disk.file.open("ab") as file:
+        file.write(b"more")
+    assert source.size == before
+
+
+def test_its_alignment_is_that_of_the_disk(disk: Disk, source: Source) -> None:
+    assert source.alignment == disk.sector
+
+
+def test_it_is_not_called_immutable_without_proof(source: Source) -> None:
+    assert source.immutable is False
+
+
+def test_its_nodes_share_bytes_with_itself(disk: Disk, source: Source) -> None:
+    fd = os.open(disk.path, os.O_RDONLY)
+    try:
+        assert any(share_bytes(node, node_of(fd)) for node in source.nodes)
+    finally:
+        os.close(fd)
+
+
+def test_its_nodes_share_bytes_with_what_it_lies_on(disk: Disk, source: Source) -> None:
+    fd = os.open(disk.file, os.O_RDONLY)
+    try:
+        assert any(share_bytes(node, node_of(fd)) for node in source.nodes)
+    finally:
+        os.close(fd)
+
+
+def test_its_nodes_share_nothing_with_a_neighbour(source: Source, tmp_path: Path) -> None:
+    with (tmp_path / "neighbour").open("wb") as file:
+        assert not any(share_bytes(node, node_of(file.fileno())) for node in source.nodes)
+
+
+def test_an_idle_disk_needs_no_warning(source: Source) -> None:
+    assert list(source.warnings) == []
+
+
+def test_its_extents_cover_it_from_end_to_end(disk: Disk, source: Source) -> None:
+    position = 0
+    for extent in source.extents():
+        assert extent.offset == position
+        assert extent.kind in set(Kind)
+        position += extent.length
+    assert position == len(disk.content)
+
+
+def test_its_zero_extents_are_zeros(disk: Disk, source: Source) -> None:
+    for offset, length, kind in source.extents():
+        if kind == Kind.ZERO:
+            assert not disk.content[offset : offset + length].strip(b"\0")
+
+
+def test_its_extents_can_be_read_as_they_are(disk: Disk, source: Source) -> None:
+    for offset, length, _ in source.extents():
+        assert offset % source.alignment == 0
+        end = offset + length
+        assert end % source.alignment == 0 or end == source.size
+        assert read(source, (offset, length)) == disk.content[offset:end]
+
+
+def test_ranges_are_read_one_after_the_other(disk: Disk, source: Source) -> None:
+    unit = source.alignment
+    ranges = [(0, unit), (4 * unit, 2 * unit), (16 * unit, unit)]
+    last = source.size // unit * unit
+    ranges.append((last - 2 * unit, source.size - last + 2 * unit))
+    wanted = b"".join(disk.content[offset : offset + length] for offset, length in ranges)
+    assert read(source, *ranges) == wanted
+
+
+def test_every_offset_and_length_of_whole_units_can_be_read(disk: Disk, source: Source) -> None:
+    seeded, units = random.Random(7), source.size // source.alignment
+    for _ in range(50):
+        first, last = sorted((seeded.randrange(units + 1), seeded.randrange(units + 1)))
+        start, end = first * source.alignment, last * source.alignment
+        assert read(source, (start, end - start)) == disk.content[start:end]
+
+
+def test_several_threads_read_at_once(disk: Disk, source: Source) -> None:
+    step = 64 << 10
+    starts = range(0, source.size, step)
+
+    def part(start: int) -> bytes:
+        return read(source, (start, min(step, source.size - start)))
+
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(3):
+            assert b"".join(threads.map(part, starts)) == disk.content
+
+
+def test_a_range_past_the_end_is_an_error_with_its_offset(source: Source) -> None:
+    offset = -(-source.size // 4096) * 4096 + 8192
+    with pytest.raises(SourceError, match=rf"offset {offset}\b|{source.size} bytes"):
+        read(source, (offset, source.alignment))
+
+
+def test_what_nobody_changed_is_valid(source: Source) -> None:
+    read(source, (0, source.alignment))
+    source.validate()
+
+
+def test_closing_gives_every_descriptor_back(disk: Disk) -> None:
+    before = open_descriptors()
+    source = DiskSource(disk.path)
+    source.extents()
+    source.close()
+    assert open_descriptors() == before
+
+
+def test_an_empty_disk_is_one_too(tmp_path: Path) -> None:
+    with in_empty_file(tmp_path) as disk, closing(DiskSource(disk.path)) as source:
+        assert source.size == 0
+        assert list(source.extents()) == []
+        assert read(source) == b""
+        source.validate()
