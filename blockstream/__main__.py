@@ -1,6 +1,10 @@
 """`blockstream`, and `python -m blockstream`."""
 
+import os
 import sys
+
+# Before numpy: its linear algebra would start threads that we never use.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from blockstream.cli.main import run
 

@@ -15,7 +15,9 @@ class Turnstile:
     def __init__(self, first: int = 0) -> None:
         self._turn = first
         self._broken = False
-        self._moved = threading.Condition()
+        self._lock = threading.Lock()
+        # One lock a waiter: a condition would wake all of them for each frame.
+        self._waiting: dict[int, threading.Lock] = {}
 
     def wait_for(self, number: int) -> None:
         """Wait until it is `number`'s turn.
@@ -23,23 +25,32 @@ class Turnstile:
         Raises:
             CrewStoppedError: If the turnstile was broken.
         """
-        with self._moved:
-            while self._turn != number and not self._broken:
-                self._moved.wait()
-            if self._broken:
-                raise CrewStoppedError
+        gate = None
+        with self._lock:
+            if self._turn != number and not self._broken:
+                gate = self._waiting[number] = threading.Lock()
+                gate.acquire()
+        if gate is not None:
+            gate.acquire()
+        if self._broken:
+            raise CrewStoppedError
 
     def advance(self) -> None:
         """End the turn."""
-        with self._moved:
+        with self._lock:
             self._turn += 1
-            self._moved.notify_all()
+            gate = self._waiting.pop(self._turn, None)
+        if gate is not None:
+            gate.release()
 
     def break_open(self) -> None:
         """Send everybody away who waits or will."""
-        with self._moved:
+        with self._lock:
             self._broken = True
-            self._moved.notify_all()
+            gates = list(self._waiting.values())
+            self._waiting.clear()
+        for gate in gates:
+            gate.release()
 
 
 class Crew:

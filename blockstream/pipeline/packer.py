@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import blake3
 import numpy as np
 
-from blockstream.extents import Column, Kinds, Piece
+from blockstream.extents import DATA, ZERO, Column, Kinds, Piece
 from blockstream.interfaces import Source
 from blockstream.linux.buffers import PAGE, aligned_buffer
-from blockstream_protocol import DATA_BYTES, FRAME_EXTENTS, ROW, Kind, table_bytes
+from blockstream_protocol import DATA_BYTES, FRAME_EXTENTS, ROW, table_bytes
 
 # Grain in which zeros are looked for: the block of nearly every file system.
 ZERO_BLOCK = 4096
@@ -16,6 +16,8 @@ ZERO_BLOCK = 4096
 SHORTEST_ZERO_RUN = 4 * ZERO_BLOCK
 # The table ends where the data begins, and the data begins on a page, for O_DIRECT.
 _TABLE_ROOM = -(-table_bytes(FRAME_EXTENTS) // PAGE) * PAGE
+# Where the blocks of one extent begin, in words.
+_ONE_EXTENT = np.arange(0, DATA_BYTES, ZERO_BLOCK) >> 3
 _ROW = np.dtype([("offset", "<u8"), ("length", "<u8"), ("kind", "<u4")])
 
 if _ROW.itemsize != ROW.size:  # pragma: no cover  # a numpy that pads
@@ -64,7 +66,7 @@ class Packer:
         Raises:
             SourceError: If a range cannot be read.
         """
-        data = piece.kinds == Kind.DATA
+        data = piece.kinds == DATA
         offsets, lengths = piece.offsets[data], piece.lengths[data]
         size = int(lengths.sum())
         if size:
@@ -84,25 +86,30 @@ class Packer:
             )
 
     def _zero_blocks(self, lengths: Column, size: int) -> "_Blocks | None":
-        """Return which blocks of the data read are zero; None if none can be."""
-        blocks = _Blocks(lengths)
+        """Return which blocks of the data read are zero; None if none is."""
         words = self._words[_TABLE_ROOM // 8 : (_TABLE_ROOM + size + 7) // 8]
+        blocks = None
+        if len(lengths) == 1:  # a long run: most frames of a full copy
+            starts = _ONE_EXTENT[: -(-size // ZERO_BLOCK)]
+        else:
+            blocks = _Blocks(lengths)
+            starts = blocks.starts >> 3
         # Nearly every block of data shows it in its first word.
-        suspects = np.flatnonzero(words[blocks.starts >> 3] == 0)
-        if not len(suspects):
+        if words[starts].all():
             return None
-        for index in suspects.tolist():
-            first = int(blocks.starts[index]) >> 3
-            last = (int(blocks.starts[index] + blocks.sizes[index]) + 7) >> 3
-            blocks.zero[index] = not words[first:last].any()
-        return blocks if blocks.zero.any() else None
+        zero = np.maximum.reduceat(words, starts) == 0
+        if not zero.any():
+            return None
+        blocks = blocks or _Blocks(lengths)
+        blocks.zero = zero
+        return blocks
 
     def _without_zeros(self, piece: Piece, blocks: "_Blocks") -> tuple[Piece, int]:
         """Turn runs of zero blocks into ZERO extents and close the gaps in the buffer."""
-        data = piece.kinds == Kind.DATA
+        data = piece.kinds == DATA
         rows = blocks.runs()
         offsets = piece.offsets[data][rows.extent] + rows.inside
-        kinds = np.where(rows.zero, Kind.ZERO, Kind.DATA).astype(np.uint8)
+        kinds = np.where(rows.zero, ZERO, DATA).astype(np.uint8)
         if len(offsets) + int((~data).sum()) > FRAME_EXTENTS:
             return piece, int(piece.lengths[data].sum())
         size = self._compact(rows.starts[~rows.zero], rows.lengths[~rows.zero])
