@@ -16,7 +16,7 @@ The promises that are checked, by number:
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from blake3 import blake3
@@ -139,7 +139,8 @@ class World:
         self._fruitless = self._faults_before = 0
         self._tampered = False
         self._lost_snapshot = False
-        self._stale: Open | None = None
+        self._token: tuple[str, int, str] | None = None
+        self._stale = False
         self._over = ""
 
     def _build(self) -> None:
@@ -263,22 +264,17 @@ class World:
         return self._with_token(opening)
 
     def _with_token(self, opening: Open) -> Open:
+        """Add the resume point; some people throw the token away, some take an old one."""
         state = self._journal_state()
-        # Some people throw the token away, and begin again.
-        if not isinstance(state, Dirty) or self.rng.random() < 0.1:
+        old, new = self._token, None
+        if isinstance(state, Dirty) and state.frames:
+            self._token = new = (state.transfer, state.frames, state.chain)
+        fate = self.rng.random()
+        token = new if fate < 0.7 else old if fate < 0.9 else None
+        self._stale = token != new
+        if token is None or token[0] != opening.identity(blake3).hex():
             return opening
-        if state.transfer != opening.identity(blake3).hex() or not state.frames:
-            return opening
-        return Open(
-            size=opening.size,
-            base=opening.base,
-            goal=opening.goal,
-            plan=opening.plan,
-            ranges=opening.ranges,
-            total=opening.total,
-            frames=state.frames,
-            chain=state.chain,
-        )
+        return replace(opening, frames=token[1], chain=token[2])
 
     def _check_progress(self) -> None:
         """Check I6 early: without faults a transfer must get somewhere."""
@@ -330,7 +326,7 @@ class World:
         elif self.source.narrow:
             self.tell("the plan is widened")
             self.source.widen()
-        elif not self.source.mutated:
+        elif not self.source.mutated and not self._stale:
             raise Violation("I6", "a rightful transfer is refused, and would be for ever")
 
     def _confirm(self, sent: Finish | None, received: Finish | None) -> None:
