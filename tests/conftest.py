@@ -1,6 +1,6 @@
 """What a test needs of this machine: where it is missing, the test says so instead of failing.
 
-`@pytest.mark.root` needs root, loop devices and FUSE; `@pytest.mark.needs("sfdisk", ...)` needs
+`@pytest.mark.root` needs root, loop devices and FUSE; `@pytest.mark.needs("mkfs.ext4", ...)` needs
 commands, and `nbdkit:python` means that plugin of nbdkit. With CI=true a missing thing is a
 failure: there, a test that was skipped is a promise that nobody kept.
 """

@@ -6,6 +6,7 @@ Everything made here is given back when its `with` ends, failures included.
 import json
 import os
 import shutil
+import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -27,10 +28,9 @@ def run(*command: str | Path) -> str:
 
 
 @contextmanager
-def loop_device(file: Path, *, sector: int = 512, partitions: bool = False) -> Iterator[str]:
+def loop_device(file: Path, *, sector: int = 512) -> Iterator[str]:
     """Give the path of a loop device over `file`."""
-    options = ["--sector-size", str(sector), *(["--partscan"] if partitions else [])]
-    device = run("losetup", "--find", "--show", *options, file).strip()
+    device = run("losetup", "--find", "--show", "--sector-size", str(sector), file).strip()
     try:
         yield device
     finally:
@@ -60,17 +60,29 @@ def tmpfs(place: Path, size: str) -> Iterator[Path]:
         run("umount", "--lazy", place)
 
 
-def make_nodes(device: str) -> list[str]:
-    """Return the paths of a device's partitions, making nodes where there is no udev."""
-    name = Path(device).name
-    found = []
-    for folder in sorted(Path(f"/sys/block/{name}").glob(f"{name}p*")):
-        node = Path("/dev") / folder.name
-        major, minor = map(int, (folder / "dev").read_text().split(":"))
-        if not node.exists():
-            os.mknod(node, 0o600 | 0o060000, os.makedev(major, minor))
-        found.append(str(node))
-    return found
+@contextmanager
+def partitions(device: str, *ranges: tuple[int, int]) -> Iterator[list[str]]:
+    """Give the paths of partitions with these (offset, length) in bytes.
+
+    They are told to the kernel directly: it may know no table, and there may be no udev.
+    """
+    found: list[str] = []
+    try:
+        for number, (offset, length) in enumerate(ranges, 1):
+            run("addpart", device, str(number), str(offset // 512), str(length // 512))
+            found.append(_partition_node(f"{device}p{number}"))
+        yield found
+    finally:
+        for number in range(1, len(found) + 1):
+            run("delpart", device, str(number))
+
+
+def _partition_node(path: str) -> str:
+    name = Path(path).name
+    major, minor = map(int, Path(f"/sys/class/block/{name}/dev").read_text().split(":"))
+    if not Path(path).exists():
+        os.mknod(path, 0o600 | stat.S_IFBLK, os.makedev(major, minor))
+    return path
 
 
 @dataclass(frozen=True)
@@ -142,9 +154,8 @@ def _fuse(place: Path, uri: str) -> Iterator[None]:
 @contextmanager
 def process(command: list[str | Path], ready: Callable[[], bool]) -> Iterator[None]:
     """Run a server until the `with` ends."""
-    child = subprocess.Popen(
-        [str(word) for word in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )  # noqa: S603
+    words, quiet = [str(word) for word in command], subprocess.DEVNULL
+    child = subprocess.Popen(words, stdout=quiet, stderr=quiet)  # noqa: S603
     try:
         _wait(lambda: ready() or child.poll() is not None, str(command[0]))
         assert child.poll() is None, f"{command} ended with {child.returncode}"
