@@ -4,10 +4,12 @@ Each interface has one contract suite in tests/contracts; an implementation is o
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from blockstream.extents import ExtentMap
 from blockstream.linux.identity import Identity, Node
+
+if TYPE_CHECKING:
+    from blockstream.extents import ExtentMap  # numpy: 60 ms that `recv` need not wait
 
 
 class Source(Protocol):
@@ -37,7 +39,7 @@ class Source(Protocol):
     def warnings(self) -> Sequence[str]:
         """What people should know before they trust a copy of it."""
 
-    def extents(self) -> ExtentMap:
+    def extents(self) -> "ExtentMap":
         """Return DATA and ZERO extents that cover the device; may take seconds.
 
         Raises:

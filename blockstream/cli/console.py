@@ -1,11 +1,13 @@
 """How commands speak: sizes, the closing line, progress, JSON events. All of it on stderr."""
 
+import contextlib
 import json
 import os
 import sys
 import time
 from dataclasses import asdict, dataclass, field
 
+from blockstream.errors import InterruptedTransferError
 from blockstream.pipeline.progress import Progress, Snapshot
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
@@ -118,8 +120,9 @@ class BarReporter:
         done = min(width, width * counts.covered // counts.total)
         bar = "█" * done + "░" * (width - done)
         line = f"{self._name} {bar} {progress_line(counts, self._rate)}"
-        sys.stderr.write("\r\x1b[K" + line[: columns - 1])
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            sys.stderr.write("\r\x1b[K" + line[: columns - 1])
+            sys.stderr.flush()
         self._shown = True
 
     def asked(self, progress: Progress) -> None:
@@ -130,8 +133,9 @@ class BarReporter:
     def clear(self) -> None:
         """Take the bar away, so that the next words stand alone."""
         if self._shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+            with contextlib.suppress(OSError):
+                sys.stderr.write("\r\x1b[K")
+                sys.stderr.flush()
             self._shown = False
 
 
@@ -167,7 +171,8 @@ class PercentReporter:
         share = 100 * counts.covered // counts.total if counts.total else 0
         if share != self._last:
             self._last = share
-            os.write(self._fd, f"{share}/100\n".encode())
+            with contextlib.suppress(OSError):  # whoever followed us has gone
+                os.write(self._fd, f"{share}/100\n".encode())
 
     asked = report
 
@@ -180,9 +185,27 @@ def _columns() -> int:
 
 
 def say(text: str) -> None:
-    """Write to people."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    """Write to people. If nobody can hear it, the transfer goes on."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+def show(text: str) -> None:
+    """Write the result to standard output.
+
+    Raises:
+        InterruptedTransferError: If it cannot be written.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        # Python would try again at exit, and complain in its own words.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise InterruptedTransferError(
+            f"standard output cannot be written: {error.strerror}; what was shown is not whole"
+        ) from error
 
 
 def event(kind: str, **values: object) -> None:

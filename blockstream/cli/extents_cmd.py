@@ -1,11 +1,9 @@
 """`blockstream extents`."""
 
-import sys
-
 import click
 
+from blockstream.cli.console import show
 from blockstream.cli.options import cleared, reporters, warn, with_progress
-from blockstream.errors import InterruptedTransferError
 from blockstream.formats.extent_lists import Meaning, written
 from blockstream.jobs.compare import changes
 from blockstream.jobs.supervision import Work, supervised
@@ -35,7 +33,7 @@ def command(
         if since is None:
             extents, meaning = new.extents(), Meaning.ALLOCATED
         else:
-            shown = reporters("compare", as_json=as_json, quiet=quiet, progress_fd=progress_fd)
+            seen = reporters("compare", as_json=as_json, quiet=quiet, progress_fd=progress_fd)
             old, progress = open_source(since), Progress()
             stopped: list[str] = []
             try:
@@ -43,18 +41,14 @@ def command(
                     lambda: changes(new, old, progress, stopped),
                     Work(stopped.append),
                     progress,
-                    shown,
+                    seen,
                 )
             finally:
                 old.close()
-                cleared(shown)
+                cleared(seen)
             new.validate()
             meaning = Meaning.CHANGED
     finally:
         new.close()
-    try:
-        for text in written(extents, meaning):
-            sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise InterruptedTransferError("nobody reads the list any more") from None
+    for text in written(extents, meaning):
+        show(text)

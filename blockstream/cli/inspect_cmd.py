@@ -1,12 +1,11 @@
 """`blockstream inspect`."""
 
 import os
-import sys
 from dataclasses import asdict
 
 import click
 
-from blockstream.cli.console import event, size_text
+from blockstream.cli.console import event, show, size_text
 from blockstream.cli.options import refuse_terminal, with_json
 from blockstream.errors import NotFoundError
 from blockstream.jobs.inspect import MAP_CELLS, Inspection, inspect
@@ -67,7 +66,7 @@ def _show(name: str, found: Inspection) -> None:
         ("chain", found.chain or "-"),
         ("verdict", "NOT SOUND" if found.problem else "whole and sound"),
     ]
-    sys.stdout.write("".join(f"{key:<8}  {value}\n" for key, value in rows))
+    show("".join(f"{key:<8}  {value}\n" for key, value in rows))
 
 
 def _map(found: Inspection) -> str:

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import sys
 import traceback
 
@@ -9,7 +10,12 @@ import click
 
 from blockstream import __version__
 from blockstream.cli.console import event, say
-from blockstream.errors import BlockstreamError, ExitStatus
+from blockstream.errors import (
+    BlockstreamError,
+    ExitStatus,
+    InterruptedTransferError,
+    UsageError,
+)
 
 # In the order of --help; each is `cli/NAME_cmd.py` with one command called `command`.
 _COMMANDS = (
@@ -57,30 +63,64 @@ def cli() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command; return its exit status. Nothing is raised."""
+    _open_standard_descriptors()
+    # Until a transfer runs, and minds signals itself.
+    signal.signal(signal.SIGTERM, _stopped)
+    signal.signal(signal.SIGINT, _stopped)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    return _flushed(_status_of(arguments))
+
+
+def _status_of(arguments: list[str]) -> int:
     as_json = "--json" in arguments
     try:
         result = cli.main(arguments, prog_name="blockstream", standalone_mode=False)
-        status = result if isinstance(result, int) else ExitStatus.OK
-        return _flushed(status)
-    except click.exceptions.Exit as leave:
-        return leave.exit_code
     except click.ClickException as error:
-        error.show()
+        if as_json:
+            _speak(UsageError(error.format_message()), as_json=True)
+        else:
+            error.show()
         return ExitStatus.USAGE
     except click.Abort:
         return ExitStatus.INTERRUPTED
     except BaseExceptionGroup as group:
-        causes = [e for e in group.exceptions if isinstance(e, BlockstreamError)]
-        for cause in causes:
-            _speak(cause, as_json=as_json)
-        return causes[0].exit_status if len(causes) == len(group.exceptions) else _bug()
+        return _failed_twice(group, as_json=as_json)
     except BlockstreamError as error:
         _speak(error, as_json=as_json)
         return error.exit_status
-    except KeyboardInterrupt:
-        return ExitStatus.INTERRUPTED
     except Exception:  # noqa: BLE001  # the last place where a bug can be turned into words
         return _bug()
+    return result if isinstance(result, int) else ExitStatus.OK
+
+
+def _failed_twice(group: BaseExceptionGroup, *, as_json: bool) -> int:
+    """Say all errors; a target that could not keep what was written outranks the others."""
+    causes = [e for e in group.exceptions if isinstance(e, BlockstreamError)]
+    if len(causes) < len(group.exceptions):
+        return _bug()
+    for cause in causes:
+        _speak(cause, as_json=as_json)
+    statuses = [cause.exit_status for cause in causes]
+    return ExitStatus.TARGET if ExitStatus.TARGET in statuses else statuses[0]
+
+
+def _stopped(number: int, _frame: object) -> None:
+    raise InterruptedTransferError(f"stopped by {signal.Signals(number).name}")
+
+
+def _open_standard_descriptors() -> None:
+    """Let nothing that we open become standard input, output or error.
+
+    A message would be written into the disk that got descriptor 2.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            # Lowest first, so it gets this number. Writing to 0 and 1 must fail, not vanish.
+            os.open(os.devnull, os.O_WRONLY if number == 2 else os.O_RDONLY)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def _speak(error: BlockstreamError, *, as_json: bool) -> None:
@@ -106,6 +146,8 @@ def _flushed(status: int) -> int:
     except OSError as error:
         # Python would try again at exit, and complain in its own words.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if status:
+            return status
         say(f"blockstream: standard output cannot be written: {error.strerror}")
-        return status or ExitStatus.INTERRUPTED
+        return ExitStatus.INTERRUPTED
     return status

@@ -27,6 +27,7 @@ from blockstream.pipeline.progress import Progress
 from blockstream.pipeline.token import ResumeToken
 
 _STDOUT = 1
+_RECEIPT_SECONDS = 60.0
 
 
 @click.command("send", short_help="Send a disk, or what changed in it.")
@@ -54,13 +55,14 @@ _STDOUT = 1
 )
 @click.option(
     "--require-receipt",
-    "receipt_seconds",
-    type=float,
-    is_flag=False,
-    flag_value=60.0,
-    default=0.0,
-    metavar="[SECONDS]",
+    is_flag=True,
     help="Wait for `blockstream confirm`; exit 15 if nothing comes.",
+)
+@click.option(
+    "--receipt-wait",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help=f"How long --require-receipt waits. [default: {_RECEIPT_SECONDS:.0f}]",
 )
 @click.option(
     "-n", "--dry-run", is_flag=True, help="Say what would be sent; read and send nothing."
@@ -77,7 +79,8 @@ def command(  # one an option
     resume: str,
     compress: str,
     bwlimit: str | None,
-    receipt_seconds: float,
+    require_receipt: bool,
+    receipt_wait: float | None,
     dry_run: bool,
     state_dir: Path,
     as_json: bool,
@@ -96,6 +99,9 @@ def command(  # one an option
       blockstream send --base monday --goal tuesday --extents changed.json disk.img | ...
       blockstream send disk.img copy.img --create
     """  # noqa: D301
+    if receipt_wait is not None and not require_receipt:
+        raise UsageError("--receipt-wait has no effect without --require-receipt")
+    receipt_seconds = (receipt_wait or _RECEIPT_SECONDS) if require_receipt else 0.0
     limiter, followers = limiter_for(bwlimit, as_json=as_json)
     request = SendRequest(
         source=source,

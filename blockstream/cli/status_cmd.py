@@ -1,11 +1,10 @@
 """`blockstream status`."""
 
-import sys
 from pathlib import Path
 
 import click
 
-from blockstream.cli.console import event, size_text
+from blockstream.cli.console import event, show, size_text
 from blockstream.cli.options import with_json, with_state_dir
 from blockstream.jobs.targets import TargetStatus
 from blockstream.jobs.upkeep import all_statuses, status
@@ -31,7 +30,7 @@ def command(target: str | None, as_json: bool, state_dir: Path) -> None:
         else:
             _show(one)
     if not found and not as_json:
-        sys.stdout.write(f"no target is known in {state_dir}\n")
+        show(f"no target is known in {state_dir}\n")
 
 
 def _values(one: TargetStatus) -> dict[str, object]:
@@ -72,4 +71,4 @@ def _show(one: TargetStatus) -> None:
     if one.token:
         lines.append(f"  RESUME    blockstream send --resume {one.token} ...")
     lines.append(f"  state in  {one.folder}")
-    sys.stdout.write("\n".join(lines) + "\n")
+    show("\n".join(lines) + "\n")

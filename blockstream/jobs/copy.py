@@ -10,10 +10,15 @@ import blake3
 from blockstream import __version__
 from blockstream.errors import BlockstreamError, InterruptedTransferError, SourceError
 from blockstream.interfaces import Source
-from blockstream.jobs.receive import ReceiveRequest, ReceiveResult
+from blockstream.jobs.receive import (
+    ReceiveRequest,
+    ReceiveResult,
+    finish_staged,
+    undo_dropper,
+)
 from blockstream.jobs.send import SendPlan, SendRequest, planned
 from blockstream.jobs.supervision import Reporter, Work, supervised
-from blockstream.jobs.targets import OpenedTarget, opened
+from blockstream.jobs.targets import OpenedTarget, made_before, opened
 from blockstream.locations import open_source, open_target
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.direct import DirectApplier
@@ -22,6 +27,7 @@ from blockstream.pipeline.packer import PackedFrame
 from blockstream.pipeline.progress import Progress
 from blockstream.pipeline.receiver import Applying
 from blockstream.pipeline.sender import SendEngine, SendOptions
+from blockstream.targets.disk import DiskTarget
 from blockstream_protocol import (
     Abort,
     Committed,
@@ -96,15 +102,25 @@ def copy(
     """
     source = open_source(what.source)
     try:
-        create = source.size if where.create else None
-        target = open_target(
-            where.target, create=create, force_in_use=where.force_in_use, sources=source.nodes
-        )
-        with opened(target, where.state_dir) as everything:
+        with opened(_target(what, where, source), where.state_dir) as everything:
             everything.journal.facts = {"path": where.target, "apply": str(where.apply)}
+            if everything.spool_complete:
+                finish_staged(everything)
             return _copied(what, where, source, everything, progress, reporters)
     finally:
         source.close()
+
+
+def _target(what: SendRequest, where: ReceiveRequest, source: Source) -> DiskTarget:
+    """Open the target; make it if that is wished and no earlier run did."""
+    create = None
+    if where.create and not made_before(
+        where.target, where.state_dir, lambda clean: clean.id == what.goal
+    ):
+        create = source.size
+    return open_target(
+        where.target, create=create, force_in_use=where.force_in_use, sources=source.nodes
+    )
 
 
 def _copied(
@@ -165,7 +181,7 @@ def _run(
     )
     applying = Applying(
         receiver,
-        DirectApplier(everything.target, everything.journal),
+        DirectApplier(everything.target, everything.journal, undo_dropper(everything)),
         progress,
         lambda message: engines[0].receive(message),
         keep_frames=where.verify,

@@ -4,7 +4,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from blockstream.errors import (
     RefusedError,
 )
 from blockstream.jobs.supervision import Reporter, Work, supervised
-from blockstream.jobs.targets import OpenedTarget, opened
+from blockstream.jobs.targets import OpenedTarget, made_before, opened
 from blockstream.linux.streams import WakeableReader, widen_pipe
 from blockstream.locations import open_target
 from blockstream.pipeline.direct import DirectApplier
@@ -38,6 +38,11 @@ from blockstream_protocol import (
     RemoteProtocolError,
     TargetState,
 )
+
+# What a spool's journal keeps of how its stream was taken.
+_FORCE_BASE = "force_base"
+_VERIFY = "verify"
+_YES = "yes"
 
 
 class ApplyMode(StrEnum):
@@ -127,6 +132,7 @@ def apply_stored(
     *,
     policy: ReceiverPolicy | None = None,
     progress: Progress | None = None,
+    save_undo: Callable[[Open, Plan, bool], None] | None = None,
 ) -> Committed:
     """Apply a stream that lies on this host to an open target: a spool, or an undo log.
 
@@ -138,10 +144,10 @@ def apply_stored(
     try:
         with contextlib.closing(WakeableReader(fd)) as reader:
             session = _session(everything, everything.journal.state, policy or ReceiverPolicy())
-            applier = DirectApplier(everything.target, everything.journal)
-            finish = ReceiveEngine(
-                Applying(session, applier, counts), FrameReader(reader), counts
-            ).run()
+            applier = DirectApplier(everything.target, everything.journal, save_undo)
+            read_back = policy is not None and policy.read_back
+            applying = Applying(session, applier, counts, keep_frames=read_back)
+            finish = ReceiveEngine(applying, FrameReader(reader), counts).run()
     except RemoteProtocolError as error:
         raise translated(error) from error
     finally:
@@ -151,9 +157,27 @@ def apply_stored(
     return finish.committed
 
 
-def finish_staged(everything: OpenedTarget, policy: ReceiverPolicy | None = None) -> None:
-    """Bring a complete spool onto the target; needs nobody else."""
-    apply_stored(everything, everything.spool_path, policy=policy)
+def finish_staged(everything: OpenedTarget) -> None:
+    """Bring a complete spool onto the target; needs nobody else.
+
+    Raises:
+        RefusedError: If the target is not what it was when the stream came.
+        BlockstreamError: As for any stream; it can be tried again.
+    """
+    facts = everything.spool.entry.facts
+    policy = ReceiverPolicy(
+        force_base=facts.get(_FORCE_BASE) == _YES,
+        allow_larger=True,  # decided when the stream came
+        read_back=facts.get(_VERIFY) == _YES,
+    )
+    path = everything.spool_path
+    try:
+        apply_stored(everything, path, policy=policy, save_undo=undo_dropper(everything))
+    except RefusedError as error:
+        raise RefusedError(
+            f"a whole staged stream waits for {everything.target.name}, but does not fit it any "
+            f"more: {error}; nothing was written; `blockstream abort` drops that stream"
+        ) from error
     everything.drop_spool()
 
 
@@ -165,7 +189,8 @@ def _opened(request: ReceiveRequest, frames: FrameReader) -> Iterator[OpenedTarg
         try:
             yield everything
         except BlockstreamError:
-            if made and not isinstance(everything.journal.state, Dirty | Clean):
+            touched = everything.unfinished or isinstance(everything.journal.state, Clean)
+            if made and not touched:
                 Path(request.target).unlink(missing_ok=True)
             raise
 
@@ -173,31 +198,23 @@ def _opened(request: ReceiveRequest, frames: FrameReader) -> Iterator[OpenedTarg
 def _target(request: ReceiveRequest, frames: FrameReader) -> tuple[DiskTarget, bool]:
     if not request.create:
         return open_target(request.target, force_in_use=request.force_in_use), False
-    if _is_ours_unfinished(request):
-        return open_target(request.target), False
-    try:
-        size = frames.opening().size
-    except RemoteProtocolError as error:
-        raise translated(error) from error
+    opening = _looked_ahead(frames)
+    transfer = opening.identity(blake3.blake3).hex()
+    if made_before(request.target, request.state_dir, lambda clean: clean.transfer == transfer):
+        return open_target(request.target, force_in_use=request.force_in_use), False
     if request.dry_run:
         raise RefusedError(
-            f"with -n nothing is made: {request.target} would be a sparse file of {size} bytes"
+            f"with -n nothing is made: {request.target} would be a sparse file of {opening.size} "
+            "bytes"
         )
-    return open_target(request.target, create=size), True
+    return open_target(request.target, create=opening.size), True
 
 
-def _is_ours_unfinished(request: ReceiveRequest) -> bool:
-    """Tell whether --create meets the file of its own earlier, interrupted run."""
-    if not Path(request.target).is_file():
-        return False
-    target = open_target(request.target)
-    with opened(target, request.state_dir) as everything:
-        empty = os.stat(request.target).st_blocks == 0  # noqa: PTH116
-        if isinstance(everything.journal.state, Dirty) or empty:
-            return True
-    raise RefusedError(
-        f"{request.target} exists already, and --create only makes new files; nothing was written"
-    )
+def _looked_ahead(frames: FrameReader) -> Open:
+    try:
+        return frames.opening()
+    except RemoteProtocolError as error:
+        raise translated(error) from error
 
 
 def _session(everything: OpenedTarget, state: TargetState, policy: ReceiverPolicy) -> Receiver:
@@ -222,7 +239,7 @@ def _received(
     everything.journal.facts = facts
     if everything.spool_complete and not request.dry_run:
         finish_staged(everything)
-    state, applier = _applier(request, everything, frames)
+    state, applier = _applier(request, everything, frames, facts)
     session = _session(everything, state, request.policy)
     applying = Applying(session, applier, progress, keep_frames=request.verify)
     engine = ReceiveEngine(applying, frames, progress)
@@ -248,7 +265,7 @@ def _received(
 
 
 def _applier(
-    request: ReceiveRequest, everything: OpenedTarget, frames: FrameReader
+    request: ReceiveRequest, everything: OpenedTarget, frames: FrameReader, facts: dict[str, str]
 ) -> tuple[TargetState, Applier]:
     """Return the state to decide by, and what executes the effects."""
     target, journal = everything.target, everything.journal
@@ -257,47 +274,69 @@ def _applier(
         return journal.state, direct
 
     def complete() -> None:
-        finish_staged(everything, request.policy)
+        finish_staged(everything)
 
     staged = StagedApplier(everything.spool_path, everything.spool, direct.samples, complete)
-    try:
-        transfer = frames.opening().identity(blake3.blake3).hex()
-    except RemoteProtocolError as error:
-        raise translated(error) from error
+    transfer = _looked_ahead(frames).identity(blake3.blake3).hex()
+    given = {_FORCE_BASE: request.force_base, _VERIFY: request.verify}
+    everything.spool.facts = facts | {name: _YES for name, flag in given.items() if flag}
     spooled = everything.spool.state
     if isinstance(spooled, Dirty) and spooled.transfer == transfer:
         return spooled, staged
-    return journal.state, staged
+    return _as_spool_sees(journal.state), staged
+
+
+def _as_spool_sees(state: TargetState) -> TargetState:
+    """Return the target's state without a resume point: nothing of the stream is in the spool."""
+    if not isinstance(state, Dirty):
+        return state
+    return replace(state, transfer="", frames=0, chain="", end=0, covered=0)
 
 
 def _undo_saver(
     request: ReceiveRequest, everything: OpenedTarget
-) -> Callable[[Open, Plan, bool], None] | None:
-    """Return what keeps the first pre-images, or None if the user did not ask for it."""
+) -> Callable[[Open, Plan, bool], None]:
+    """Return what keeps the first pre-images, or what forgets those of an earlier transfer."""
 
     def save(opening: Open, plan: Plan, resumed: bool) -> None:
         from blockstream.jobs.undo import save_undo  # heavy, and rarely used
 
         save_undo(everything, opening, plan, resumed=resumed)
+        everything.drop_spool()
 
-    def forget(_opening: Open, _plan: Plan, _resumed: bool) -> None:
-        everything.drop_undo()
+    return save if request.apply is ApplyMode.UNDO else undo_dropper(everything)
 
-    return save if request.apply is ApplyMode.UNDO else forget
+
+def undo_dropper(everything: OpenedTarget) -> Callable[[Open, Plan, bool], None]:
+    """Return what a transfer begins with that keeps nothing of what it overwrites.
+
+    An earlier undo log leads back only from what the target held until now, and what lies in the
+    spool, unfinished, was meant for that, too.
+    """
+
+    def forget(_opening: Open, _plan: Plan, resumed: bool) -> None:
+        if not resumed:
+            everything.drop_undo()
+        if not everything.spool_complete:
+            everything.drop_spool()
+
+    return forget
 
 
 def _with_next_step(error: BlockstreamError, everything: OpenedTarget) -> BlockstreamError:
-    """Add the state of the target, and the resume token, to an error's message."""
-    unfinished = next(
-        (s for s in (everything.spool.state, everything.journal.state) if isinstance(s, Dirty)),
-        None,
-    )
-    if isinstance(error, RefusedError) or unfinished is None:
+    """Add the state of the target, and how to go on, to an error's message."""
+    unfinished = everything.unfinished
+    if isinstance(error, RefusedError) or not isinstance(unfinished, Dirty | Clean):
         return error
-    state = "half-written" if everything.journal.state is unfinished else "still at its base"
-    text = (
-        f"{error}; {everything.target.name} is {state}, {unfinished.covered} of "
-        f"{unfinished.plan.total} bytes are durable; to continue, send again with\n"
+    name = everything.target.name
+    state = "half-written" if isinstance(everything.journal.state, Dirty) else "still at its base"
+    if isinstance(unfinished, Clean):
+        return type(error)(
+            f"{error}; {name} is {state}, but all has arrived: `blockstream apply {name}` finishes "
+            "it without the sender"
+        )
+    return type(error)(
+        f"{error}; {name} is {state}, {unfinished.covered} of {unfinished.plan.total} bytes are "
+        "durable; to continue, send again with\n"
         f"  --resume {ResumeToken.of(unfinished)}"
     )
-    return type(error)(text)

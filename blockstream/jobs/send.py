@@ -141,7 +141,7 @@ def send(
         sent = SentTransfers(request.state_dir)
 
         def record_intent(expected: Committed) -> None:
-            sent.record(Intent(expected, request.source, what.opening.base))
+            sent.record(Intent(expected, _absolute(request.source), what.opening.base))
 
         widen_pipe(fd)
         progress.size, progress.total = source.size, what.opening.total
@@ -187,7 +187,7 @@ def _states(request: SendRequest) -> tuple[str, str]:
         return request.resume.base, request.resume.goal
     base = request.base
     if base == "last":
-        base = SentTransfers(request.state_dir).last_confirmed(request.source)
+        base = SentTransfers(request.state_dir).last_confirmed(_absolute(request.source))
     goal = request.goal or str(uuid.uuid4())
     for option, text in (("--base", base), ("--goal", goal)):
         if text and not is_id(text):
@@ -197,6 +197,11 @@ def _states(request: SendRequest) -> tuple[str, str]:
     if base == goal:
         raise UsageError("base and goal are the same state: there is nothing to send")
     return base, goal
+
+
+def _absolute(location: str) -> str:
+    """Return a name that means the same in every directory."""
+    return str(Path(location).absolute())
 
 
 def _extents(request: SendRequest, source: Source, base: str) -> ExtentMap:

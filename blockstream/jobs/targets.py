@@ -2,13 +2,16 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import blake3
 
-from blockstream.errors import NotFoundError
+from blockstream.errors import NotFoundError, RefusedError
+from blockstream.linux.block import data_ranges
+from blockstream.linux.identity import Identity, identity_of
 from blockstream.linux.state_directory import JournalFiles
 from blockstream.locations import open_target
 from blockstream.pipeline.journal import SLOT_BYTES, Journal
@@ -52,9 +55,17 @@ class OpenedTarget:
         """Whether a whole verified stream waits to be applied."""
         return isinstance(self.spool.state, Clean) and self.spool_path.exists()
 
+    @property
+    def unfinished(self) -> TargetState | None:
+        """What waits to be continued: the spool, CLEAN when it is whole, else a DIRTY target."""
+        if self.spool_complete or isinstance(self.spool.state, Dirty):
+            return self.spool.state
+        return self.journal.state if isinstance(self.journal.state, Dirty) else None
+
     def drop_spool(self) -> None:
         """Forget the spool, after it was applied or given up."""
-        self.spool.record(Unknown(), {})
+        if not isinstance(self.spool.state, Unknown):
+            self.spool.record(Unknown(), {})
         self.spool_path.unlink(missing_ok=True)
 
     def drop_undo(self) -> None:
@@ -64,8 +75,59 @@ class OpenedTarget:
 
 def folder_of(state_dir: Path, target: DiskTarget) -> Path:
     """Return the state directory of a target, by what it is and not by its path."""
-    key = hashlib.sha256(target.identity.key.encode()).hexdigest()[:32]
+    return _folder(state_dir, target.identity)
+
+
+def _folder(state_dir: Path, identity: Identity) -> Path:
+    key = hashlib.sha256(identity.key.encode()).hexdigest()[:32]
     return state_dir / "targets" / key
+
+
+def made_before(location: str, state_dir: Path, same: Callable[[Clean], bool]) -> bool:
+    """Tell whether --create meets the file that an earlier run of the same command made.
+
+    Args:
+        location: What is to be made.
+        state_dir: Where journals lie.
+        same: Tells whether a whole state is what the command leads to.
+
+    Raises:
+        RefusedError: If it exists and is not that, or may not be made there.
+    """
+    path = Path(location)
+    if not path.exists() and not path.is_symlink():
+        _check_place(path)
+        return False
+    if path.is_file():
+        with contextlib.closing(open_target(location)) as target:
+            folder = folder_of(state_dir, target)
+        try:
+            state: TargetState = read_status(folder).state
+        except NotFoundError:
+            state = Unknown()
+        # Without a journal it was never ours.
+        empty = isinstance(state, Unknown) and (folder / "journal").exists() and _is_hole(path)
+        if empty or isinstance(state, Dirty) or (isinstance(state, Clean) and same(state)):
+            return True
+    raise RefusedError(
+        f"{location} exists already, and --create only makes new files; nothing was written"
+    )
+
+
+def _is_hole(path: Path) -> bool:
+    """Tell whether nothing was ever written to a file."""
+    with path.open("rb") as file:
+        return not any(data_ranges(file.fileno(), path.stat().st_size))
+
+
+def _check_place(path: Path) -> None:
+    """Refuse to make files where devices are: a mistyped name would fill the memory."""
+    folder = path.parent.resolve()
+    if folder.is_relative_to("/dev") and not folder.is_relative_to("/dev/shm"):  # noqa: S108
+        raise RefusedError(
+            f"{path} does not exist, and a file there would lie in memory; nothing was made; check "
+            "the name of the device"
+        )
 
 
 @contextlib.contextmanager
@@ -121,14 +183,29 @@ class TargetStatus:
     folder: Path
 
 
-def status_of(opened_target: OpenedTarget) -> TargetStatus:
-    """Return the status of an open target."""
-    return _status(
-        opened_target.folder,
-        opened_target.journal,
-        opened_target.spool,
-        opened_target.target.name,
-    )
+def status_at(location: str, state_dir: Path) -> TargetStatus:
+    """Return the status of what `location` names, also while a transfer runs; changes nothing.
+
+    Raises:
+        NotFoundError: If nothing is known of it, or it does not exist.
+        RefusedError: If it cannot be opened.
+    """
+    try:
+        fd = os.open(location, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise NotFoundError(f"{location} does not exist") from None
+    except OSError as error:
+        raise RefusedError(f"{location} cannot be opened: {error.strerror}") from error
+    try:
+        folder = _folder(state_dir, identity_of(fd))
+    finally:
+        os.close(fd)
+    try:
+        return replace(read_status(folder), location=location)
+    except NotFoundError:
+        raise NotFoundError(
+            f"nothing is known of {location}: no transfer to it was recorded in {state_dir}"
+        ) from None
 
 
 def read_status(folder: Path) -> TargetStatus:
@@ -141,20 +218,23 @@ def read_status(folder: Path) -> TargetStatus:
         raise NotFoundError(f"there is no journal in {folder}")
     journal = Journal(_ReadOnly(folder, "journal"), blake3.blake3, 0)
     spool = Journal(_ReadOnly(folder, SPOOL_JOURNAL), blake3.blake3, 0)
+    if not journal.entry.seq and not spool.entry.seq:
+        raise NotFoundError(f"the journal in {folder} has no record")
     return _status(folder, journal, spool, journal.entry.facts.get("path", "?"))
 
 
 def _status(folder: Path, journal: Journal, spool: Journal, location: str) -> TargetStatus:
     state, waiting = journal.state, spool.state
-    unfinished = next((s for s in (waiting, state) if isinstance(s, Dirty)), None)
     complete = isinstance(waiting, Clean) and (folder / SPOOL_NAME).exists()
+    candidates = () if complete else (waiting, state)
+    unfinished = next((s for s in candidates if isinstance(s, Dirty)), None)
     return TargetStatus(
         location=location,
         size=journal.entry.size,
         state=state,
         token=str(ResumeToken.of(unfinished)) if unfinished else "",
         staged=waiting.id if complete and isinstance(waiting, Clean) else "",
-        undo=(folder / UNDO_NAME).exists(),
+        undo=(folder / UNDO_NAME).exists() and not isinstance(state, Unknown),
         folder=folder,
     )
 

@@ -1,7 +1,9 @@
 """Undo: what a transfer is about to overwrite, kept as a stored stream that leads back."""
 
+import contextlib
 import os
 import uuid
+from pathlib import Path
 
 import blake3
 import numpy as np
@@ -16,12 +18,25 @@ from blockstream.extents import ExtentMap
 from blockstream.jobs.receive import apply_stored
 from blockstream.jobs.targets import OpenedTarget
 from blockstream.linux.state_directory import sync_directory
+from blockstream.linux.streams import WakeableReader
 from blockstream.locations import open_source
 from blockstream.pipeline.compression import CompressionChoice
+from blockstream.pipeline.faults import translated
 from blockstream.pipeline.limiter import Limiter
 from blockstream.pipeline.progress import Progress
+from blockstream.pipeline.receiver import FrameReader
 from blockstream.pipeline.sender import PipeOutlet, SendEngine, SendOptions
-from blockstream_protocol import Clean, Dirty, Kind, Open, Plan, ReceiverPolicy, Sender, TargetState
+from blockstream_protocol import (
+    Clean,
+    Dirty,
+    Kind,
+    Open,
+    Plan,
+    ReceiverPolicy,
+    RemoteProtocolError,
+    Sender,
+    TargetState,
+)
 
 
 def save_undo(everything: OpenedTarget, opening: Open, plan: Plan, *, resumed: bool) -> None:
@@ -59,10 +74,28 @@ def undo(everything: OpenedTarget, progress: Progress | None = None) -> str:
             f"there is no undo log for {everything.target.name}: the last transfer was not made "
             "with --apply undo; nothing was written"
         )
+    goal, state = _goal_of(everything.undo_path), everything.journal.state
+    if isinstance(state, Clean) and state.id == goal:
+        # Killed after the log was saved and before DIRTY, or after the undo and before this.
+        everything.drop_undo()
+        return goal
     policy = ReceiverPolicy(allow_larger=True)
     committed = apply_stored(everything, everything.undo_path, policy=policy, progress=progress)
     everything.drop_undo()
     return committed.goal
+
+
+def _goal_of(path: Path) -> str:
+    """Return the state that an undo log leads to.
+
+    Raises:
+        BlockstreamError: If it is damaged.
+    """
+    with path.open("rb") as file, contextlib.closing(WakeableReader(file.fileno())) as reader:
+        try:
+            return FrameReader(reader).opening().goal
+        except RemoteProtocolError as error:
+            raise translated(error) from error
 
 
 def _write_log(everything: OpenedTarget, opening: Open, plan: Plan) -> None:

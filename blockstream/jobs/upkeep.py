@@ -9,7 +9,7 @@ from blockstream.jobs.targets import (
     TargetStatus,
     opened_at,
     read_status,
-    status_of,
+    status_at,
 )
 from blockstream.pipeline.samples import sample
 from blockstream_protocol import Clean, Dirty, Plan, Unknown, is_id
@@ -31,6 +31,9 @@ def adopt(location: str, state_id: str, state_dir: Path, *, force_base: bool) ->
                 f"{location} is half-written, on its way to {state.goal!r}, so it holds no state "
                 "that could have an id; finish it, or send a full copy; nothing was recorded"
             )
+        # Both belong to what the target held before.
+        everything.drop_spool()
+        everything.drop_undo()
         everything.journal.facts = {"path": location, "apply": "adopted"}
         everything.journal.record(
             Clean(
@@ -54,8 +57,7 @@ def abort(location: str, state_dir: Path) -> str:
     with opened_at(location, state_dir) as everything:
         spooled = everything.spool_path.exists()
         state = everything.journal.state
-        if spooled:
-            everything.drop_spool()
+        everything.drop_spool()
         if isinstance(state, Dirty):
             everything.journal.record(Unknown())
             everything.drop_undo()
@@ -91,12 +93,7 @@ def status(location: str, state_dir: Path) -> TargetStatus:
         NotFoundError: If nothing is known of it.
         RefusedError: If it cannot be opened.
     """
-    with opened_at(location, state_dir, force_in_use=True) as everything:
-        if not everything.journal.entry.seq and not everything.spool.entry.seq:
-            raise NotFoundError(
-                f"nothing is known of {location}: no transfer to it was recorded in {state_dir}"
-            )
-        return status_of(everything)
+    return status_at(location, state_dir)
 
 
 def all_statuses(state_dir: Path) -> list[TargetStatus]:

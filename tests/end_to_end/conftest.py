@@ -1,0 +1,27 @@
+"""One zygote for all tests, one host for each."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.hosts import Host, Zygote
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    started = Zygote()
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def host(tmp_path: Path, zygote: Zygote) -> Host:
+    """A host whose senders ask for a barrier each 2 s, as they do."""
+    return Host(tmp_path, zygote)
+
+
+@pytest.fixture
+def eager(tmp_path: Path, zygote: Zygote) -> Host:
+    """A host whose senders ask for a barrier after each frame."""
+    return Host(tmp_path, zygote, often=True)

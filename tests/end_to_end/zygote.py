@@ -1,0 +1,80 @@
+"""Starts real processes quickly: all modules are loaded once, each process forks from here.
+
+Not a test. `hosts.py` speaks to it over a socket: an order is a line of JSON with descriptors, the
+answers go to the pipe that came last among them.
+"""
+
+import importlib
+import json
+import os
+import pkgutil
+import signal
+import socket
+import sys
+from typing import Any
+
+
+def load() -> None:
+    """Import every module of blockstream, failpoints included."""
+    os.environ["BLOCKSTREAM_TESTING"] = "1"
+    import blockstream
+
+    for module in pkgutil.walk_packages(blockstream.__path__, "blockstream."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+
+
+def serve(control: socket.socket) -> dict[str, Any]:
+    """Take orders until the end of the socket; returns only in a child that has one to execute."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nurses need not be waited for
+    while True:
+        data, descriptors, _, _ = socket.recv_fds(control, 1 << 20, 16)
+        if not data:
+            sys.exit(0)
+        order = json.loads(data)
+        if os.fork() == 0:
+            control.close()
+            nurse(descriptors.pop())
+            for number, descriptor in zip(order["as"], descriptors, strict=True):
+                os.dup2(descriptor, number)
+            for descriptor in descriptors:
+                if descriptor not in order["as"]:
+                    os.close(descriptor)
+            return dict(order)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def nurse(result: int) -> None:
+    """Fork the process itself, wait for it, and tell how it ended; returns only in that process."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    pid = os.fork()
+    if pid == 0:
+        os.close(result)
+        return
+    os.write(result, f"{pid}\n".encode())
+    # The nurse must not keep the pipes of the process open.
+    os.closerange(0, 3)
+    os.closerange(3, result)
+    os.closerange(result + 1, 256)
+    _, status, usage = os.wait4(pid, 0)
+    os.write(result, f"{os.waitstatus_to_exitcode(status)} {usage.ru_maxrss}\n".encode())
+    os._exit(0)
+
+
+def execute(order: dict[str, Any]) -> None:
+    """Be the command that was ordered."""
+    os.environ.clear()
+    os.environ.update({"BLOCKSTREAM_FAILPOINT": "none:0:kill"} | order["environment"])
+    sys.argv = ["blockstream", *order["arguments"]]
+    if order["often"]:
+        # A CHECKPOINT after each frame, so that small images have something durable to resume.
+        vars(sys.modules["blockstream_protocol._sender"])["CHECKPOINT_SECONDS"] = 0.0
+    from blockstream.__main__ import main
+
+    main()
+
+
+if __name__ == "__main__":
+    load()
+    execute(serve(socket.socket(fileno=int(sys.argv[1]))))
