@@ -28,7 +28,7 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     real, names = os.fsync, []
 
     def fsync(fd: int) -> None:
-        names.append(os.readlink(f"/proc/self/fd/{fd}"))
+        names.append(str(Path(f"/proc/self/fd/{fd}").readlink()))
         real(fd)
 
     monkeypatch.setattr(os, "fsync", fsync)
@@ -104,9 +104,12 @@ def test_a_file_that_cannot_be_written_stays_the_old_one(
 
 
 def test_a_lock_is_held_until_the_end(tmp_path: Path) -> None:
-    with locked(tmp_path / "lock", "the thing"):
-        with pytest.raises(BusyError), locked(tmp_path / "lock", "the thing"):
-            pass
+    with (
+        locked(tmp_path / "lock", "the thing"),
+        pytest.raises(BusyError),
+        locked(tmp_path / "lock", "the thing"),
+    ):
+        pass
     with locked(tmp_path / "lock", "the thing"):
         pass
 
@@ -116,9 +119,12 @@ def test_who_is_busy_is_named(tmp_path: Path) -> None:
         rf"the thing is busy: process {os.getpid()} on {socket.gethostname()} works on it; "
         "nothing was written; wait"
     )
-    with locked(tmp_path / "lock", "the thing"):
-        with pytest.raises(BusyError, match=wanted), locked(tmp_path / "lock", "the thing"):
-            pass
+    with (
+        locked(tmp_path / "lock", "the thing"),
+        pytest.raises(BusyError, match=wanted),
+        locked(tmp_path / "lock", "the thing"),
+    ):
+        pass
 
 
 def test_a_lock_that_cannot_be_made_is_a_refusal(tmp_path: Path) -> None:
@@ -175,18 +181,23 @@ def test_plans_are_kept_and_dropped_by_name(tmp_path: Path) -> None:
 
 def test_there_is_one_receiver_a_target(tmp_path: Path) -> None:
     with JournalFiles.opened(tmp_path, SLOT):
-        with pytest.raises(BusyError, match=f"state lies in {tmp_path}"):
-            with JournalFiles.opened(tmp_path, SLOT):
-                pass
+        with (
+            pytest.raises(BusyError, match=f"state lies in {tmp_path}"),
+            JournalFiles.opened(tmp_path, SLOT),
+        ):
+            pass
         with JournalFiles.opened(tmp_path, SLOT, "spool"):
             pass
 
 
 def test_no_descriptor_is_left(tmp_path: Path) -> None:
     before = sum(1 for _ in Path("/proc/self/fd").iterdir())
-    with JournalFiles.opened(tmp_path, SLOT):
-        with contextlib.suppress(BusyError), JournalFiles.opened(tmp_path, SLOT):
-            pass
+    with (
+        JournalFiles.opened(tmp_path, SLOT),
+        contextlib.suppress(BusyError),
+        JournalFiles.opened(tmp_path, SLOT),
+    ):
+        pass
     assert sum(1 for _ in Path("/proc/self/fd").iterdir()) == before
 
 

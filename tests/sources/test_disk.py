@@ -205,10 +205,13 @@ def test_a_mounted_device_is_warned_about(tmp_path: Path) -> None:
     image = tmp_path / "image"
     image.write_bytes(bytes(1 << 20))
     run("mkfs.ext4", "-q", image)
-    with loop_device(image) as device, mounted(device, tmp_path / "a b"):
-        with closing(DiskSource(device)) as source:
-            assert f"is mounted on {tmp_path}/a b" in source.warnings[0]
-            assert "a snapshot would be" in source.warnings[0]
+    with (
+        loop_device(image) as device,
+        mounted(device, tmp_path / "a b"),
+        closing(DiskSource(device)) as source,
+    ):
+        assert f"is mounted on {tmp_path}/a b" in source.warnings[0]
+        assert "a snapshot would be" in source.warnings[0]
 
 
 @pytest.mark.root
