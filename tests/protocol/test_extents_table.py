@@ -1,7 +1,7 @@
 """A table describes exactly the bytes that follow it, or is refused."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockstream_protocol import (
@@ -30,6 +30,7 @@ def data_of(extents: list[Extent]) -> bytes:
     return bytes(index % 251 for index in range(count))
 
 
+@settings(max_examples=50)
 @given(EXTENTS)
 def test_a_table_survives_its_encoding(extents: list[Extent]) -> None:
     encoded, data = encode_table(extents), data_of(extents)
@@ -39,6 +40,7 @@ def test_a_table_survives_its_encoding(extents: list[Extent]) -> None:
     assert bytes(table.data) == data
 
 
+@settings(max_examples=50)
 @given(EXTENTS, st.integers(-60, 60).filter(bool))
 def test_another_amount_of_data_is_refused(extents: list[Extent], change: int) -> None:
     payload = encode_table(extents) + data_of(extents)

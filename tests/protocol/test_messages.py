@@ -103,7 +103,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(st.sampled_from([FrameType.HELLO, FrameType.OPEN, FrameType.ACK]), st.data())
 def test_any_json_in_the_right_keys_is_a_message_or_refused(
     kind: FrameType, data: st.DataObject

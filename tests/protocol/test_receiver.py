@@ -586,7 +586,8 @@ def test_a_target_that_fails_after_a_cut_is_not_flushed_either() -> None:
     assert receiver.drained()[-1] == Finish(Code.TARGET, "EIO", written=True)
 
 
-def test_a_last_barrier_that_fails_is_not_repeated() -> None:
+@pytest.mark.parametrize("code", [Code.TARGET, Code.INTEGRITY])
+def test_a_last_barrier_that_fails_is_not_repeated(code: Code) -> None:
     receiver = streaming()
     admit(receiver, 0, 1)
     receiver.receive(checkpoint(2))
@@ -594,8 +595,9 @@ def test_a_last_barrier_that_fails_is_not_repeated() -> None:
     receiver.failed(Code.INTERRUPTED, "cut")
     written(receiver, 0, 1)
     assert receiver.drained() == [Flush()]
-    receiver.failed(Code.TARGET, "EIO")
-    assert receiver.drained()[-1] == Finish(Code.TARGET, "EIO", written=True)
+    receiver.failed(code, "again")
+    said = (Code.TARGET, "again") if code is Code.TARGET else (Code.INTERRUPTED, "cut")
+    assert receiver.drained()[-1] == Finish(*said, written=True)
 
 
 def test_a_barrier_that_was_running_at_a_failure_still_counts() -> None:
