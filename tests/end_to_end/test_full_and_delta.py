@@ -101,7 +101,7 @@ def test_disk_that_has_grown_is_followed_byte_by_byte(host: Host, old: int, new:
         file.truncate(new)
     with copy.open("r+b") as file:
         file.write(before.read_bytes() + b"x" * (new - old))
-    assert host.run("adopt", copy, "--id", "A").status == 0
+    host.adopt(copy, "A")
     changes = host.list_changes("changes", after, before)
     ended = host.pipe([after, "--base", "A", "--goal", "B", "--extents", changes], [copy])
     assert ended.statuses == (0, 0), ended
@@ -113,7 +113,7 @@ def increment(host: Host, size: int = 300_000) -> tuple[Path, Path, list[str | P
     old = host.disk("old", size)
     new, copy = host.changed("new", old), host.folder / "copy"
     copy.write_bytes(old.read_bytes())
-    assert host.run("adopt", copy, "--id", "A").status == 0
+    host.adopt(copy, "A")
     changes = host.list_changes("changes", new, old)
     return copy, new, [new, "--base", "A", "--goal", "B", "--extents", changes]
 
@@ -353,7 +353,7 @@ def test_new_transfer_of_the_same_base_takes_the_place_of_an_unfinished_one(eage
     old = eager.disk("old", 4 << 20)
     copy = eager.folder / "copy"
     copy.write_bytes(old.read_bytes())
-    assert eager.run("adopt", copy, "--id", "A").status == 0
+    eager.adopt(copy, "A")
     full = eager.folder / "full.json"
     whole = [{"start": 0, "length": 4 << 20, "depth": 0, "zero": False, "data": True}]
     full.write_text(json.dumps(whole))
@@ -526,7 +526,8 @@ def test_json_is_one_object_a_line_with_the_documented_keys(host: Host) -> None:
     assert (refused["event"], refused["status"]) == ("error", 11)
     (usage,) = host.run("recv", "--json", copy, "--apply", "nonsense").events
     assert (usage["event"], usage["status"]) == ("error", 2)
-    assert host.status(copy)["id"] == "B"
+    (status,) = host.run("status", "--json", copy).events
+    assert (status["event"], status["state"], status["id"]) == ("status", "clean", "B")
 
 
 @pytest.mark.slow
@@ -585,7 +586,7 @@ def test_stopped_receiver_can_be_resumed(eager: Host, number: signal.Signals, ap
     os.close(reading)
     os.write(writing, stream[: len(stream) // 2])
     known = eager.state_dir / "targets"
-    wait_until(lambda: any(known.glob("*/journal")) and receiver_has_recorded(eager, copy))
+    wait_until(lambda: any(known.glob("*/journal")) and eager.durable(copy) == 1)
     receiver.signal(number)
     ended = receiver.wait()
     os.close(writing)

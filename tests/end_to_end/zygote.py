@@ -4,6 +4,7 @@ Not a test. `hosts.py` speaks to it over a socket: an order is a line of JSON wi
 answers go to the pipe that came last among them.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -22,6 +23,8 @@ def load() -> None:
     for module in pkgutil.walk_packages(blockstream.__path__, "blockstream."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
+    gc.collect()
+    gc.freeze()  # a collection in a child would copy all of it
 
 
 def serve(control: socket.socket) -> dict[str, Any]:
@@ -72,7 +75,21 @@ def execute(order: dict[str, Any]) -> None:
         vars(sys.modules["blockstream_protocol._sender"])["CHECKPOINT_SECONDS"] = 0.0
     from blockstream.__main__ import main
 
-    main()
+    try:
+        main()
+    except SystemExit as leaving:
+        leave(leaving)
+
+
+def leave(leaving: SystemExit) -> None:
+    """End as the interpreter would, but for taking all modules apart, which takes 50 ms."""
+    status = leaving.code if isinstance(leaving.code, int) else 1
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        status = 120  # what the interpreter says of standard output that cannot be flushed
+    os._exit(status)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,94 @@
+"""Streams made and taken in this process, for tests that do it hundreds of times."""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from blockstream.jobs.receive import ReceiveRequest, ReceiveResult, receive
+from blockstream.jobs.send import SendRequest, send
+from blockstream.jobs.targets import read_status
+from blockstream.pipeline.compression import CompressionChoice
+from blockstream.pipeline.progress import Progress
+from blockstream_protocol import HEAD_BYTES, MAGIC, Clean, Dirty, FrameType
+
+
+@contextmanager
+def checkpoints_every(count: int) -> Iterator[None]:
+    """Let senders of this process mark every `count` bytes: small disks have many barriers then."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("blockstream_protocol._sender.CHECKPOINT_BYTES", count)
+        yield
+
+
+def stored(request: SendRequest, path: Path) -> Path:
+    """Send into a file."""
+    plain = replace(request, compression=CompressionChoice(0))
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    try:
+        send(plain, fd, Progress(), [])
+    finally:
+        os.close(fd)
+    return path
+
+
+def taken(request: ReceiveRequest, stream: Path) -> ReceiveResult:
+    """Receive from a file."""
+    fd = os.open(stream, os.O_RDONLY)
+    try:
+        return receive(request, fd, Progress(), [])
+    finally:
+        os.close(fd)
+
+
+def taken_with_barriers(request: ReceiveRequest, stream: Path) -> ReceiveResult:
+    """Receive from a pipe that gives each part when the checkpoint before the last is durable.
+
+    So every checkpoint has its barrier, and the writes of the next part meet it.
+    """
+    read_end, write_end = os.pipe()
+    ended = threading.Event()
+    feeder = threading.Thread(target=_feed, args=(request, stream, write_end, ended))
+    feeder.start()
+    try:
+        return receive(request, read_end, Progress(), [])
+    finally:
+        ended.set()
+        os.close(read_end)
+        feeder.join()
+
+
+def _feed(request: ReceiveRequest, stream: Path, fd: int, ended: threading.Event) -> None:
+    marks = [0, 0]
+    with suppress(BrokenPipeError):
+        for part, frames in _parts(stream.read_bytes()):
+            while _durable_frames(request.state_dir) < marks[-2] and not ended.wait(0.002):
+                continue
+            marks.append(frames)
+            while part:
+                part = part[os.write(fd, part) :]
+    os.close(fd)
+
+
+def _parts(stream: bytes) -> Iterator[tuple[bytes, int]]:
+    """Cut a stream after its checkpoints; give each part and how many data frames end there."""
+    start, position, frames = 0, len(MAGIC), 0
+    while position < len(stream):
+        kind = FrameType(stream[position])
+        position += HEAD_BYTES + int.from_bytes(stream[position + 6 : position + 10], "little")
+        frames += kind is FrameType.EXTENTS
+        if kind is FrameType.CHECKPOINT or position == len(stream):
+            yield stream[start:position], frames
+            start = position
+
+
+def _durable_frames(state_dir: Path) -> int:
+    for folder in (state_dir / "targets").glob("*/journal"):
+        state = read_status(folder.parent).state
+        if isinstance(state, Dirty | Clean):
+            return state.frames
+    return 0
