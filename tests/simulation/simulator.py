@@ -228,6 +228,7 @@ class World:
             )
 
     def _boot_sender(self) -> None:
+        self.store.settle()
         self.sender = self.rules.sender_driver(self)
         self.tell("sender opens %s", self.sender.opening)
 

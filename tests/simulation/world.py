@@ -312,6 +312,11 @@ class SenderStore:
         self._durable = record
         self._faults.point("sender", "after it recorded")
 
+    def settle(self) -> None:
+        """Make durable what is read at the start, as the receiver does with its journal."""
+        self._faults.point("sender", "before it settles its record")
+        self._durable = self.view
+
     def cut_power(self) -> None:
         """Keep or lose what was not flushed."""
         if self._rng.random() < 0.5:
