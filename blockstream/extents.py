@@ -182,11 +182,23 @@ class ExtentMap:
 
     def filled(self, kind: Kind) -> "ExtentMap":
         """Return a map of the whole device in which unlisted ranges are `kind`."""
-        return ExtentMap.whole(self.size, kind).overlaid(self)
+        count = len(self)
+        # Gaps and extents in turn: one pass and no sorting, as a map of millions wants it.
+        offsets = np.empty(2 * count + 1, np.int64)
+        lengths = np.empty(2 * count + 1, np.int64)
+        kinds = np.empty(2 * count + 1, np.uint8)
+        offsets[0], offsets[1::2] = 0, self.offsets
+        np.add(self.offsets, self.lengths, out=offsets[2::2])
+        lengths[1::2] = self.lengths
+        lengths[0:-1:2] = self.offsets - offsets[0:-1:2]
+        lengths[-1] = self.size - int(offsets[-1])
+        kinds[0::2], kinds[1::2] = kind, self.kinds
+        keep = lengths > 0
+        return ExtentMap(*_coalesced(offsets[keep], lengths[keep], kinds[keep]), self.size)
 
     def rounded(self, alignment: int) -> "ExtentMap":
         """Widen every DATA extent to whole blocks, at the cost of the ZERO ones beside it."""
-        if alignment <= 1 or not len(self):
+        if alignment <= 1 or not len(self) or self._is_aligned(alignment):
             return self
         data = self.kinds == DATA
         starts = self.offsets[data] // alignment * alignment
@@ -203,6 +215,14 @@ class ExtentMap:
         edges = ExtentMap.from_columns(lost.offsets, lost.lengths, Kind.DATA, self.size)
         wide = wide if not len(edges) else wide.overlaid(edges.rounded(alignment))
         return zeros.overlaid(wide)
+
+    def _is_aligned(self, alignment: int) -> bool:
+        """Tell whether every extent is made of whole blocks, but for the device's end."""
+        if (self.offsets % alignment).any():
+            return False
+        odd = np.flatnonzero(self.lengths % alignment)
+        ends = self.offsets[odd] + self.lengths[odd]
+        return bool((ends == self.size).all())
 
     def coarsened(self, limit: int = PLAN_EXTENTS) -> "ExtentMap":
         """Return a map of at most `limit` ranges, made by closing the smallest gaps with DATA."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "protocol")]
 
-from blockstream import errors
+from blockstream import errors  # noqa: E402
 
 _WITHOUT_CLASS = {
     errors.ExitStatus.OK: "Committed, or nothing to do.",

@@ -78,6 +78,12 @@ class Rows:
         self._lengths.append(length)
         self._kinds.append(kind)
 
+    def add_columns(self, offsets: Column, lengths: Column, kinds: Column) -> None:
+        """Take many entries whose numbers are known to be whole and in range."""
+        self._offsets.frombytes(offsets.tobytes())
+        self._lengths.frombytes(lengths.tobytes())
+        self._kinds += kinds.astype(np.uint8).tobytes()
+
     def refused(self, what: str, advice: str = MAKE_AGAIN) -> ExtentListError:
         """Return the error for the entry that is being read: the one after the last row."""
         return ExtentListError(self.origin, what, advice, len(self) + 1)

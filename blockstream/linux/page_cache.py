@@ -26,26 +26,40 @@ def may_see_cache(fd: int) -> bool:
     )
 
 
-def absent_pages(fd: int, offset: int, length: int) -> list[tuple[int, int]]:
-    """Return (offset, length) of the runs of whole pages around a range that are not cached.
+class CacheView:
+    """Tells which pages of a file are in the page cache; reads nothing, and brings nothing in.
 
-    Nothing is read, and nothing is brought into the cache.
-
-    Raises:
-        OSError: If the file cannot be mapped.
+    The file is mapped once, as addresses only: a mapping for each read would cost more than
+    small reads themselves.
     """
-    first = offset // mmap.PAGESIZE * mmap.PAGESIZE
-    size = offset + length - first
-    pages = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
-    address = _mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, fd, first)
-    if address == _MAP_FAILED:
-        raise _last_error()
-    try:
-        if _mincore(address, size, pages) != 0:
+
+    def __init__(self, fd: int, size: int) -> None:
+        """Map a file.
+
+        Raises:
+            OSError: If that is not possible.
+        """
+        self._size = size
+        self._address = _mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
+        if self._address == _MAP_FAILED:
             raise _last_error()
-    finally:
-        _munmap(address, size)
-    return _runs_of_zeros(bytes(pages), first)
+
+    def absent(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """Return (offset, length) of the runs of whole pages around a range that are not cached.
+
+        Raises:
+            OSError: If the kernel does not say.
+        """
+        first = offset // mmap.PAGESIZE * mmap.PAGESIZE
+        size = offset + length - first
+        pages = ctypes.create_string_buffer(-(-size // mmap.PAGESIZE))
+        if _mincore(self._address + first, size, pages) != 0:
+            raise _last_error()
+        return _runs_of_zeros(pages.raw, first)
+
+    def close(self) -> None:
+        """Give the mapping back."""
+        _munmap(self._address, self._size)
 
 
 def _runs_of_zeros(pages: bytes, first: int) -> list[tuple[int, int]]:

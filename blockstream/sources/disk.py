@@ -14,7 +14,7 @@ from blockstream.extents import ExtentMap
 from blockstream.linux.block import data_ranges, logical_block_of, size_of
 from blockstream.linux.buffers import read_all
 from blockstream.linux.identity import Node, node_of, users_of
-from blockstream.linux.page_cache import absent_pages, may_see_cache
+from blockstream.linux.page_cache import CacheView, may_see_cache
 from blockstream_protocol import Kind
 
 
@@ -50,7 +50,7 @@ class DiskSource:
             # Our own readahead would look like somebody's cached pages.
             if not self._is_device:
                 os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
-            self._sees_cache = not self._is_device and may_see_cache(self._fd)
+            self._cache = None if self._is_device else self._view_of_cache()
             self._data_fd = self._direct() if self._is_device else self._fd
         except BaseException:
             os.close(self._fd)
@@ -98,10 +98,16 @@ class DiskSource:
 
     def _absent(self, offset: int, length: int) -> list[tuple[int, int]]:
         """Return what a read will bring into the cache; all of it where that cannot be told."""
-        if self._sees_cache:
+        if self._cache is not None:
             with contextlib.suppress(OSError):
-                return absent_pages(self._fd, offset, length)
+                return self._cache.absent(offset, length)
         return [(offset, length)]
+
+    def _view_of_cache(self) -> CacheView | None:
+        if self.size and may_see_cache(self._fd):
+            with contextlib.suppress(OSError):
+                return CacheView(self._fd, self.size)
+        return None
 
     def _read_buffered(self, view: memoryview, offset: int) -> None:
         try:
@@ -126,6 +132,8 @@ class DiskSource:
 
     def close(self) -> None:
         """Close the descriptors."""
+        if self._cache is not None:
+            self._cache.close()
         if self._data_fd != self._fd:
             os.close(self._data_fd)
         os.close(self._fd)

@@ -1,37 +1,38 @@
 """What is cached of a file is told exactly, and only believed where the kernel tells it."""
 
 import os
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from blockstream.linux.page_cache import absent_pages, may_see_cache
+from blockstream.linux.page_cache import CacheView, may_see_cache
 
 
 def test_a_file_just_written_is_cached_whole(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes(10_000))
-    with path.open("rb") as file:
-        assert absent_pages(file.fileno(), 0, 10_000) == []
-        assert absent_pages(file.fileno(), 5000, 1) == []
+    with path.open("rb") as file, closing(CacheView(file.fileno(), 10_000)) as view:
+        assert view.absent(0, 10_000) == []
+        assert view.absent(5000, 1) == []
 
 
 def test_absent_pages_are_whole_pages_around_the_range(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    with path.open("wb") as file:
-        file.truncate(1 << 20)  # a hole is in no cache
-    with path.open("rb") as file:
-        assert absent_pages(file.fileno(), 5000, 100) == [(4096, 4096)]
-        assert absent_pages(file.fileno(), 4000, 5000) == [(0, 12288)]
+    path.touch()
+    os.truncate(path, 1 << 20)  # a hole is in no cache
+    with path.open("rb") as file, closing(CacheView(file.fileno(), 1 << 20)) as view:
+        assert view.absent(5000, 100) == [(4096, 4096)]
+        assert view.absent(4000, 5000) == [(0, 12288)]
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
         os.pread(file.fileno(), 1, 8192)
-        assert absent_pages(file.fileno(), 0, 16384) == [(0, 8192), (12288, 4096)]
+        assert view.absent(0, 16384) == [(0, 8192), (12288, 4096)]
 
 
 def test_what_cannot_be_mapped_is_an_error(tmp_path: Path) -> None:
     fd = os.open(tmp_path, os.O_RDONLY)
     with pytest.raises(OSError, match=r"No such device|Permission"):
-        absent_pages(fd, 0, 4096)
+        CacheView(fd, 4096)
     os.close(fd)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from blockstream.errors import NotFoundError, SourceError
 from blockstream.linux.buffers import aligned_buffer
-from blockstream.linux.page_cache import absent_pages
+from blockstream.linux.page_cache import CacheView
 from blockstream.sources import disk as source_module
 from blockstream.sources.disk import DiskSource
 from tests.devices import loop_device, mounted, rigged, run
@@ -48,11 +48,11 @@ def cold(folder: Path) -> Path:
 
 def cached(path: Path) -> list[int]:
     """Return the numbers of the pages that are in the cache."""
-    with path.open("rb") as file:
-        size = path.stat().st_size
+    size = path.stat().st_size
+    with path.open("rb") as file, closing(CacheView(file.fileno(), size)) as view:
         absent = {
             offset // PAGE + page
-            for offset, length in absent_pages(file.fileno(), 0, size)
+            for offset, length in view.absent(0, size)
             for page in range(length // PAGE)
         }
     return [page for page in range(-(-size // PAGE)) if page not in absent]
