@@ -4,6 +4,7 @@ import ctypes
 import mmap
 import os
 from itertools import groupby
+from pathlib import Path
 
 _MAP_FAILED = ctypes.c_void_p(-1).value
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -24,6 +25,21 @@ def may_see_cache(fd: int) -> bool:
     return os.geteuid() in {0, os.fstat(fd).st_uid} or os.access(
         f"/proc/self/fd/{fd}", os.W_OK, effective_ids=True
     )
+
+
+def lies_in_memory(fd: int) -> bool:
+    """Tell whether a file's pages are all there is of it, so that there is no cache to spare."""
+    device = os.fstat(fd).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return False
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        if before.split(" ", 3)[2] == number:
+            return after.split(" ", 1)[0] in {"tmpfs", "ramfs"}
+    return False
 
 
 class CacheView:

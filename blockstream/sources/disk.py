@@ -14,7 +14,7 @@ from blockstream.extents import ExtentMap
 from blockstream.linux.block import data_ranges, logical_block_of, size_of
 from blockstream.linux.buffers import read_all
 from blockstream.linux.identity import Node, node_of, users_of
-from blockstream.linux.page_cache import CacheView, may_see_cache
+from blockstream.linux.page_cache import CacheView, lies_in_memory, may_see_cache
 from blockstream_protocol import Kind
 
 
@@ -50,7 +50,8 @@ class DiskSource:
             # Our own readahead would look like somebody's cached pages.
             if not self._is_device:
                 os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
-            self._cache = None if self._is_device else self._view_of_cache()
+            self._is_cached = not self._is_device and not lies_in_memory(self._fd)
+            self._cache = self._view_of_cache() if self._is_cached else None
             self._data_fd = self._direct() if self._is_device else self._fd
         except BaseException:
             os.close(self._fd)
@@ -79,7 +80,7 @@ class DiskSource:
             self._read(view, offset)
 
     def _read(self, view: memoryview, offset: int) -> None:
-        absent = [] if self._is_device else self._absent(offset, len(view))
+        absent = self._absent(offset, len(view)) if self._is_cached else ()
         try:
             read_all(self._data_fd, view, offset)
         except OSError as error:
@@ -96,7 +97,7 @@ class DiskSource:
         for start, length in absent:
             os.posix_fadvise(self._fd, start, length, os.POSIX_FADV_DONTNEED)
 
-    def _absent(self, offset: int, length: int) -> list[tuple[int, int]]:
+    def _absent(self, offset: int, length: int) -> Sequence[tuple[int, int]]:
         """Return what a read will bring into the cache; all of it where that cannot be told."""
         if self._cache is not None:
             with contextlib.suppress(OSError):

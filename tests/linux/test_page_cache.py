@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from blockstream.linux.page_cache import CacheView, may_see_cache
+from blockstream.linux.page_cache import CacheView, lies_in_memory, may_see_cache
 
 
 def test_a_file_just_written_is_cached_whole(tmp_path: Path) -> None:
@@ -53,3 +53,11 @@ def test_somebody_else_may_not_see_what_he_may_not_write(tmp_path: Path) -> None
             os.setresuid(65534, 65534, 65534)
             os._exit(may_see_cache(file.fileno()))
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_file_in_memory_is_told_from_one_on_a_disk() -> None:
+    with Path("/dev/shm/blockstream-test").open("wb") as file:  # noqa: S108
+        Path(file.name).unlink()
+        assert lies_in_memory(file.fileno())
+    with Path("/proc/self/status").open("rb") as file:
+        assert not lies_in_memory(file.fileno())
