@@ -10,7 +10,7 @@ from pathlib import Path
 
 import blake3
 
-from blockstream.errors import RefusedError, TargetError
+from blockstream.errors import RefusedError
 from blockstream.linux.state_directory import sync_directory
 from blockstream.pipeline.crew import Turnstile
 from blockstream.pipeline.failpoints import failpoint
@@ -148,10 +148,11 @@ class StagedApplier:
                 view = view[written:]
                 self._position += written
 
-    def _failure(self, error: OSError) -> TargetError:
-        return TargetError(
+    def _failure(self, error: OSError) -> RefusedError:
+        return RefusedError(
             f"the spool {self._path} cannot be written: {error.strerror}; the target was not "
-            "touched; make room and run the same command again"
+            "touched; make room and run the same command again, or drop what has arrived with "
+            "`blockstream abort`"
         )
 
 

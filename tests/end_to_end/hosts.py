@@ -302,6 +302,14 @@ class Host:
         path.write_bytes(ended.out)
         return path
 
+    def list_everything(self, name: str, size: int) -> Path:
+        """Write a list that says all of a disk has changed."""
+        path = self.folder / name
+        extents = [{"offset": 0, "length": size, "kind": "data"}]
+        head = {"format": "blockstream-extents", "version": 1, "size": size}
+        path.write_text(json.dumps({**head, "meaning": "changed", "extents": extents}))
+        return path
+
     # State.
 
     def status(self, target: Path) -> dict[str, object]:

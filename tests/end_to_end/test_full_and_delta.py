@@ -354,9 +354,6 @@ def test_new_transfer_of_the_same_base_takes_the_place_of_an_unfinished_one(eage
     copy = eager.folder / "copy"
     copy.write_bytes(old.read_bytes())
     eager.adopt(copy, "A")
-    full = eager.folder / "full.json"
-    whole = [{"start": 0, "length": 4 << 20, "depth": 0, "zero": False, "data": True}]
-    full.write_text(json.dumps(whole))
     new, newer = eager.changed("new", old), eager.changed("newer", old, seed=8)
     changes = eager.list_changes("changes", new, old)
     some = eager.stream(new, "--base", "A", "--goal", "B", "--extents", changes)
@@ -366,11 +363,11 @@ def test_new_transfer_of_the_same_base_takes_the_place_of_an_unfinished_one(eage
         "recv", copy, data=eager.stream(newer, "--base", "A", "--goal", "C", "--extents", narrow)
     )
     assert (refused.status, "does not cover" in refused.err) == (10, True)
-    covering = eager.folder / "covering"
-    covering.write_text(json.dumps(json.loads(changes.read_text())))
-    again = eager.run("recv", copy, data=some)
-    assert again.status == 0, again.err
-    assert copy.read_bytes() == new.read_bytes()
+    everything = eager.list_everything("everything", 4 << 20)
+    words: Words = [newer, "--base", "A", "--goal", "C", "--extents", everything]
+    assert eager.pipe(words, [copy]).statuses == (0, 0)
+    assert copy.read_bytes() == newer.read_bytes()
+    assert eager.holds(copy, "C")
 
 
 @pytest.mark.slow
