@@ -194,7 +194,15 @@ class ExtentMap:
         lengths[-1] = self.size - int(offsets[-1])
         kinds[0::2], kinds[1::2] = kind, self.kinds
         keep = lengths > 0
-        return ExtentMap(*_coalesced(offsets[keep], lengths[keep], kinds[keep]), self.size)
+        used = np.flatnonzero(keep)
+        if len(used) and keep[used[0] : used[-1]].all():
+            rows: slice | npt.NDArray[np.bool_] = slice(used[0], used[-1] + 1)  # no copies
+        else:
+            rows = keep
+        offsets, lengths, kinds = offsets[rows], lengths[rows], kinds[rows]
+        if (self.kinds == kind).any():
+            offsets, lengths, kinds = _coalesced(offsets, lengths, kinds)
+        return ExtentMap(offsets, lengths, kinds, self.size)
 
     def rounded(self, alignment: int) -> "ExtentMap":
         """Widen every DATA extent to whole blocks, at the cost of the ZERO ones beside it."""
