@@ -106,37 +106,43 @@ class BarReporter:
     interval = _BAR_SECONDS
 
     def __init__(self, name: str) -> None:
+        # Only here: a pipe or a log need not wait for it.
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bar
+
         self._name = name
         self._rate = Rate()
-        self._shown = False
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[line]}"),
+            console=Console(stderr=True),
+            auto_refresh=False,
+            transient=True,
+        )
+        self._task = self._bar.add_task(name, line="", total=None)
 
     def report(self, progress: Progress) -> None:
         """Draw the bar."""
         counts = progress.snapshot()
         if not counts.total:
             return
-        width = 24
-        columns = _columns()
-        done = min(width, width * counts.covered // counts.total)
-        bar = "█" * done + "░" * (width - done)
-        line = f"{self._name} {bar} {progress_line(counts, self._rate)}"
-        with contextlib.suppress(OSError):
-            sys.stderr.write("\r\x1b[K" + line[: columns - 1])
-            sys.stderr.flush()
-        self._shown = True
+        if not self._bar.live.is_started:
+            self._bar.start()
+        line = progress_line(counts, self._rate)
+        self._bar.update(self._task, total=counts.total, completed=counts.covered, line=line)
+        self._bar.refresh()
 
     def asked(self, progress: Progress) -> None:
         """Write a line above the bar."""
-        self.clear()
-        say(f"{self._name}: {progress_line(progress.snapshot(), self._rate)}")
+        self._bar.console.print(
+            f"{self._name}: {progress_line(progress.snapshot(), self._rate)}", highlight=False
+        )
 
     def clear(self) -> None:
         """Take the bar away, so that the next words stand alone."""
-        if self._shown:
-            with contextlib.suppress(OSError):
-                sys.stderr.write("\r\x1b[K")
-                sys.stderr.flush()
-            self._shown = False
+        self._bar.stop()
 
 
 class EventReporter:
@@ -175,13 +181,6 @@ class PercentReporter:
                 os.write(self._fd, f"{share}/100\n".encode())
 
     asked = report
-
-
-def _columns() -> int:
-    try:
-        return os.get_terminal_size(2).columns
-    except OSError:
-        return 80
 
 
 def say(text: str) -> None:

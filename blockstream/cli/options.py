@@ -1,6 +1,7 @@
 """Options and checks that several commands share."""
 
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ from blockstream.linux.state_directory import default_state_directory
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_STDIN = 0
 _RATE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
@@ -67,8 +69,10 @@ def reporters(name: str, *, as_json: bool, quiet: bool, progress_fd: int | None)
     found: list[Reporter] = []
     if as_json:
         found.append(EventReporter())
-    elif not quiet:
-        found.append(BarReporter(name) if os.isatty(2) else LineReporter(name))
+    elif not quiet and not os.isatty(2):
+        found.append(LineReporter(name))
+    elif not quiet and not sender_draws(_STDIN):
+        found.append(BarReporter(name))
     if progress_fd is not None:
         try:
             os.write(progress_fd, b"")
@@ -76,6 +80,21 @@ def reporters(name: str, *, as_json: bool, quiet: bool, progress_fd: int | None)
             raise UsageError(f"--progress={progress_fd}: {error.strerror}") from error
         found.append(PercentReporter(progress_fd))
     return found
+
+
+def sender_draws(fd: int) -> bool:
+    """Tell whether `fd` is a pipe from a blockstream on this terminal: two bars would fight."""
+    if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+        return False
+    ours = Path("/proc/self/fd")
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            writes_to_us = (process / "fd/1").samefile(ours / str(fd))
+            if writes_to_us and b"blockstream" in (process / "cmdline").read_bytes():
+                return (process / "fd/2").samefile(ours / "2")
+        except OSError:
+            continue  # it ended, or is somebody else's
+    return False
 
 
 def cleared(shown: list[Reporter]) -> None:

@@ -159,8 +159,7 @@ def show_received(result: ReceiveResult, target: str, *, as_json: bool, quiet: b
     if not result.written:
         say(f"already committed: {target} holds {committed.goal}; nothing was written")
         return
-    saving = saving_text(result.counts, full=result.opening.full)
-    say(f"{saving}, in {duration_text(result.seconds)}")
-    say(f"committed: {target} holds {committed.goal}")
     if result.untouched_tail:
         say(f"the last {size_text(result.untouched_tail)} of {target} were not touched")
+    saving = saving_text(result.counts, full=result.opening.full)
+    say(f"committed: {target} holds {committed.goal}: {saving}, in {duration_text(result.seconds)}")

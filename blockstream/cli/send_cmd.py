@@ -194,7 +194,7 @@ def _show_sent(result: SendResult, *, as_json: bool, quiet: bool, full: bool) ->
         )
     elif not quiet:
         say(
-            f"{saving_text(result.counts, full=full)}, in {duration_text(result.seconds)}, "
+            f"sent: {saving_text(result.counts, full=full)}, in {duration_text(result.seconds)}, "
             f"as {result.expected.goal}"
         )
         if result.confirmed:

@@ -138,14 +138,16 @@ class LevelControl:
         self._since = clock()
         self._plain = 0
         self._blocked = 0.0
+        self._packed = False
         self._before_step: float | None = None
         self._patience = 0
         self._pause = 1
 
-    def note(self, plain: int, blocked: float) -> None:
-        """Count one frame: its plain bytes, and the seconds that the link made us wait."""
+    def note(self, plain: int, blocked: float, *, packed: bool) -> None:
+        """Count one frame: its plain bytes, the seconds that the link made us wait, its codec."""
         if self._fixed:
             return
+        self._packed = self._packed or packed
         self._plain += plain
         self._blocked += blocked
         now = self._clock()
@@ -153,10 +155,12 @@ class LevelControl:
         if elapsed < self.WINDOW_SECONDS:
             return
         self._decide(self._plain / elapsed, self._blocked / elapsed)
-        self._since, self._plain, self._blocked = now, 0, 0.0
+        self._since, self._plain, self._blocked, self._packed = now, 0, 0.0, False
 
     def _decide(self, rate: float, blocked: float) -> None:
         idle = self._idle_cores()
+        if self.level and not self._packed and blocked >= 0.1:
+            return  # what cannot be packed says nothing about a level
         if self._before_step is not None and rate < self._before_step * 1.03:
             # The step up did not pay: back, and wait longer before the next try.
             self._step(-1)

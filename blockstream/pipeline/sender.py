@@ -23,6 +23,7 @@ from blockstream.pipeline.progress import Progress
 from blockstream_protocol import (
     MAGIC,
     Checkpoint,
+    Codec,
     Committed,
     Effect,
     End,
@@ -275,7 +276,8 @@ class SendEngine:
                 rest = self._outlet.send_frame(frame, packed)
             else:
                 self.perform([effect])
-        self._level.note(frame.raw_len, time.monotonic() - began)
+        packed_well = frame.codec is not Codec.NONE
+        self._level.note(frame.raw_len, time.monotonic() - began, packed=packed_well)
         return rest
 
     # Failure.
