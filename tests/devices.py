@@ -28,9 +28,10 @@ def run(*command: str | Path) -> str:
 
 
 @contextmanager
-def loop_device(file: Path, *, sector: int = 512) -> Iterator[str]:
-    """Give the path of a loop device over `file`."""
-    device = run("losetup", "--find", "--show", "--sector-size", str(sector), file).strip()
+def loop_device(file: Path, *, sector: int = 512, direct: bool = False) -> Iterator[str]:
+    """Give the path of a loop device over `file`; a direct one passes the file's own cache."""
+    options = ["--sector-size", str(sector), *(["--direct-io=on"] if direct else [])]
+    device = run("losetup", "--find", "--show", *options, file).strip()
     try:
         yield device
     finally:
@@ -137,7 +138,7 @@ def rigged(folder: Path, *images: Path, log: bool = False) -> Iterator[Rigged]:
             place.mkdir()
             uri = f"nbd+unix:///{image.name}?socket={socket}"
             stack.enter_context(_fuse(place, uri))
-            rig.devices[image.name] = stack.enter_context(loop_device(place / "nbd"))
+            rig.devices[image.name] = stack.enter_context(loop_device(place / "nbd", direct=True))
         yield rig
 
 

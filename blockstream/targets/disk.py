@@ -63,6 +63,9 @@ class DiskTarget:
         self._fd = _created(path, create) if create is not None else _opened(path, force_in_use)
         self._created = create is not None
         self._medium = -1
+        # Whether something may be in the cache; set after a write, so that a flush beside it counts
+        # only for what it has seen.
+        self._unflushed = False
         try:
             self._lock(force_in_use)
             info = os.fstat(self._fd)
@@ -76,10 +79,9 @@ class DiskTarget:
             self._limits = queue_limits_of(self._fd) if self._is_device else QueueLimits()
             # Only a thin volume promises that what it unmapped reads as zeros; a disk that has
             # nothing but discard may forget it with the next power cut.
+            self._is_thin = self._is_device and is_thin(info.st_rdev)
             self._keeps_thin = (
-                self._limits.discard_max > 0
-                and not self._limits.write_zeroes_max
-                and is_thin(info.st_rdev)
+                self._is_thin and self._limits.discard_max > 0 and not self._limits.write_zeroes_max
             )
             self._medium = self._open_medium()
         except BaseException:
@@ -155,6 +157,8 @@ class DiskTarget:
                 write_all(self._fd, data, offset)
             except OSError as error:
                 raise self._failure("written", offset, length, error) from error
+            finally:
+                self._unflushed = True
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeros, unmapping where that is certain to give zeros."""
@@ -165,6 +169,8 @@ class DiskTarget:
                 self._zero_step(start, step)
             except OSError as error:
                 raise self._failure("zeroed", start, step, error) from error
+            finally:
+                self._unflushed = True
 
     def _check_end(self, offset: int, length: int) -> None:
         """A file would grow, and zeroing would be clipped without a word."""
@@ -219,12 +225,14 @@ class DiskTarget:
 
     def flush(self) -> None:
         """Make every earlier write durable, and take our pages out of the cache."""
+        self._unflushed = False
         try:
             os.fdatasync(self._fd)
         except OSError as error:
+            self._unflushed = True
             raise TargetError(
-                f"{self.name} could not be flushed: {error.strerror}; it is marked DIRTY, and what "
-                "was written since the last checkpoint is lost; run the same command again"
+                f"{self.name} could not be flushed: {self._reason(error)}; it is marked DIRTY, and "
+                "what was written since the last checkpoint is lost; run the same command again"
             ) from error
         with contextlib.suppress(OSError):
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -273,16 +281,29 @@ class DiskTarget:
         return True
 
     def close(self) -> None:
-        """Close the descriptors; the lock ends with them."""
+        """Close the descriptors; the lock ends with them.
+
+        What a failed transfer left in the cache is written now, as the kernel would at the last
+        close. Nobody relies on it, but if its error were left unseen, the kernel would give it to
+        the next run's flush, on a device that is well again.
+        """
+        if self._unflushed:
+            with contextlib.suppress(OSError):
+                os.fdatasync(self._fd)
         if self._medium >= 0:
             os.close(self._medium)
         os.close(self._fd)
 
+    def _reason(self, error: OSError) -> str:
+        # The page cache of a device knows only one error, a full pool included (fs/buffer.c).
+        full = errno.ENOSPC, *([errno.EIO] if self._is_thin else [])
+        hint = " (is a thin pool or file system full?)" if error.errno in full else ""
+        return f"{error.strerror}{hint}"
+
     def _failure(self, what: str, offset: int, length: int, error: OSError) -> TargetError:
-        hint = " (is a thin pool or file system full?)" if error.errno == errno.ENOSPC else ""
         return TargetError(
             f"{self.name}: {length} bytes at offset {offset} could not be {what}: "
-            f"{error.strerror}{hint}; it is marked DIRTY; run the same command again"
+            f"{self._reason(error)}; it is marked DIRTY; run the same command again"
         )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from blockstream.errors import NotFoundError
 from blockstream.jobs.receive import ReceiveRequest, ReceiveResult, receive
 from blockstream.jobs.send import SendRequest, send
 from blockstream.jobs.targets import read_status
@@ -45,14 +46,15 @@ def taken(request: ReceiveRequest, stream: Path) -> ReceiveResult:
         os.close(fd)
 
 
-def taken_with_barriers(request: ReceiveRequest, stream: Path) -> ReceiveResult:
-    """Receive from a pipe that gives each part when the checkpoint before the last is durable.
+def taken_with_barriers(request: ReceiveRequest, stream: Path, *, ahead: int = 0) -> ReceiveResult:
+    """Receive from a pipe that gives the next part when the checkpoint before it is durable.
 
-    So every checkpoint has its barrier, and the writes of the next part meet it.
+    So every checkpoint has its barrier. With `ahead` that many more parts come before, so that
+    their writes meet the barriers of others.
     """
     read_end, write_end = os.pipe()
     ended = threading.Event()
-    feeder = threading.Thread(target=_feed, args=(request, stream, write_end, ended))
+    feeder = threading.Thread(target=_feed, args=(request, stream, write_end, ended, ahead))
     feeder.start()
     try:
         return receive(request, read_end, Progress(), [])
@@ -62,16 +64,17 @@ def taken_with_barriers(request: ReceiveRequest, stream: Path) -> ReceiveResult:
         feeder.join()
 
 
-def _feed(request: ReceiveRequest, stream: Path, fd: int, ended: threading.Event) -> None:
-    marks = [0, 0]
-    with suppress(BrokenPipeError):
+def _feed(
+    request: ReceiveRequest, stream: Path, fd: int, ended: threading.Event, ahead: int
+) -> None:
+    marks = [0] * (ahead + 1)
+    with suppress(BrokenPipeError), os.fdopen(fd, "wb", buffering=0) as pipe:
         for part, frames in _parts(stream.read_bytes()):
-            while _durable_frames(request.state_dir) < marks[-2] and not ended.wait(0.002):
+            while _durable_frames(request.state_dir) < marks[-1 - ahead] and not ended.wait(0.002):
                 continue
             marks.append(frames)
             while part:
-                part = part[os.write(fd, part) :]
-    os.close(fd)
+                part = part[pipe.write(part) :]
 
 
 def _parts(stream: bytes) -> Iterator[tuple[bytes, int]]:
@@ -88,7 +91,8 @@ def _parts(stream: bytes) -> Iterator[tuple[bytes, int]]:
 
 def _durable_frames(state_dir: Path) -> int:
     for folder in (state_dir / "targets").glob("*/journal"):
-        state = read_status(folder.parent).state
-        if isinstance(state, Dirty | Clean):
-            return state.frames
+        with suppress(NotFoundError):  # made, but nothing is recorded yet
+            state = read_status(folder.parent).state
+            if isinstance(state, Dirty | Clean):
+                return state.frames
     return 0

@@ -378,6 +378,19 @@ def test_a_flush_that_failed_is_an_error_of_the_target(tmp_path: Path, image: Pa
 
 @pytest.mark.root
 @pytest.mark.needs("nbdkit:python", "nbdfuse")
+def test_an_error_of_this_run_is_not_left_to_the_next(tmp_path: Path, image: Path) -> None:
+    with rigged(tmp_path, image) as rig:
+        with closing(DiskTarget(rig.devices[image.name])) as target:
+            target.write_from([0], [4096], memoryview(bytes(4096)))
+            rig.order(fail="write", errno=errno.EIO)
+        assert rig.hits() == 1
+        rig.order()
+        with closing(DiskTarget(rig.devices[image.name])) as target:
+            target.flush()
+
+
+@pytest.mark.root
+@pytest.mark.needs("nbdkit:python", "nbdfuse")
 def test_reading_the_medium_does_not_eat_the_error_of_the_flush(
     tmp_path: Path, image: Path
 ) -> None:
