@@ -18,7 +18,7 @@ from blockstream.jobs.receive import (
 )
 from blockstream.jobs.send import SendPlan, SendRequest, planned
 from blockstream.jobs.supervision import Reporter, Work, supervised
-from blockstream.jobs.targets import OpenedTarget, made_before, opened
+from blockstream.jobs.targets import OpenedTarget, made_before, opened_or_removed
 from blockstream.locations import open_source, open_target
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.direct import DirectApplier
@@ -102,7 +102,8 @@ def copy(
     """
     source = open_source(what.source)
     try:
-        with opened(_target(what, where, source), where.state_dir) as everything:
+        target, made = _target(what, where, source)
+        with opened_or_removed(target, where.state_dir, made=made) as everything:
             everything.journal.facts = {"path": where.target, "apply": str(where.apply)}
             if everything.spool_complete:
                 finish_staged(everything)
@@ -111,16 +112,17 @@ def copy(
         source.close()
 
 
-def _target(what: SendRequest, where: ReceiveRequest, source: Source) -> DiskTarget:
-    """Open the target; make it if that is wished and no earlier run did."""
+def _target(what: SendRequest, where: ReceiveRequest, source: Source) -> tuple[DiskTarget, bool]:
+    """Open the target, or make it if that is wished and no earlier run did; tell which."""
     create = None
     if where.create and not made_before(
         where.target, where.state_dir, lambda clean: clean.id == what.goal
     ):
         create = source.size
-    return open_target(
+    target = open_target(
         where.target, create=create, force_in_use=where.force_in_use, sources=source.nodes
     )
+    return target, create is not None
 
 
 def _copied(
@@ -172,6 +174,12 @@ def _run(
     progress.size, progress.total = source.size, plan.opening.total
     progress.covered = progress.data = progress.zeros = progress.frames = 0
     engines: list[SendEngine] = []
+
+    def answer(message: Message) -> None:
+        if not failed:
+            engines[0].receive(message)
+
+    failed: list[BlockstreamError] = []
     receiver = Receiver(
         size=everything.target.size,
         state=everything.journal.state,
@@ -183,7 +191,7 @@ def _run(
         receiver,
         DirectApplier(everything.target, everything.journal, undo_dropper(everything)),
         progress,
-        lambda message: engines[0].receive(message),
+        answer,
         keep_frames=where.verify,
     )
     sender = Sender(
@@ -206,6 +214,7 @@ def _run(
     try:
         finish = supervised(engine.run, Work(engine.stop), progress, reporters)
     except BlockstreamError as error:
+        failed.append(error)  # the sender has ended, and hears nothing any more
         _drain(applying, error)
         raise
     return finish, plan

@@ -17,7 +17,7 @@ from blockstream.errors import (
     RefusedError,
 )
 from blockstream.jobs.supervision import Reporter, Work, supervised
-from blockstream.jobs.targets import OpenedTarget, made_before, opened
+from blockstream.jobs.targets import OpenedTarget, made_before, opened_or_removed
 from blockstream.linux.streams import WakeableReader, widen_pipe
 from blockstream.locations import open_target
 from blockstream.pipeline.direct import DirectApplier
@@ -183,16 +183,10 @@ def finish_staged(everything: OpenedTarget) -> None:
 
 @contextlib.contextmanager
 def _opened(request: ReceiveRequest, frames: FrameReader) -> Iterator[OpenedTarget]:
-    """Open the target, or make it; a file that was made for nothing is removed again."""
+    """Open the target, or make it."""
     target, made = _target(request, frames)
-    with opened(target, request.state_dir) as everything:
-        try:
-            yield everything
-        except BlockstreamError:
-            touched = everything.unfinished or isinstance(everything.journal.state, Clean)
-            if made and not touched:
-                Path(request.target).unlink(missing_ok=True)
-            raise
+    with opened_or_removed(target, request.state_dir, made=made) as everything:
+        yield everything
 
 
 def _target(request: ReceiveRequest, frames: FrameReader) -> tuple[DiskTarget, bool]:

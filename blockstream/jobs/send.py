@@ -139,6 +139,7 @@ def send(
     try:
         what = planned(request, source)
         sent = SentTransfers(request.state_dir)
+        sent.prepare()
 
         def record_intent(expected: Committed) -> None:
             sent.record(Intent(expected, _absolute(request.source), what.opening.base))

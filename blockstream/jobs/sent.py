@@ -32,6 +32,14 @@ class SentTransfers:
     def __init__(self, state_directory: Path) -> None:
         self._folder = state_directory / "sent"
 
+    def prepare(self) -> None:
+        """Make the place for it, so that a bad one is told before anything is sent.
+
+        Raises:
+            RefusedError: If it cannot be made.
+        """
+        make_directory(self._folder)
+
     def record(self, intent: Intent) -> None:
         """Make an intent durable, before END is said.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import blake3
 
-from blockstream.errors import NotFoundError, RefusedError
+from blockstream.errors import BlockstreamError, NotFoundError, RefusedError
 from blockstream.linux.block import data_ranges
 from blockstream.linux.identity import Identity, identity_of
 from blockstream.linux.state_directory import JournalFiles
@@ -148,6 +148,25 @@ def opened(target: DiskTarget, state_dir: Path) -> Iterator[OpenedTarget]:
             Journal(files, blake3.blake3, target.size),
             Journal(spool, blake3.blake3, target.size),
         )
+
+
+@contextlib.contextmanager
+def opened_or_removed(target: DiskTarget, state_dir: Path, *, made: bool) -> Iterator[OpenedTarget]:
+    """Open the journals; a file that was made for nothing is removed again. See `opened`."""
+    with contextlib.ExitStack() as stack:
+        try:
+            everything = stack.enter_context(opened(target, state_dir))
+        except BlockstreamError:
+            if made:
+                Path(target.name).unlink(missing_ok=True)
+            raise
+        try:
+            yield everything
+        except BlockstreamError:
+            touched = everything.unfinished or isinstance(everything.journal.state, Clean)
+            if made and not touched:
+                Path(target.name).unlink(missing_ok=True)
+            raise
 
 
 @contextlib.contextmanager

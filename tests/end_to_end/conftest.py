@@ -1,6 +1,7 @@
 """One zygote for all tests, one host for each."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,14 @@ def zygote() -> Iterator[Zygote]:
 
 
 @pytest.fixture
-def host(tmp_path: Path, zygote: Zygote) -> Host:
+def host(tmp_path: Path, zygote: Zygote) -> Iterator[Host]:
     """A host whose senders ask for a barrier each 2 s, as they do."""
-    return Host(tmp_path, zygote)
+    with closing(Host(tmp_path, zygote)) as made:
+        yield made
 
 
 @pytest.fixture
-def eager(tmp_path: Path, zygote: Zygote) -> Host:
+def eager(tmp_path: Path, zygote: Zygote) -> Iterator[Host]:
     """A host whose senders ask for a barrier after each frame."""
-    return Host(tmp_path, zygote, often=True)
+    with closing(Host(tmp_path, zygote, often=True)) as made:
+        yield made

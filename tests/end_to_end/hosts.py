@@ -81,6 +81,7 @@ class Process:
     def __init__(self, result: int, out: int | None, err: int) -> None:
         self._result = os.fdopen(result, "rb")
         self.pid = int(self._result.readline())
+        self.ended: Ended | None = None
         self._out: list[bytes] = []
         self._err: list[bytes] = []
         self._readers = [
@@ -117,7 +118,8 @@ class Process:
         for reader in self._readers:
             reader.join()
         out, err = b"".join(self._out), b"".join(self._err).decode()
-        return Ended(int(line[0]), out, err, int(line[1]))
+        self.ended = Ended(int(line[0]), out, err, int(line[1]))
+        return self.ended
 
 
 def _drain(fd: int, kept: list[bytes]) -> None:
@@ -150,12 +152,15 @@ class Host:
         folder: Where disks lie.
         zygote: What processes fork from.
         often: Let every sender ask for a barrier after each frame.
+        uid: Whose processes they are; 0 for our own.
+        started: Its processes.
     """
 
     folder: Path
     zygote: Zygote
     often: bool = False
-    environment: dict[str, str] = field(default_factory=dict)
+    uid: int = 0
+    started: list[Process] = field(default_factory=list)
 
     @property
     def state_dir(self) -> Path:
@@ -187,6 +192,7 @@ class Host:
             "arguments": list(map(str, words)),
             "environment": self._environment(environment),
             "often": self.often,
+            "uid": self.uid,
             "as": [0, 1, 2, *more],
         }
         given = [nothing if stdin is None else stdin, out_end, err_end, *more.values()]
@@ -195,7 +201,15 @@ class Host:
         os.close(err_end)
         if out is not None:
             os.close(out_end)
-        return Process(result, out, err)
+        self.started.append(Process(result, out, err))
+        return self.started[-1]
+
+    def close(self) -> None:
+        """End what a failed test left behind."""
+        for process in self.started:
+            if process.ended is None:
+                process.signal(signal.SIGKILL)
+                process.wait()
 
     def _environment(self, more: Mapping[str, str] | None) -> dict[str, str]:
         basic = {"PATH": os.environ["PATH"], "HOME": str(self.folder), "LC_ALL": "C.UTF-8"}

@@ -25,7 +25,7 @@ from blockstream.pipeline.journal import SLOT_BYTES, Journal
 from blockstream.pipeline.token import ResumeToken
 from blockstream.targets.disk import DiskTarget
 from blockstream_protocol import Clean, Dirty, TargetState
-from tests.devices import loop_device, mounted, rigged, run
+from tests.devices import loop_device, mounted, rigged, run, tmpfs
 from tests.disk_log import Logged, read_log
 from tests.end_to_end.streams import checkpoints_every, stored, taken, taken_with_barriers
 
@@ -152,14 +152,29 @@ def _apply(entry: Logged, image: bytearray, luck: float, seeded: random.Random) 
                 image[entry.offset + start : entry.offset + start + len(sector)] = sector
 
 
+class Host:
+    """A host that boots again and again, from two images in memory."""
+
+    def __init__(self, folder: Path, journal: str) -> None:
+        self.target = folder / "t"
+        self._folder = folder
+        self._journal = journal
+
+    @contextmanager
+    def booted(self, boot: Boot) -> Iterator[Path]:
+        """Give the state directory after the cut; mounting it is the file system's recovery."""
+        self.target.write_bytes(boot.target)
+        (self._folder / "j").write_bytes(boot.journal)
+        with mounted(self._journal, self._folder / "state") as place:
+            yield place
+
+
 @contextmanager
-def booted(recording: Recording, boot: Boot) -> Iterator[tuple[Path, Path]]:
-    """Give the target and the state directory of a host after the cut."""
-    target, journal = recording.folder / "boot-t", recording.folder / "boot-j"
-    target.write_bytes(boot.target)
-    journal.write_bytes(boot.journal)
-    with loop_device(journal) as device, mounted(device, recording.folder / "boot") as place:
-        yield target, place
+def hosts(folder: Path) -> Iterator[Host]:
+    with tmpfs(folder / "host", "32m") as place:
+        (place / "j").write_bytes(bytes(JOURNAL_DISK))
+        with loop_device(place / "j") as device:
+            yield Host(place, device)
 
 
 def state_in(state_dir: Path) -> TargetState:
@@ -204,15 +219,16 @@ def finish(recording: Recording, state: TargetState, target: Path, state_dir: Pa
 def broken_states(recording: Recording, count: int, *, finish_every: int = 0) -> list[str]:
     """Cut the power `count` times and return what was broken."""
     broken = []
-    for seed in range(count):
-        boot = cut(recording, random.Random(seed))  # noqa: S311
-        with booted(recording, boot) as (target, state_dir):
-            state = state_in(state_dir)
-            promise = broken_promise(recording, state, boot.target)
-            if promise:
-                broken.append(f"seed {seed}: {promise}")
-            elif finish_every and seed % finish_every == 0:
-                finish(recording, state, target, state_dir)
+    with hosts(recording.folder) as host:
+        for seed in range(count):
+            boot = cut(recording, random.Random(seed))  # noqa: S311
+            with host.booted(boot) as state_dir:
+                state = state_in(state_dir)
+                promise = broken_promise(recording, state, boot.target)
+                if promise:
+                    broken.append(f"seed {seed}: {promise}")
+                elif finish_every and seed % finish_every == 0:
+                    finish(recording, state, host.target, state_dir)
     return broken
 
 

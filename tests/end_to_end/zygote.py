@@ -69,6 +69,10 @@ def execute(order: dict[str, Any]) -> None:
     """Be the command that was ordered."""
     os.environ.clear()
     os.environ.update({"BLOCKSTREAM_FAILPOINT": "none:0:kill"} | order["environment"])
+    if order["uid"]:
+        os.setgroups([])
+        os.setgid(order["uid"])
+        os.setuid(order["uid"])
     sys.argv = ["blockstream", *order["arguments"]]
     if order["often"]:
         # A CHECKPOINT after each frame, so that small images have something durable to resume.
