@@ -153,6 +153,7 @@ class Host:
         zygote: What processes fork from.
         often: Let every sender ask for a barrier after each frame.
         uid: Whose processes they are; 0 for our own.
+        file_limit: How large its processes may make a file, in bytes; 0 for no limit.
         started: Its processes.
     """
 
@@ -160,6 +161,7 @@ class Host:
     zygote: Zygote
     often: bool = False
     uid: int = 0
+    file_limit: int = 0
     started: list[Process] = field(default_factory=list)
 
     @property
@@ -193,6 +195,7 @@ class Host:
             "environment": self._environment(environment),
             "often": self.often,
             "uid": self.uid,
+            "file_limit": self.file_limit,
             "as": [0, 1, 2, *more],
         }
         given = [nothing if stdin is None else stdin, out_end, err_end, *more.values()]

@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import pkgutil
+import resource
 import signal
 import socket
 import sys
@@ -69,6 +70,8 @@ def execute(order: dict[str, Any]) -> None:
     """Be the command that was ordered."""
     os.environ.clear()
     os.environ.update({"BLOCKSTREAM_FAILPOINT": "none:0:kill"} | order["environment"])
+    if order["file_limit"]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_limit"], resource.RLIM_INFINITY))
     if order["uid"]:
         os.setgroups([])
         os.setgid(order["uid"])

@@ -290,6 +290,8 @@ class World:
         sent, received = self._ends["sender"], self._ends["receiver"]
         if not self.duplex:
             self._confirm(sent, received)
+        while not self.store.settled:  # nobody plans the next cycle on what may be taken back
+            self._guarded(self.store.settle)
         if self.store.view.base == self.source.goal:
             self._cycle()
             return

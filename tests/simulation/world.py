@@ -312,6 +312,11 @@ class SenderStore:
         self._durable = record
         self._faults.point("sender", "after it recorded")
 
+    @property
+    def settled(self) -> bool:
+        """Whether a power cut would take nothing back."""
+        return self.view == self._durable
+
     def settle(self) -> None:
         """Make durable what is read at the start, as the receiver does with its journal."""
         self._faults.point("sender", "before it settles its record")
