@@ -80,6 +80,11 @@ class Crew:
             self.error = self.error or error
         self._on_failure()
 
+    def note(self, error: BaseException) -> None:
+        """Keep the first error; the others finish what they have and then end by themselves."""
+        with self._lock:
+            self.error = self.error or error
+
     def _member(self, work: Callable[[], None]) -> None:
         try:
             with suppress(CrewStoppedError):

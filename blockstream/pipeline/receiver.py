@@ -309,7 +309,7 @@ class ReceiveEngine:
     def stop(self, reason: str) -> None:
         """Make `run` end soon, after a last barrier for what has arrived."""
         self._stopped = reason
-        self._wake()
+        self._frames.stop()
 
     def tick(self) -> None:
         """Let the session notice the time; may flush, so call it from a thread of its own."""
@@ -342,20 +342,29 @@ class ReceiveEngine:
         with self._reading:
             if self._ended or self._crew.error is not None:
                 return None
-            frame = self._frames.next(buffer)
-            session = self._applying.session
-            if frame is None:
-                return self._end_of_input()
-            message = message_of(frame, blake3.blake3, decompress)
-            self._progress.control(0 if isinstance(message, Extents) else frame.wire_len)
-            effects = self._applying.event(lambda: session.receive(message, time.monotonic()))
-            if session.state in {State.STREAM, State.SKIM}:
-                self._open_turnstile()
-                return effects
-            self._applying.perform(effects)
+            try:
+                return self._next_in_turn(buffer, decompress)
+            except (BlockstreamError, RemoteProtocolError) as error:
+                # While the lock is held: nobody reads on behind what was refused. What came
+                # before it is good, and whoever has it finishes it.
+                self._crew.note(error)
+                return None
+
+    def _next_in_turn(self, buffer: memoryview, decompress: Decompressor) -> list[Effect] | None:
+        frame = self._frames.next(buffer)
+        session = self._applying.session
+        if frame is None:
+            return self._end_of_input()
+        message = message_of(frame, blake3.blake3, decompress)
+        self._progress.control(0 if isinstance(message, Extents) else frame.wire_len)
+        effects = self._applying.event(lambda: session.receive(message, time.monotonic()))
+        if session.state in {State.STREAM, State.SKIM}:
             self._open_turnstile()
-            self._ended = session.state is State.DONE
-            return []
+            return effects
+        self._applying.perform(effects)
+        self._open_turnstile()
+        self._ended = session.state is State.DONE
+        return []
 
     def _end_of_input(self) -> list[Effect] | None:
         self._ended = True
@@ -399,6 +408,9 @@ class ReceiveEngine:
         self._applying.event(lambda: session.failed(code, text))
         try:
             self._applying.perform(self._applying.event(session.drained))
-        except (BlockstreamError, CrewStoppedError, RemoteProtocolError) as second:
+        except CrewStoppedError:
+            return
+        except (BlockstreamError, RemoteProtocolError) as second:
             # The first error is the cause; the second says that the last barrier was lost too.
-            self._crew.error = BaseExceptionGroup("the transfer failed twice", [error, second])
+            both = [translated(error), translated(second)]
+            self._crew.error = BaseExceptionGroup("the transfer failed twice", both)

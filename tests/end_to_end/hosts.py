@@ -269,18 +269,10 @@ class Host:
         return sender, receiver
 
     def cut(self, target: Path, words: Words, data: bytes) -> Ended:
-        """Let `recv` have `data`, and cut the pipe once it recorded all that it can."""
-        reading, writing = os.pipe()
-        receiver = self.start(["recv", target, *words], stdin=reading)
-        os.close(reading)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(writing, view) :]
-        wanted = count_messages(data, FrameType.CHECKPOINT)
-        if wanted:
-            wait_until(lambda: self.durable(target) == wanted)
-        os.close(writing)
-        return receiver.wait()
+        """Let `recv` have `data` and no more; what was confirmed in it must be durable then."""
+        ended = self.run("recv", target, *words, data=data)
+        assert self.durable(target) == count_messages(data, FrameType.CHECKPOINT), ended
+        return ended
 
     def durable(self, target: Path) -> int:
         """Return how many frames of an unfinished transfer are durable."""

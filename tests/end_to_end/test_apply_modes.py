@@ -78,7 +78,7 @@ def test_damage_late_in_a_staged_stream_leaves_the_target_at_its_base(eager: Hos
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "point", ["recv.spool_complete:1", "recv.mid_write:1", "recv.after_record:4"]
+    "point", ["recv.spool_complete:1", "recv.mid_write:1", "recv.before_clean:2"]
 )
 def test_whole_spool_is_applied_without_the_sender(eager: Host, point: str) -> None:
     target, new, words = based(eager)
