@@ -22,7 +22,6 @@ from blockstream.jobs.targets import OpenedTarget, made_before, opened_or_remove
 from blockstream.locations import open_source, open_target
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.direct import DirectApplier
-from blockstream.pipeline.faults import code_of
 from blockstream.pipeline.packer import PackedFrame
 from blockstream.pipeline.progress import Progress
 from blockstream.pipeline.receiver import Applying
@@ -215,15 +214,8 @@ def _run(
         finish = supervised(engine.run, Work(engine.stop), progress, reporters)
     except BlockstreamError as error:
         failed.append(error)  # the sender has ended, and hears nothing any more
-        _drain(applying, error)
-        raise
+        if applying.finish is not None:
+            raise
+        # What has arrived is made durable, so that the next run continues from there.
+        raise applying.given_up(engine.errors) from error
     return finish, plan
-
-
-def _drain(applying: Applying, error: BlockstreamError) -> None:
-    """Make durable what has arrived, so that the next run continues from there."""
-    if applying.finish is not None:
-        return
-    session = applying.session
-    applying.event(lambda: session.failed(code_of(error), str(error)))
-    applying.perform(applying.event(session.drained))

@@ -54,13 +54,20 @@ class Turnstile:
 
 
 class Crew:
-    """Runs one function in several threads and remembers the first error."""
+    """Runs one function in several threads and remembers every error.
+
+    Every one, because a flush that fails after a cut must not be forgotten for the cut's sake.
+    """
 
     def __init__(self, on_failure: Callable[[], None]) -> None:
         """Prepare; `on_failure` must make the other members end soon, and may be called often."""
-        self.error: BaseException | None = None
+        self.errors: list[BaseException] = []
         self._on_failure = on_failure
-        self._lock = threading.Lock()
+
+    @property
+    def error(self) -> BaseException | None:
+        """The first error, if there is any."""
+        return self.errors[0] if self.errors else None
 
     def run(self, work: Callable[[], None], members: int) -> None:
         """Run `work` in that many threads and wait for all of them. Errors are kept, not raised."""
@@ -75,15 +82,14 @@ class Crew:
             thread.join()
 
     def fail(self, error: BaseException) -> None:
-        """Keep the first error and make everybody end."""
-        with self._lock:
-            self.error = self.error or error
+        """Keep an error and make everybody end."""
+        self.note(error)
         self._on_failure()
 
     def note(self, error: BaseException) -> None:
-        """Keep the first error; the others finish what they have and then end by themselves."""
-        with self._lock:
-            self.error = self.error or error
+        """Keep an error; the others finish what they have and then end by themselves."""
+        if not any(error is known for known in self.errors):
+            self.errors.append(error)
 
     def _member(self, work: Callable[[], None]) -> None:
         try:

@@ -140,6 +140,32 @@ class Applying:
         covered = sum(extent.length for extent in table.extents)
         self._progress.frame(data=len(table.data), covered=covered, wire=wire)
 
+    def given_up(self, errors: list[BaseException]) -> BaseException:
+        """Let the session keep what is good, now that nothing is being done any more.
+
+        The session hears of every error: a flush that failed is never tried again, even if a cut
+        came first.
+
+        Args:
+            errors: What happened, the first one first; errors of the last barrier are added.
+
+        Returns:
+            What to raise: the error that decided, with its companion if there is one.
+        """
+        for error in errors:
+            self._tell(error)
+        for _ in range(2):  # the session gives up without a barrier the second time
+            try:
+                self.perform(self.event(self.session.drained))
+                break
+            except (BlockstreamError, RemoteProtocolError, CrewStoppedError) as later:
+                errors.append(later)
+                self._tell(later)
+        return _decisive(errors, self.finish or Finish(code_of(errors[0])))
+
+    def _tell(self, error: BaseException) -> None:
+        self.event(lambda: self.session.failed(code_of(error), str(error)))
+
     def _one(self, effect: Effect) -> list[Effect]:  # one line an effect
         session = self.session
         match effect:
@@ -154,7 +180,9 @@ class Applying:
             case Record(state):
                 self._applier.record(state)
                 failpoint("recv.after_record")
-                return self.event(lambda: session.recorded(state))
+                following = self.event(lambda: session.recorded(state))
+                self._forget_kept()
+                return following
             case Flush():
                 failpoint("recv.before_flush")
                 self._applier.flush()
@@ -185,10 +213,23 @@ class Applying:
 
     def _read_back(self, first: int, last: int) -> None:
         for seq in range(first, last):
-            digest, extents = self._kept[seq]
-            self._applier.read_back(digest, extents)
-            with self.lock:
+            self._applier.read_back(*self._kept[seq])
+
+    def _forget_kept(self) -> None:
+        """Forget frames that are recorded as durable; until then a last barrier may ask again."""
+        with self.lock:
+            durable = self.session.durable.frames
+            for seq in [seq for seq in self._kept if seq < durable]:
                 del self._kept[seq]
+
+
+def _decisive(errors: list[BaseException], finish: Finish) -> BaseException:
+    """Return the error that the session ended with, and another one beside it if it came first."""
+    decided = next((e for e in errors if code_of(e) == finish.code), errors[0])
+    first = translated(errors[0])
+    if decided is errors[0]:
+        return first
+    return BaseExceptionGroup("the transfer failed twice", [translated(decided), first])
 
 
 class FrameReader:
@@ -295,16 +336,15 @@ class ReceiveEngine:
                 then has been made durable.
         """
         self._crew.run(self._work, self._workers)
-        if self._stopped and self._crew.error is None and self._applying.finish is None:
-            self._crew.error = error_for(Code.INTERRUPTED, self._stopped)
-        if self._crew.error is not None and self._applying.finish is None:
-            self._drain(self._crew.error)
-        finish = self._applying.finish
-        if self._crew.error is not None and (finish is None or finish.code):
-            raise translated(self._crew.error) from self._crew.error
-        if finish is None:
-            raise error_for(Code.INTERRUPTED, "the receiver ended before its session did")
-        return finish
+        errors = self._crew.errors
+        if self._stopped:
+            errors.append(error_for(Code.INTERRUPTED, self._stopped))
+        if self._applying.finish is None:
+            if not errors:
+                text = "the receiver ended before its session did"
+                errors.append(error_for(Code.INTERRUPTED, text))
+            raise self._applying.given_up(errors)
+        return self._applying.finish
 
     def stop(self, reason: str) -> None:
         """Make `run` end soon, after a last barrier for what has arrived."""
@@ -400,17 +440,3 @@ class ReceiveEngine:
     def _wake(self) -> None:
         self._frames.stop()
         self._turnstile.break_open()
-
-    def _drain(self, error: BaseException) -> None:
-        """All workers have ended: let the session make durable what is good, and finish."""
-        session = self._applying.session
-        code, text = code_of(error), str(error)
-        self._applying.event(lambda: session.failed(code, text))
-        try:
-            self._applying.perform(self._applying.event(session.drained))
-        except CrewStoppedError:
-            return
-        except (BlockstreamError, RemoteProtocolError) as second:
-            # The first error is the cause; the second says that the last barrier was lost too.
-            both = [translated(error), translated(second)]
-            self._crew.error = BaseExceptionGroup("the transfer failed twice", both)

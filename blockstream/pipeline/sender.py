@@ -195,6 +195,11 @@ class SendEngine:
             raise InterruptedTransferError("the sender ended before its session did")
         return self.finish
 
+    @property
+    def errors(self) -> list[BaseException]:
+        """Every error of the workers, the first one first."""
+        return self._crew.errors
+
     def receive(self, message: Message) -> None:
         """Take an answer of the receiver, from any thread."""
         self.perform(self._locked(lambda: self._session.receive(message, time.monotonic())))
