@@ -7,6 +7,7 @@ cuts the pipe).
 
 import os
 import signal
+import time
 from collections import Counter
 
 NAMES = (
@@ -34,6 +35,7 @@ NAMES = (
 )
 
 _LEAVE_STATUS = 99
+_NAP_SECONDS = 0.1
 _hits: Counter[str] = Counter()
 
 
@@ -45,6 +47,8 @@ def _hit(name: str) -> None:
     if action == "leave":
         os._exit(_LEAVE_STATUS)
     os.kill(os.getpid(), signal.SIGKILL if action == "kill" else signal.SIGSTOP)
+    # A signal to a process of many threads may reach another one first; we must not go on.
+    time.sleep(_NAP_SECONDS)
 
 
 def _pass(name: str) -> None:
