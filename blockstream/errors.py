@@ -26,9 +26,14 @@ class ExitStatus(IntEnum):
 
 
 class BlockstreamError(Exception):
-    """Anything that ends a command in a way that we foresaw."""
+    """Anything that ends a command in a way that we foresaw.
+
+    Attributes:
+        advice: What to do next, where a class knows it.
+    """
 
     exit_status = ExitStatus.BUG
+    advice = ""
 
 
 class UsageError(BlockstreamError):
@@ -41,6 +46,30 @@ class RefusedError(BlockstreamError):
     """It would be wrong or dangerous to go on. Nothing was written."""
 
     exit_status = ExitStatus.REFUSED
+
+
+class BaseMismatchError(RefusedError):
+    """The increment does not start from what the target holds. Nothing was written."""
+
+    advice = "send a full copy, or say what it holds with `blockstream adopt`"
+
+
+class WrittenSinceError(RefusedError):
+    """Somebody wrote to the target since its last commit. Nothing was written."""
+
+    advice = "send a full copy; --force-base takes it all the same, and leaves what was written"
+
+
+class TargetTooSmallError(RefusedError):
+    """The source does not fit the target. Nothing was written."""
+
+    advice = "make it at least as large as the source"
+
+
+class TargetTooLargeError(RefusedError):
+    """The target is larger than the source, so it may be the wrong one. Nothing was written."""
+
+    advice = "--force-larger takes it, and leaves the rest untouched"
 
 
 class BusyError(RefusedError):

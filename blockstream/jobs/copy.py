@@ -10,13 +10,9 @@ import blake3
 from blockstream import __version__
 from blockstream.errors import BlockstreamError, InterruptedTransferError, SourceError
 from blockstream.interfaces import Source
-from blockstream.jobs.receive import (
-    ReceiveRequest,
-    ReceiveResult,
-    finish_staged,
-    undo_dropper,
-)
+from blockstream.jobs.receive import ReceiveRequest, ReceiveResult
 from blockstream.jobs.send import SendPlan, SendRequest, planned
+from blockstream.jobs.stored import finish_staged, undo_dropper
 from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.jobs.targets import OpenedTarget, made_before, opened_or_removed
 from blockstream.locations import open_source, open_target

@@ -1,7 +1,6 @@
-"""`recv`: a stream from a pipe onto a target, and everything else that applies a stored stream."""
+"""`recv`: a stream from a pipe onto a target."""
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -10,12 +9,12 @@ from pathlib import Path
 
 import blake3
 
-from blockstream import __version__
 from blockstream.errors import (
     BlockstreamError,
     InterruptedTransferError,
     RefusedError,
 )
+from blockstream.jobs.stored import finish_staged, new_receiver, spool_facts, undo_dropper
 from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.jobs.targets import OpenedTarget, made_before, opened_or_removed
 from blockstream.linux.streams import WakeableReader, widen_pipe
@@ -33,16 +32,10 @@ from blockstream_protocol import (
     Dirty,
     Open,
     Plan,
-    Receiver,
     ReceiverPolicy,
     RemoteProtocolError,
     TargetState,
 )
-
-# What a spool's journal keeps of how its stream was taken.
-_FORCE_BASE = "force_base"
-_VERIFY = "verify"
-_YES = "yes"
 
 
 class ApplyMode(StrEnum):
@@ -126,61 +119,6 @@ def receive(
             return _received(request, everything, frames, progress, reporters)
 
 
-def apply_stored(
-    everything: OpenedTarget,
-    path: Path,
-    *,
-    policy: ReceiverPolicy | None = None,
-    progress: Progress | None = None,
-    save_undo: Callable[[Open, Plan, bool], None] | None = None,
-) -> Committed:
-    """Apply a stream that lies on this host to an open target: a spool, or an undo log.
-
-    Raises:
-        BlockstreamError: As for any stream; it can be applied again.
-    """
-    counts = progress or Progress()
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        with contextlib.closing(WakeableReader(fd)) as reader:
-            session = _session(everything, everything.journal.state, policy or ReceiverPolicy())
-            applier = DirectApplier(everything.target, everything.journal, save_undo)
-            read_back = policy is not None and policy.read_back
-            applying = Applying(session, applier, counts, keep_frames=read_back)
-            finish = ReceiveEngine(applying, FrameReader(reader), counts).run()
-    except RemoteProtocolError as error:
-        raise translated(error) from error
-    finally:
-        os.close(fd)
-    if finish.committed is None:
-        raise InterruptedTransferError(f"{path} ended before its stream did")
-    return finish.committed
-
-
-def finish_staged(everything: OpenedTarget) -> None:
-    """Bring a complete spool onto the target; needs nobody else.
-
-    Raises:
-        RefusedError: If the target is not what it was when the stream came.
-        BlockstreamError: As for any stream; it can be tried again.
-    """
-    facts = everything.spool.entry.facts
-    policy = ReceiverPolicy(
-        force_base=facts.get(_FORCE_BASE) == _YES,
-        allow_larger=True,  # decided when the stream came
-        read_back=facts.get(_VERIFY) == _YES,
-    )
-    path = everything.spool_path
-    try:
-        apply_stored(everything, path, policy=policy, save_undo=undo_dropper(everything))
-    except RefusedError as error:
-        raise RefusedError(
-            f"a whole staged stream waits for {everything.target.name}, but does not fit it any "
-            f"more: {error}; nothing was written; `blockstream abort` drops that stream"
-        ) from error
-    everything.drop_spool()
-
-
 @contextlib.contextmanager
 def _opened(request: ReceiveRequest, frames: FrameReader) -> Iterator[OpenedTarget]:
     """Open the target, or make it."""
@@ -211,17 +149,6 @@ def _looked_ahead(frames: FrameReader) -> Open:
         raise translated(error) from error
 
 
-def _session(everything: OpenedTarget, state: TargetState, policy: ReceiverPolicy) -> Receiver:
-    return Receiver(
-        size=everything.target.size,
-        state=state,
-        new_digest=blake3.blake3,
-        policy=policy,
-        software=f"blockstream {__version__}",
-        now=time.monotonic(),
-    )
-
-
 def _received(
     request: ReceiveRequest,
     everything: OpenedTarget,
@@ -234,7 +161,7 @@ def _received(
     if everything.spool_complete and not request.dry_run:
         finish_staged(everything)
     state, applier = _applier(request, everything, frames, facts)
-    session = _session(everything, state, request.policy)
+    session = new_receiver(everything, state, request.policy)
     applying = Applying(session, applier, progress, keep_frames=request.verify)
     engine = ReceiveEngine(applying, frames, progress)
     began = time.monotonic()
@@ -272,8 +199,7 @@ def _applier(
 
     staged = StagedApplier(everything.spool_path, everything.spool, direct.samples, complete)
     transfer = _looked_ahead(frames).identity(blake3.blake3).hex()
-    given = {_FORCE_BASE: request.force_base, _VERIFY: request.verify}
-    everything.spool.facts = facts | {name: _YES for name, flag in given.items() if flag}
+    everything.spool.facts = facts | spool_facts(request.policy)
     spooled = everything.spool.state
     if isinstance(spooled, Dirty) and spooled.transfer == transfer:
         return spooled, staged
@@ -301,28 +227,14 @@ def _undo_saver(
     return save if request.apply is ApplyMode.UNDO else undo_dropper(everything)
 
 
-def undo_dropper(everything: OpenedTarget) -> Callable[[Open, Plan, bool], None]:
-    """Return what a transfer begins with that keeps nothing of what it overwrites.
-
-    An earlier undo log leads back only from what the target held until now, and what lies in the
-    spool, unfinished, was meant for that, too.
-    """
-
-    def forget(_opening: Open, _plan: Plan, resumed: bool) -> None:
-        if not resumed:
-            everything.drop_undo()
-        if not everything.spool_complete:
-            everything.drop_spool()
-
-    return forget
-
-
 def _with_next_step(error: BlockstreamError, everything: OpenedTarget) -> BlockstreamError:
     """Add the state of the target, and how to go on, to an error's message."""
     unfinished = everything.unfinished
+    name = everything.target.name
+    if error.advice:
+        return type(error)(f"{error}; nothing was written to {name}; {error.advice}")
     if isinstance(error, RefusedError) or not isinstance(unfinished, Dirty | Clean):
         return error
-    name = everything.target.name
     state = "half-written" if isinstance(everything.journal.state, Dirty) else "still at its base"
     if isinstance(unfinished, Clean):
         return type(error)(

@@ -15,7 +15,7 @@ from blockstream.errors import (
     SourceError,
 )
 from blockstream.extents import ExtentMap
-from blockstream.jobs.receive import apply_stored
+from blockstream.jobs.stored import apply_stored
 from blockstream.jobs.targets import OpenedTarget
 from blockstream.linux.state_directory import sync_directory
 from blockstream.linux.streams import WakeableReader

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from blockstream.errors import NotFoundError, RefusedError, UsageError
-from blockstream.jobs.receive import finish_staged
+from blockstream.jobs.stored import finish_staged
 from blockstream.jobs.targets import (
     OpenedTarget,
     TargetStatus,

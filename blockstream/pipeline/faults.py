@@ -1,6 +1,7 @@
 """The border between the protocol's errors and ours: each is translated here, once."""
 
 from blockstream.errors import (
+    BaseMismatchError,
     BlockstreamError,
     IntegrityError,
     InterruptedTransferError,
@@ -8,8 +9,12 @@ from blockstream.errors import (
     RefusedError,
     SourceError,
     TargetError,
+    TargetTooLargeError,
+    TargetTooSmallError,
+    WrittenSinceError,
 )
-from blockstream_protocol import Code, LocalProtocolError, RemoteProtocolError
+from blockstream_protocol import Code, Grounds, LocalProtocolError, RemoteProtocolError
+from blockstream_protocol import RefusedError as Refusal
 
 _CLASSES: dict[Code, type[BlockstreamError]] = {
     Code.REFUSED: RefusedError,
@@ -18,6 +23,14 @@ _CLASSES: dict[Code, type[BlockstreamError]] = {
     Code.TARGET: TargetError,
     Code.SOURCE: SourceError,
     Code.UNKNOWN: OutcomeUnknownError,
+}
+
+
+_REFUSALS: dict[Grounds, type[RefusedError]] = {
+    Grounds.BASE: BaseMismatchError,
+    Grounds.WRITTEN: WrittenSinceError,
+    Grounds.TOO_SMALL: TargetTooSmallError,
+    Grounds.TOO_LARGE: TargetTooLargeError,
 }
 
 
@@ -35,6 +48,8 @@ def code_of(error: BaseException) -> Code:
 
 def translated(error: BaseException) -> BaseException:
     """Return the error as one of ours; a bug stays what it is."""
+    if isinstance(error, Refusal):
+        return _REFUSALS[error.grounds](str(error))
     if isinstance(error, RemoteProtocolError):
         return _CLASSES.get(error.code, InterruptedTransferError)(str(error))
     if isinstance(error, LocalProtocolError):

@@ -23,8 +23,10 @@ from blockstream_protocol._effects import (
 )
 from blockstream_protocol._errors import (
     Code,
+    Grounds,
     LocalProtocolError,
     ProtocolError,
+    RefusedError,
     RemoteProtocolError,
 )
 from blockstream_protocol._extents import (
@@ -144,6 +146,7 @@ __all__ = [
     "Frame",
     "FrameDecoder",
     "FrameType",
+    "Grounds",
     "Hello",
     "Kind",
     "LocalProtocolError",
@@ -163,6 +166,7 @@ __all__ = [
     "Record",
     "RecordIntent",
     "Refuse",
+    "RefusedError",
     "RemoteProtocolError",
     "Send",
     "Sender",

@@ -1,6 +1,6 @@
 """The two faults of a conversation, ours and theirs, and the codes that travel."""
 
-from enum import IntEnum
+from enum import Enum, IntEnum
 
 
 class Code(IntEnum):
@@ -13,6 +13,15 @@ class Code(IntEnum):
     TARGET = 13  # the target could not be written; it is DIRTY
     SOURCE = 14  # the source became invalid or changed
     UNKNOWN = 15  # nobody told us the outcome
+
+
+class Grounds(Enum):
+    """Why a receiver refused, so that its people can be told what to do."""
+
+    BASE = "the target does not hold the base"
+    TOO_SMALL = "the target is smaller than the source"
+    TOO_LARGE = "the target is larger than the source"
+    WRITTEN = "somebody wrote to the target since its commit"
 
 
 class ProtocolError(Exception):
@@ -33,3 +42,15 @@ class RemoteProtocolError(ProtocolError):
     def __init__(self, text: str, code: Code = Code.INTEGRITY) -> None:
         super().__init__(text)
         self.code = code
+
+
+class RefusedError(RemoteProtocolError):
+    """The receiver's own rules forbid what the peer asks; nothing was written.
+
+    Attributes:
+        grounds: Which rule.
+    """
+
+    def __init__(self, text: str, grounds: Grounds) -> None:
+        super().__init__(text, Code.REFUSED)
+        self.grounds = grounds

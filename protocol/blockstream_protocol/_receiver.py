@@ -17,7 +17,13 @@ from blockstream_protocol._effects import (
     Verify,
     Write,
 )
-from blockstream_protocol._errors import Code, LocalProtocolError, RemoteProtocolError
+from blockstream_protocol._errors import (
+    Code,
+    Grounds,
+    LocalProtocolError,
+    RefusedError,
+    RemoteProtocolError,
+)
 from blockstream_protocol._extents import Extent
 from blockstream_protocol._limits import IDLE_SECONDS, PING_SECONDS
 from blockstream_protocol._messages import (
@@ -244,8 +250,9 @@ class Receiver:
         """
         self._expect(State.DECIDING)
         if not same:
-            raise RemoteProtocolError(
-                "the target was written since its last commit: sampled ranges differ", Code.REFUSED
+            raise RefusedError(
+                "the target was written since its last commit: sampled ranges differ",
+                Grounds.WRITTEN,
             )
         return self._prepare()
 
@@ -377,12 +384,14 @@ class Receiver:
 
     def _check_size(self, opening: Open) -> None:
         if opening.size > self._size:
-            raise RemoteProtocolError(
-                f"the source has {opening.size} bytes, the target only {self._size}", Code.REFUSED
+            raise RefusedError(
+                f"the source has {opening.size} bytes, the target only {self._size}",
+                Grounds.TOO_SMALL,
             )
         if opening.size < self._size and not self._policy.allow_larger:
-            raise RemoteProtocolError(
-                f"the target has {self._size} bytes, the source only {opening.size}", Code.REFUSED
+            raise RefusedError(
+                f"the target has {self._size} bytes, the source only {opening.size}",
+                Grounds.TOO_LARGE,
             )
 
     def _on_plan(self, piece: PlanRows) -> list[Effect]:
@@ -401,7 +410,7 @@ class Receiver:
         self._state = State.DECIDING
         decision = decide(opening, plan, self._target, force_base=self._policy.force_base)
         if decision.verdict is Verdict.REFUSE:
-            raise RemoteProtocolError(decision.reason, Code.REFUSED)
+            raise RefusedError(decision.reason, Grounds.BASE)
         if self._policy.dry_run:
             self._state = State.DONE
             return [Finish(0, written=False)]
