@@ -101,9 +101,9 @@ def bomb(claimed: int) -> bytes:
 
 
 def huge_window() -> bytes:
-    parameters = zstandard.ZstdCompressionParameters(window_log=27, compression_level=1)
-    context = zstandard.ZstdCompressor(compression_params=parameters).compressobj(size=1 << 27)
-    return bytes(context.compress(bytes(1 << 20)))
+    """Return a frame of 1000 bytes that wants a window of 128 MiB (RFC 8878, 3.1.1.1.2)."""
+    head = b"\x28\xb5\x2f\xfd\x40" + bytes([(27 - 10) << 3]) + (1000 - 256).to_bytes(2, "little")
+    return head + ((1000 << 3) | 1).to_bytes(3, "little") + TEXT[:1000]
 
 
 def with_dictionary() -> bytes:

@@ -18,7 +18,9 @@ def test_numbers_pass_in_order_whoever_comes_first() -> None:
         passed.append(number)
         turnstile.advance()
 
-    threads = [threading.Thread(target=work, args=(n,)) for n in reversed(range(5, 13))]
+    threads = [
+        threading.Thread(target=work, args=(n,), daemon=True) for n in reversed(range(5, 13))
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -35,7 +37,7 @@ def test_a_broken_turnstile_sends_everybody_away() -> None:
         except CrewStoppedError:
             away.append(number)
 
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(1, 5)]
+    threads = [threading.Thread(target=work, args=(n,), daemon=True) for n in range(1, 5)]
     for thread in threads:
         thread.start()
     turnstile.break_open()

@@ -27,7 +27,7 @@ def written(limiter: Limiter, clock: Clock, seconds: float, pause: float = 0.0) 
     writes, end = [], clock.now + seconds
     while clock.now < end:
         count = limiter.slice_bytes
-        clock.now += limiter.delay(count) + pause
+        clock.now += max(0.0, limiter.delay(count)) + pause
         writes.append((clock.now, count))
     return writes
 
@@ -110,9 +110,9 @@ def test_slices_are_a_fiftieth_of_a_second_within_bounds(rate: int, wanted: int)
 def test_whoever_waits_is_let_go_when_all_stops() -> None:
     limiter = Limiter(1024)
     limiter.wait(1024)
-    waiting = threading.Thread(target=limiter.wait, args=(1 << 30,))
+    waiting = threading.Thread(target=limiter.wait, args=(1 << 30,), daemon=True)
     waiting.start()
-    next_one = threading.Thread(target=limiter.wait, args=(1024,))
+    next_one = threading.Thread(target=limiter.wait, args=(1024,), daemon=True)
     next_one.start()
     limiter.stop()
     for thread in (waiting, next_one):
