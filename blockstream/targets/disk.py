@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import stat
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -75,6 +76,10 @@ class DiskTarget:
             self.size = size_of(self._fd)
             self.identity: Identity = identity_of(self._fd)
             self._check_use(sources, force_in_use)
+            # A file has one writer at a time anyway, and the kernel spins while others wait.
+            self._one_writer: contextlib.AbstractContextManager[object] = (
+                contextlib.nullcontext() if self._is_device else threading.Lock()
+            )
             self._block = logical_block_of(self._fd) if self._is_device else 1
             self._limits = queue_limits_of(self._fd) if self._is_device else QueueLimits()
             # Only a thin volume promises that what it unmapped reads as zeros; a disk that has
@@ -148,17 +153,16 @@ class DiskTarget:
         self, offsets: Sequence[int], lengths: Sequence[int], buffer: memoryview
     ) -> None:
         """Write `buffer` to the given ranges, one after the other."""
-        position = 0
-        for offset, length in zip(offsets, lengths, strict=True):
-            data = buffer[position : position + length]
-            position += length
-            self._check_end(offset, length)
-            try:
-                write_all(self._fd, data, offset)
-            except OSError as error:
-                raise self._failure("written", offset, length, error) from error
-            finally:
-                self._unflushed = True
+        with self._one_writer:
+            position = 0
+            for offset, length in zip(offsets, lengths, strict=True):
+                data = buffer[position : position + length]
+                position += length
+                self._check_end(offset, length)
+                try:
+                    write_all(self._fd, data, offset)
+                except OSError as error:
+                    raise self._failure("written", offset, length, error) from error
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeros, unmapping where that is certain to give zeros."""
