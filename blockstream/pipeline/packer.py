@@ -1,5 +1,6 @@
 """From extents to frames: read, find zeros, lay table and data side by side, digest."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import blake3
@@ -18,6 +19,7 @@ SHORTEST_ZERO_RUN = 4 * ZERO_BLOCK
 _TABLE_ROOM = -(-table_bytes(FRAME_EXTENTS) // PAGE) * PAGE
 # Where the blocks of one extent begin, in words.
 _ONE_EXTENT = np.arange(0, DATA_BYTES, ZERO_BLOCK) >> 3
+_ONE_ROW = (1).to_bytes(4, "little")
 _ROW = np.dtype([("offset", "<u8"), ("length", "<u8"), ("kind", "<u4")])
 
 if _ROW.itemsize != ROW.size:  # pragma: no cover  # a numpy that pads
@@ -66,19 +68,39 @@ class Packer:
         Raises:
             SourceError: If a range cannot be read.
         """
+        if len(piece.offsets) == 1 and piece.kinds[0] == DATA:
+            return self._pack_run(piece)
         data = piece.kinds == DATA
         offsets, lengths = piece.offsets[data], piece.lengths[data]
         size = int(lengths.sum())
         if size:
-            self._read(offsets, lengths, size)
+            self._read(offsets.tolist(), lengths.tolist(), size)
             zeros = self._zero_blocks(lengths, size)
             if zeros is not None:
                 piece, size = self._without_zeros(piece, zeros)
         return self._laid_out(piece, size)
 
-    def _read(self, offsets: Column, lengths: Column, size: int) -> None:
+    def _pack_run(self, piece: Piece) -> PackedFrame:
+        """Pack one extent of data, without arrays where no block of it can be zeros.
+
+        Nearly every frame of a full copy is one, and arrays of one element cost more than the rest.
+        """
+        offset, size = int(piece.offsets[0]), int(piece.lengths[0])
+        self._read((offset,), (size,), size)
+        first_words = self._words[
+            _TABLE_ROOM // 8 : (_TABLE_ROOM + size + 7) // 8 : ZERO_BLOCK // 8
+        ]
+        if np.minimum.reduce(first_words):
+            table = _ONE_ROW + ROW.pack(offset, size, DATA)
+            return self._digested(table, size, piece, covered=size)
+        zeros = self._zero_blocks(piece.lengths, size)
+        if zeros is not None:
+            piece, size = self._without_zeros(piece, zeros)
+        return self._laid_out(piece, size)
+
+    def _read(self, offsets: Sequence[int], lengths: Sequence[int], size: int) -> None:
         area = self._buffer[_TABLE_ROOM : _TABLE_ROOM + size]
-        self._source.read_into(offsets.tolist(), lengths.tolist(), area)
+        self._source.read_into(offsets, lengths, area)
         if size % 8:
             # Zeros are looked for in words; only the end of a file is no whole one.
             self._buffer[_TABLE_ROOM + size : _TABLE_ROOM + size + 8 - size % 8] = bytes(
@@ -135,6 +157,9 @@ class Packer:
         rows = np.empty(count, _ROW)
         rows["offset"], rows["length"], rows["kind"] = piece.offsets, piece.lengths, piece.kinds
         table = count.to_bytes(4, "little") + rows.tobytes()
+        return self._digested(table, size, piece, covered=piece.covered)
+
+    def _digested(self, table: bytes, size: int, piece: Piece, *, covered: int) -> PackedFrame:
         begin = _TABLE_ROOM - len(table)
         self._buffer[begin:_TABLE_ROOM] = table
         raw = self._buffer[begin : _TABLE_ROOM + size]
@@ -142,7 +167,7 @@ class Packer:
             raw=raw,
             digest=blake3.blake3(raw).digest(),
             table=len(table),
-            covered=piece.covered,
+            covered=covered,
             offsets=piece.offsets,
             lengths=piece.lengths,
             kinds=piece.kinds,
