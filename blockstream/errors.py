@@ -88,6 +88,10 @@ class IntegrityError(BlockstreamError):
     exit_status = ExitStatus.INTEGRITY
 
 
+class ReadBackError(IntegrityError):
+    """The medium does not hold what was written to it. It is marked DIRTY."""
+
+
 class TargetError(BlockstreamError):
     """The target could not be written or flushed. It is marked DIRTY."""
 

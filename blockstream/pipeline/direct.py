@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import blake3
 
-from blockstream.errors import IntegrityError, RefusedError, TargetError
+from blockstream.errors import ReadBackError, RefusedError, TargetError
 from blockstream.interfaces import Target
 from blockstream.pipeline.failpoints import failpoint
 from blockstream.pipeline.journal import Journal
@@ -103,8 +103,8 @@ class DirectApplier:
         """Sample the target."""
         return sample(self._target)
 
-    def _differs(self, offset: int, length: int) -> IntegrityError:
-        return IntegrityError(
+    def _differs(self, offset: int, length: int) -> ReadBackError:
+        return ReadBackError(
             f"{self._target.name} does not hold what was written to it: something in {length} "
             f"bytes from offset {offset} reads back differently; it is DIRTY; do not trust this "
             "device or the memory of this host"

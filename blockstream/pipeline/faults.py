@@ -6,6 +6,7 @@ from blockstream.errors import (
     IntegrityError,
     InterruptedTransferError,
     OutcomeUnknownError,
+    ReadBackError,
     RefusedError,
     SourceError,
     TargetError,
@@ -38,6 +39,8 @@ def code_of(error: BaseException) -> Code:
     """Return what an error means for the transfer."""
     if isinstance(error, RemoteProtocolError):
         return error.code
+    if isinstance(error, ReadBackError):
+        return Code.TARGET  # no last barrier on a device that was just found to lie
     if isinstance(error, BlockstreamError):
         try:
             return Code(error.exit_status)
