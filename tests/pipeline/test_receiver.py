@@ -1,0 +1,120 @@
+"""No error is forgotten for another's sake, and no flush is tried twice."""
+
+import blake3
+import pytest
+
+from blockstream.errors import InterruptedTransferError, ReadBackError, TargetError
+from blockstream.pipeline.progress import Progress
+from blockstream.pipeline.receiver import Applying
+from blockstream_protocol import (
+    Checkpoint,
+    Effect,
+    Extent,
+    Extents,
+    Frame,
+    FrameType,
+    Hello,
+    Kind,
+    Open,
+    Plan,
+    Receiver,
+    Table,
+    TargetState,
+    Unknown,
+    Verify,
+    Write,
+    encode_table,
+    parse_table,
+    plain_frame,
+)
+
+SIZE = 8192
+
+
+class CountingApplier:
+    """An applier that keeps nothing, and counts flushes and records."""
+
+    def __init__(self) -> None:
+        self.flushes = 0
+        self.records: list[TargetState] = []
+        self.broken: BaseException | None = None
+
+    def prepare(self, opening: Open, plan: Plan, *, resumed: bool, first: int) -> None:
+        pass
+
+    def record(self, state: TargetState) -> None:
+        self.records.append(state)
+
+    def write(self, seq: int, frame: Frame, table: Table) -> None:
+        pass
+
+    def flush(self) -> None:
+        self.flushes += 1
+        if self.broken is not None:
+            raise self.broken
+
+    def read_back(self, frame_digest: bytes, extents: list[Extent]) -> None:
+        pass
+
+    def samples(self) -> str:
+        return ""
+
+
+@pytest.fixture
+def applier() -> CountingApplier:
+    return CountingApplier()
+
+
+@pytest.fixture
+def applying(applier: CountingApplier) -> Applying:
+    """Return a receiver that took one frame and a checkpoint whose flush is still to come."""
+    session = Receiver(size=SIZE, state=Unknown(), new_digest=blake3.blake3)
+    result = Applying(session, applier, Progress())
+    plan = Plan.whole(SIZE)
+    digest = plan.digest(blake3.blake3).hex()
+    opening = Open(size=SIZE, base="", goal="g", plan=digest, ranges=1, total=SIZE)
+    result.perform(session.receive(Hello()))
+    result.perform(session.receive(opening))
+    raw = encode_table([Extent(0, 4096, Kind.DATA)]) + b"x" * 4096
+    frame = plain_frame(FrameType.EXTENTS, raw, blake3.blake3)
+    chain = blake3.blake3(opening.identity(blake3.blake3) + frame.digest).hexdigest()
+    effects = session.receive(Extents(frame))
+    assert isinstance(effects[0], Verify)
+    (write,) = session.verified(0, parse_table(raw).extents)
+    assert isinstance(write, Write)
+    assert session.receive(Checkpoint(1, chain)) == []
+    waiting: list[Effect] = session.written(0)
+    assert len(waiting) == 1
+    return result
+
+
+def test_a_cut_is_followed_by_one_last_barrier(
+    applying: Applying, applier: CountingApplier
+) -> None:
+    error = applying.given_up([InterruptedTransferError("cut")])
+    assert isinstance(error, InterruptedTransferError)
+    assert applier.flushes == 1
+    assert applying.session.durable.frames == 1
+
+
+@pytest.mark.parametrize(
+    "later", [TargetError("EIO"), ReadBackError("differs")], ids=["flush", "read back"]
+)
+def test_a_bad_target_after_a_cut_is_flushed_no_more(
+    applying: Applying, applier: CountingApplier, later: BaseException
+) -> None:
+    error = applying.given_up([InterruptedTransferError("cut"), later])
+    assert isinstance(error, BaseExceptionGroup)
+    assert error.exceptions[0] is later
+    assert applier.flushes == 0
+    assert applying.session.durable.frames == 0
+
+
+def test_a_last_barrier_that_fails_is_not_repeated(
+    applying: Applying, applier: CountingApplier
+) -> None:
+    applier.broken = TargetError("EIO")
+    error = applying.given_up([InterruptedTransferError("cut")])
+    assert isinstance(error, BaseExceptionGroup)
+    assert applier.flushes == 1
+    assert len(applier.records) == 1
