@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 from blockstream.errors import InterruptedTransferError
@@ -208,5 +209,14 @@ def show(text: str) -> None:
 
 
 def event(kind: str, **values: object) -> None:
-    """Write a JSON line to programs."""
-    say(json.dumps({"event": kind, **values}, sort_keys=True))
+    """Write a JSON line on what happens to programs, beside the data."""
+    say(_json_line(kind, values))
+
+
+def result(kind: str, **values: object) -> None:
+    """Write a JSON line that is itself what was asked for."""
+    show(_json_line(kind, values) + "\n")
+
+
+def _json_line(kind: str, values: Mapping[str, object]) -> str:
+    return json.dumps({"event": kind, **values}, sort_keys=True)

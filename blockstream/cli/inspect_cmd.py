@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import click
 
-from blockstream.cli.console import event, show, size_text
+from blockstream.cli.console import result, show, size_text
 from blockstream.cli.options import refuse_terminal, with_json
 from blockstream.errors import NotFoundError
 from blockstream.jobs.inspect import MAP_CELLS, Inspection, inspect
@@ -40,7 +40,7 @@ def command(stream: str, as_json: bool) -> None:
             os.close(fd)
     if as_json:
         values = asdict(found) | {"problem": str(found.problem) if found.problem else None}
-        event("stream", **values)
+        result("stream", **values)
     else:
         _show(stream, found)
     if found.problem is not None:

@@ -39,9 +39,7 @@ def with_state_dir(function: F) -> F:
 
 def with_json(function: F) -> F:
     """Add --json."""
-    return click.option(
-        "--json", "as_json", is_flag=True, help="Speak in JSON lines, on standard error."
-    )(function)
+    return click.option("--json", "as_json", is_flag=True, help="Speak in JSON lines.")(function)
 
 
 def with_progress(function: F) -> F:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from blockstream.cli.console import event, show, size_text
+from blockstream.cli.console import result, show, size_text
 from blockstream.cli.options import with_json, with_state_dir
 from blockstream.jobs.targets import TargetStatus
 from blockstream.jobs.upkeep import all_statuses, status
@@ -21,12 +21,12 @@ def command(target: str | None, as_json: bool, state_dir: Path) -> None:
     \b
     Examples:
       blockstream status /dev/vg/vm
-      blockstream send --resume "$(blockstream status --json DISK 2>&1 | jq -r .token)" ...
+      blockstream send --resume "$(blockstream status --json DISK | jq -r .token)" ...
     """  # noqa: D301
     found = [status(target, state_dir)] if target else all_statuses(state_dir)
     for one in found:
         if as_json:
-            event("status", **_values(one))
+            result("status", **_values(one))
         else:
             _show(one)
     if not found and not as_json:

@@ -44,6 +44,11 @@ class Ended:
         """The lines of --json; every line must be one."""
         return [json.loads(line) for line in self.err.splitlines()]
 
+    @property
+    def results(self) -> list[dict[str, object]]:
+        """The lines of --json where they are what was asked for."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
 
 class Zygote:
     """The process that all others fork from."""

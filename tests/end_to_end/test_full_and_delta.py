@@ -405,7 +405,7 @@ def test_stored_stream_is_shown_and_verified(host: Host) -> None:
     for part in ("increment from A", "goal      B", "300000 bytes", "whole and sound"):
         assert part in text
     piped = host.run("inspect", "--json", data=(host.folder / "d.bsx").read_bytes())
-    (event,) = piped.events
+    (event,) = piped.results
     assert (event["event"], event["problem"]) == ("stream", None)
 
 
@@ -523,7 +523,7 @@ def test_json_is_one_object_a_line_with_the_documented_keys(host: Host) -> None:
     assert (refused["event"], refused["status"]) == ("error", 11)
     (usage,) = host.run("recv", "--json", copy, "--apply", "nonsense").events
     assert (usage["event"], usage["status"]) == ("error", 2)
-    (status,) = host.run("status", "--json", copy).events
+    (status,) = host.run("status", "--json", copy).results
     assert (status["event"], status["state"], status["id"]) == ("status", "clean", "B")
 
 
@@ -598,7 +598,7 @@ def test_stopped_receiver_can_be_resumed(eager: Host, number: signal.Signals, ap
 def receiver_has_recorded(host: Host, copy: Path) -> bool:
     """Tell whether something is durable."""
     ended = host.run("status", "--json", copy)
-    return ended.status == 0 and bool(ended.events[0]["token"])
+    return ended.status == 0 and bool(ended.results[0]["token"])
 
 
 @pytest.mark.slow
