@@ -93,7 +93,8 @@ def _suspects(new: memoryview, old: memoryview) -> Iterator[int]:
     """Give where the blocks begin that differ, and the odd end, if there is one, unseen."""
     whole = len(new) // _GRAIN * _GRAIN
     mine, theirs = (np.frombuffer(view[:whole], np.uint64) for view in (new, old))
-    yield from (np.flatnonzero((mine != theirs).reshape(-1, _GRAIN // 8).any(axis=1)) * _GRAIN)
+    differing = (mine != theirs).reshape(-1, _GRAIN // 8).any(axis=1)
+    yield from (np.flatnonzero(differing) * _GRAIN).tolist()
     if whole < len(new):
         yield whole
 
