@@ -25,7 +25,7 @@ from blockstream_protocol._errors import (
     RemoteProtocolError,
 )
 from blockstream_protocol._extents import Extent
-from blockstream_protocol._limits import IDLE_SECONDS, PING_SECONDS
+from blockstream_protocol._limits import ALIGNMENT, IDLE_SECONDS, PING_SECONDS
 from blockstream_protocol._messages import (
     Abort,
     Ack,
@@ -486,7 +486,7 @@ class Receiver:
                 raise RemoteProtocolError(
                     f"the plan does not hold {length} bytes at offset {offset}"
                 )
-            if not is_aligned(offset, end, size):
+            if (offset | end) % ALIGNMENT and not is_aligned(offset, end, size):
                 raise RemoteProtocolError(
                     f"an extent of {length} bytes at offset {offset} is not aligned to sectors"
                 )
