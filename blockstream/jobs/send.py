@@ -1,5 +1,6 @@
 """`send`: one disk, whole or its changes, as a stream."""
 
+import contextlib
 import os
 import time
 import uuid
@@ -135,8 +136,11 @@ def send(
     Raises:
         BlockstreamError: If it could not all be sent, or with --require-receipt was not confirmed.
     """
-    source = open_source(request.source)
-    try:
+    # Our end of the pipe is closed with the outlet: the receiver waits for the end of input.
+    with (
+        contextlib.closing(open_source(request.source)) as source,
+        contextlib.closing(PipeOutlet(fd, request.limiter, progress)) as outlet,
+    ):
         what = planned(request, source)
         sent = SentTransfers(request.state_dir)
         sent.prepare()
@@ -154,23 +158,15 @@ def send(
             software=f"blockstream {__version__}",
             now=time.monotonic(),
         )
-        engine = SendEngine(
-            session,
-            source,
-            what.extents,
-            PipeOutlet(fd, request.limiter, progress),
-            progress,
-            SendOptions(compression=request.compression, record_intent=record_intent),
-        )
+        options = SendOptions(compression=request.compression, record_intent=record_intent)
+        engine = SendEngine(session, source, what.extents, outlet, progress, options)
 
         def stop(reason: str) -> None:
-            request.limiter.stop()
             engine.stop(reason)
+            outlet.stop()
 
         began = time.monotonic()
         finish = supervised(engine.run, Work(stop), progress, reporters)
-    finally:
-        source.close()
     if finish.committed is None:
         raise OutcomeUnknownError("the session ended without saying what was sent")
     seconds = time.monotonic() - began

@@ -136,12 +136,11 @@ def _former(state: TargetState) -> str:
 def _stream(
     everything: OpenedTarget, opening: Open, plan: Plan, extents: ExtentMap, fd: int
 ) -> None:
-    source = open_source(everything.target.name)
-    try:
-        progress = Progress()
+    progress = Progress()
+    with (
+        contextlib.closing(open_source(everything.target.name)) as source,
+        contextlib.closing(PipeOutlet(fd, Limiter(None), progress)) as outlet,
+    ):
         session = Sender(opening, plan, new_digest=blake3.blake3, duplex=False)
-        outlet = PipeOutlet(fd, Limiter(None), progress)
         options = SendOptions(compression=CompressionChoice(1))
         SendEngine(session, source, extents, outlet, progress, options).run()
-    finally:
-        source.close()

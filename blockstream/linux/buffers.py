@@ -3,6 +3,7 @@
 import errno
 import mmap
 import os
+from collections.abc import Callable
 
 # One allocation is reused for the life of a worker: a fresh MiB costs its page faults each time.
 PAGE = mmap.PAGESIZE
@@ -44,19 +45,30 @@ def read_all(fd: int, buffer: memoryview, offset: int, flags: int = 0) -> None:
         count = os.preadv(fd, [buffer], offset, flags)
 
 
-def write_stream(fd: int, parts: list[memoryview]) -> None:
+def write_stream(fd: int, parts: list[memoryview], wait: Callable[[], None] | None = None) -> None:
     """Write all parts, one after the other, to a pipe or file.
 
+    Args:
+        fd: Where to.
+        parts: What.
+        wait: Called where a descriptor that does not block takes nothing now.
+
     Raises:
-        OSError: EPIPE if nobody reads any more.
+        OSError: EPIPE if nobody reads any more; whatever `wait` raises.
     """
-    total = sum(map(len, parts))
-    written = os.writev(fd, parts)
-    while written < total:
+    while parts:
+        try:
+            written = os.writev(fd, parts)
+        except BlockingIOError:
+            if wait is None:
+                raise
+            wait()
+            continue
+        if written == sum(map(len, parts)):
+            return
         rest = []
         for part in parts:
             if written < len(part):
                 rest.append(part[written:])
             written = max(0, written - len(part))
-        parts, total = rest, sum(map(len, rest))
-        written = os.writev(fd, parts)
+        parts = rest

@@ -1,11 +1,14 @@
 """Pipes: their size, their ends, and reads that can be woken."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import select
+import stat
 
 from blockstream.errors import InterruptedTransferError
+from blockstream.linux.buffers import write_stream
 
 # The most that an ordinary user may ask for; the default of 64 KiB costs a switch per 64 KiB.
 PIPE_BYTES = 1 << 20
@@ -58,3 +61,49 @@ class WakeableReader:
     def close(self) -> None:
         """Give the wake-up descriptor back. Nobody may be reading."""
         os.close(self._wake)
+
+
+class WakeableWriter:
+    """Writes a pipe from threads, until it is told to stop; to a file, writes end by themselves.
+
+    A thread that is blocked in write(2) on a full pipe cannot be woken. So the pipe is opened once
+    more without blocking: the descriptor that others share stays as it is.
+    """
+
+    def __init__(self, fd: int) -> None:
+        """Write to `fd`, which stays the caller's."""
+        self._fd = fd
+        self._twin = -1
+        if stat.S_ISFIFO(os.fstat(fd).st_mode):
+            with contextlib.suppress(OSError):  # somebody else's pipe, as behind sudo
+                flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
+                self._fd = self._twin = os.open(f"/proc/self/fd/{fd}", flags)
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLOUT)
+        self._poll.register(self._wake, select.POLLIN)
+        self._stopped = False
+
+    def write(self, parts: list[memoryview]) -> None:
+        """Write all parts.
+
+        Raises:
+            OSError: EPIPE if nobody reads any more, EINTR once stopped.
+        """
+        write_stream(self._fd, parts, self._wait)
+
+    def _wait(self) -> None:
+        self._poll.poll()
+        if self._stopped:
+            raise InterruptedError(errno.EINTR, "writing was stopped")
+
+    def stop(self) -> None:
+        """Let a write that waits fail; any thread, and signal handlers."""
+        self._stopped = True
+        os.eventfd_write(self._wake, 1)
+
+    def close(self) -> None:
+        """Give our own descriptors back. Nobody may be writing."""
+        os.close(self._wake)
+        if self._twin >= 0:
+            os.close(self._twin)

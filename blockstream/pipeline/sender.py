@@ -12,7 +12,7 @@ import blake3
 from blockstream.errors import BlockstreamError, InterruptedTransferError
 from blockstream.extents import ExtentMap, Piece
 from blockstream.interfaces import Source
-from blockstream.linux.buffers import write_stream
+from blockstream.linux.streams import WakeableWriter
 from blockstream.pipeline.compression import CompressionChoice, Compressor, LevelControl
 from blockstream.pipeline.crew import Crew, Turnstile
 from blockstream.pipeline.failpoints import failpoint
@@ -72,7 +72,7 @@ class PipeOutlet:
 
     def __init__(self, fd: int, limiter: Limiter, progress: Progress) -> None:
         """Write to `fd`, which stays the caller's."""
-        self._fd = fd
+        self._writer = WakeableWriter(fd)
         self._limiter = limiter
         self._progress = progress
         self._started = False
@@ -91,6 +91,15 @@ class PipeOutlet:
         self._write_frame(frame)
         self._progress.control(frame.wire_len)
         failpoint(_FAILPOINTS.get(type(message), ""))
+
+    def stop(self) -> None:
+        """Let a write that waits for a full pipe fail."""
+        self._limiter.stop()
+        self._writer.stop()
+
+    def close(self) -> None:
+        """Give the writer's descriptors back."""
+        self._writer.close()
 
     def send_frame(self, frame: Frame, packed: PackedFrame) -> None:
         """Write a data frame."""
@@ -117,14 +126,14 @@ class PipeOutlet:
 
     def _write_within_limit(self, parts: list[memoryview]) -> None:
         if self._limiter.rate is None:
-            write_stream(self._fd, parts)
+            self._writer.write(parts)
             return
         for part in parts:
             start = 0
             while start < len(part):
                 step = part[start : start + self._limiter.slice_bytes]
                 self._limiter.wait(len(step))
-                write_stream(self._fd, [step])
+                self._writer.write([step])
                 start += len(step)
                 failpoint("send.mid_frame")
 

@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from blockstream.linux.streams import PIPE_BYTES, WakeableReader, widen_pipe
+from blockstream.linux.streams import PIPE_BYTES, WakeableReader, WakeableWriter, widen_pipe
 
 
 @pytest.fixture
@@ -84,3 +84,34 @@ def test_a_pipe_is_widened(pipe: tuple[int, int]) -> None:
 def test_what_is_no_pipe_stays_as_it_is() -> None:
     with open(os.devnull, "rb") as file:  # noqa: PTH123
         widen_pipe(file.fileno())
+
+
+def test_a_writer_that_waits_for_a_full_pipe_can_be_woken(pipe: tuple[int, int]) -> None:
+    seen: list[BaseException] = []
+    with closing(WakeableWriter(pipe[1])) as writer:
+
+        def fill() -> None:
+            try:
+                writer.write([memoryview(bytes(1 << 21))])
+            except InterruptedError as error:
+                seen.append(error)
+
+        thread = threading.Thread(target=fill, daemon=True)
+        thread.start()
+        writer.stop()
+        thread.join(10)
+        assert not thread.is_alive()
+    assert len(seen) == 1
+
+
+def test_a_writer_leaves_the_shared_descriptor_blocking(pipe: tuple[int, int]) -> None:
+    with closing(WakeableWriter(pipe[1])) as writer:
+        writer.write([memoryview(b"hello"), memoryview(b" world")])
+        assert os.get_blocking(pipe[1])
+    assert os.read(pipe[0], 100) == b"hello world"
+
+
+def test_a_writer_has_gone_when_it_is_closed(pipe: tuple[int, int]) -> None:
+    with closing(WakeableWriter(pipe[1])):
+        os.close(pipe[1])
+    assert os.read(pipe[0], 1) == b""
