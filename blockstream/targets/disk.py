@@ -163,6 +163,8 @@ class DiskTarget:
                     write_all(self._fd, data, offset)
                 except OSError as error:
                     raise self._failure("written", offset, length, error) from error
+                finally:
+                    self._unflushed = True
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeros, unmapping where that is certain to give zeros."""
