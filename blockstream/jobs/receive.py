@@ -17,6 +17,7 @@ from blockstream.errors import (
 from blockstream.jobs.stored import finish_staged, new_receiver, spool_facts, undo_dropper
 from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.jobs.targets import OpenedTarget, made_before, opened_or_removed
+from blockstream.linux.identity import described_here
 from blockstream.linux.streams import WakeableReader, widen_pipe
 from blockstream.locations import open_target
 from blockstream.pipeline.direct import DirectApplier
@@ -30,6 +31,7 @@ from blockstream_protocol import (
     Clean,
     Committed,
     Dirty,
+    Hello,
     Open,
     Plan,
     ReceiverPolicy,
@@ -143,8 +145,12 @@ def _target(request: ReceiveRequest, frames: FrameReader) -> tuple[DiskTarget, b
 
 
 def _looked_ahead(frames: FrameReader) -> Open:
+    return _beginning(frames)[1]
+
+
+def _beginning(frames: FrameReader) -> tuple[Hello, Open]:
     try:
-        return frames.opening()
+        return frames.beginning()
     except RemoteProtocolError as error:
         raise translated(error) from error
 
@@ -156,6 +162,10 @@ def _received(
     progress: Progress,
     reporters: list[Reporter],
 ) -> ReceiveResult:
+    try:
+        everything.target.refuse_source(described_here(_beginning(frames)[0].target))
+    except BlockstreamError as error:
+        raise _with_next_step(error, everything) from error
     facts = {"path": request.target, "apply": str(request.apply)}
     everything.journal.facts = facts
     if everything.spool_complete and not request.dry_run:

@@ -16,6 +16,7 @@ from blockstream.formats.extent_lists import ExtentList, Meaning, parse_extent_l
 from blockstream.interfaces import Source
 from blockstream.jobs.sent import Intent, SentTransfers
 from blockstream.jobs.supervision import Reporter, Work, supervised
+from blockstream.linux.identity import described
 from blockstream.linux.streams import widen_pipe
 from blockstream.locations import open_source
 from blockstream.pipeline.compression import CompressionChoice
@@ -156,6 +157,7 @@ def send(
             new_digest=blake3.blake3,
             duplex=False,
             software=f"blockstream {__version__}",
+            facts=described(source.nodes),
             now=time.monotonic(),
         )
         options = SendOptions(compression=request.compression, record_intent=record_intent)

@@ -1,11 +1,12 @@
 """Who a device or file is, across renames, reboots and reused nodes."""
 
 import ctypes
+import hashlib
 import os
 import re
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from blockstream.linux.block import diskseq_of, read_path, read_text, sysfs_node
 _AT_EMPTY_PATH = 0x1000
 _STATX_BTIME = 0x800
 _BTIME_OFFSET = 0x50  # in struct statx: stx_btime, s64 seconds then u32 nanoseconds
+_NODE = re.compile(r"(block|file):(\d{1,15}):(\d{1,20})")
+_MOST_NODES = 16  # a source names itself; more is not ours
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -161,6 +164,29 @@ def _node_at(sysfs: Path) -> Iterator[Node]:
     major, _, minor = read_text(sysfs / "dev").partition(":")
     if major.isdecimal() and minor.isdecimal():
         yield Node("block", os.makedev(int(major), int(minor)))
+
+
+def described(nodes: Iterable[Node]) -> dict[str, object]:
+    """Describe nodes for a receiver, which compares them if it runs on this same kernel.
+
+    The boot's id is digested: it is nobody else's business.
+    """
+    texts = [f"{node.kind}:{node.device}:{node.inode}" for node in nodes]
+    return {"host": _this_boot(), "nodes": sorted(texts)[:_MOST_NODES]}
+
+
+def described_here(facts: Mapping[str, object]) -> frozenset[Node]:
+    """Return the nodes that a sender described, if it runs on this kernel; else none."""
+    nodes = facts.get("nodes")
+    if facts.get("host") != _this_boot() or not isinstance(nodes, list):
+        return frozenset()
+    found = (_NODE.fullmatch(str(text)) for text in nodes[:_MOST_NODES])
+    return frozenset(Node(m[1], int(m[2]), int(m[3])) for m in found if m is not None)
+
+
+def _this_boot() -> str:
+    boot = read_text(Path("/proc/sys/kernel/random/boot_id"))
+    return hashlib.sha256(f"blockstream:{boot}".encode()).hexdigest()[:32]
 
 
 def share_bytes(one: Node, other: Node) -> bool:

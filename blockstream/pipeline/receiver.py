@@ -272,7 +272,11 @@ class FrameReader:
         self._decoder.end()
 
     def opening(self) -> Open:
-        """Look ahead to the opening; `next` gives its frames again.
+        """Look ahead to the opening; `next` gives its frames again."""
+        return self.beginning()[1]
+
+    def beginning(self) -> tuple[Hello, Open]:
+        """Look ahead to HELLO and the opening; `next` gives their frames again.
 
         Raises:
             RemoteProtocolError: If the stream does not begin with one.
@@ -291,7 +295,7 @@ class FrameReader:
             raise RemoteProtocolError("the stream does not begin with HELLO and OPEN")
         check_hello(hello)
         self._pushed.extend(frames)
-        return opening
+        return hello, opening
 
     def stop(self) -> None:
         """Wake the reader and let it see an end; from any thread or signal handler."""

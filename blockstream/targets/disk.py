@@ -127,12 +127,21 @@ class DiskTarget:
                 f"own name, {path.resolve()}"
             )
 
-    def _check_use(self, sources: frozenset[Node], force: bool) -> None:
+    def refuse_source(self, sources: frozenset[Node]) -> None:
+        """Refuse to be written with what lies on itself; nothing forces that.
+
+        Raises:
+            RefusedError: If a source is this target, or one lies on the other.
+        """
         node = node_of(self._fd)
         if any(share_bytes(node, source) for source in sources):
             raise RefusedError(
                 f"{self.name} is the source itself, or they lie on each other; nothing was written"
             )
+
+    def _check_use(self, sources: frozenset[Node], force: bool) -> None:
+        self.refuse_source(sources)
+        node = node_of(self._fd)
         # O_EXCL does not see everything: not a loop device on top of this one, nothing of a file.
         users = [] if force else users_of(node)
         if users:

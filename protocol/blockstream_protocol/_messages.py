@@ -36,7 +36,7 @@ class Hello:
         digest: Name of the digest of every frame and of the chain.
         codecs: Names of the codecs that may occur (sender) or are understood (receiver).
         software: For people.
-        target: What the receiver says of its target; empty at the sender.
+        target: What the speaker says of its own disk; see SPEC 4.1.
     """
 
     version: int = VERSION

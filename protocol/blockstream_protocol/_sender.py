@@ -1,6 +1,6 @@
 """The sender's rules: when a frame may leave, and when the base may advance (SPEC 7)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from blockstream_protocol._digests import NewDigest, link
 from blockstream_protocol._effects import Effect, Finish, RecordIntent, Send, Stream, Validate
@@ -44,6 +44,7 @@ class Sender:
         new_digest: NewDigest,
         duplex: bool,
         software: str = "",
+        facts: Mapping[str, object] | None = None,
         now: float = 0.0,
     ) -> None:
         """Start before the first message.
@@ -54,6 +55,7 @@ class Sender:
             new_digest: BLAKE3-256.
             duplex: Whether there is a way back.
             software: For the peer's people.
+            facts: What HELLO tells of the source, so that a target that is the source is noticed.
             now: A clock that never goes back, in seconds.
         """
         self._opening = opening
@@ -61,6 +63,7 @@ class Sender:
         self._new_digest = new_digest
         self._duplex = duplex
         self._software = software
+        self._facts = facts or {}
         self._state = State.GREET
         self._transfer = opening.identity(new_digest)
         self._chain = self._transfer
@@ -92,7 +95,7 @@ class Sender:
 
     def start(self) -> list[Effect]:
         """Say HELLO, and over a one-way pipe everything up to the first frame."""
-        hello = Hello(duplex=self._duplex, software=self._software)
+        hello = Hello(duplex=self._duplex, software=self._software, target=self._facts)
         if self._duplex:
             return [Send(hello)]
         resume = bytes.fromhex(self._opening.chain) if self._opening.frames else self._transfer

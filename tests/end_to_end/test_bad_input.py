@@ -578,3 +578,13 @@ def test_unreadable_source_sends_nothing(zygote: Zygote) -> None:
         assert "cannot be opened: Permission denied; nothing was sent" in ended.err
         disk.chmod(0o444)
         refused(nobody, ["recv", disk], "Permission denied", data=b"")
+
+
+@pytest.mark.parametrize("options", [[], ["--force-in-use"], ["--apply", "stage"]], ids=str)
+def test_a_disk_is_not_streamed_onto_itself(eager: Host, options: list[str]) -> None:
+    disk = eager.disk("disk", 1 << 20)
+    before = disk.read_bytes()
+    ended = eager.pipe([disk], [*options, disk])
+    assert ended.recv.status == 10
+    assert "the source itself" in ended.recv.err
+    assert disk.read_bytes() == before
