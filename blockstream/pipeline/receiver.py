@@ -281,21 +281,22 @@ class FrameReader:
         Raises:
             RemoteProtocolError: If the stream does not begin with one.
         """
-        frames: list[Frame] = []
-        decompress = Decompressor()
-        while len(frames) < 2:  # HELLO, OPEN
-            frame = self.next(memoryview(bytearray(EXTENTS_BYTES)))
-            if frame is None:
-                self.end()
-                empty = "the input is empty" if not self._decoder.started else "the stream was cut"
-                raise RemoteProtocolError(empty, Code.INTERRUPTED)
-            frames.append(frame)
-        hello, opening = (message_of(frame, blake3.blake3, decompress) for frame in frames)
+        hello_frame, hello = self._ahead()
+        if isinstance(hello, Hello):
+            check_hello(hello)
+        open_frame, opening = self._ahead()
         if not isinstance(hello, Hello) or not isinstance(opening, Open):
             raise RemoteProtocolError("the stream does not begin with HELLO and OPEN")
-        check_hello(hello)
-        self._pushed.extend(frames)
+        self._pushed.extend((hello_frame, open_frame))
         return hello, opening
+
+    def _ahead(self) -> tuple[Frame, Message]:
+        frame = self.next(memoryview(bytearray(EXTENTS_BYTES)))
+        if frame is None:
+            self.end()
+            empty = "the input is empty" if not self._decoder.started else "the stream was cut"
+            raise RemoteProtocolError(empty, Code.INTERRUPTED)
+        return frame, message_of(frame, blake3.blake3, Decompressor())
 
     def stop(self) -> None:
         """Wake the reader and let it see an end; from any thread or signal handler."""
