@@ -1,5 +1,6 @@
 """Threads that work on one ordered stream, and end together."""
 
+import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -7,6 +8,15 @@ from contextlib import suppress
 
 class CrewStoppedError(Exception):
     """Another member of the crew failed; whoever gets this ends quietly."""
+
+
+def default_workers() -> int:
+    """Return how many threads keep this host's processors busy.
+
+    One a processor, because two buffers of a frame in one cache cost more than an idle moment;
+    never one alone, so that one reads while the other writes.
+    """
+    return max(2, min(4, os.cpu_count() or 1))
 
 
 class Turnstile:

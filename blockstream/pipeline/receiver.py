@@ -1,6 +1,5 @@
 """The receiving side: workers take frames in order, check them, and write them in any order."""
 
-import os
 import threading
 import time
 from collections import deque
@@ -13,7 +12,7 @@ from blockstream.errors import BlockstreamError
 from blockstream.linux.buffers import aligned_buffer
 from blockstream.linux.streams import WakeableReader
 from blockstream.pipeline.compression import Decompressor
-from blockstream.pipeline.crew import Crew, CrewStoppedError, Turnstile
+from blockstream.pipeline.crew import Crew, CrewStoppedError, Turnstile, default_workers
 from blockstream.pipeline.failpoints import failpoint
 from blockstream.pipeline.faults import code_of, error_for, translated
 from blockstream.pipeline.progress import Progress
@@ -301,11 +300,6 @@ class FrameReader:
     def stop(self) -> None:
         """Wake the reader and let it see an end; from any thread or signal handler."""
         self._reader.stop()
-
-
-def default_workers() -> int:
-    """Return how many threads keep this host's processors busy around blocking calls."""
-    return min(4, os.cpu_count() or 1) + 1
 
 
 class ReceiveEngine:

@@ -1,6 +1,5 @@
 """The sending side: workers read, digest and pack pieces; a turnstile puts them back in order."""
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from blockstream.extents import ExtentMap, Piece
 from blockstream.interfaces import Source
 from blockstream.linux.streams import WakeableWriter
 from blockstream.pipeline.compression import CompressionChoice, Compressor, LevelControl
-from blockstream.pipeline.crew import Crew, Turnstile
+from blockstream.pipeline.crew import Crew, Turnstile, default_workers
 from blockstream.pipeline.failpoints import failpoint
 from blockstream.pipeline.faults import code_of, translated
 from blockstream.pipeline.limiter import Limiter
@@ -149,7 +148,7 @@ class SendOptions:
     """
 
     compression: CompressionChoice = field(default_factory=lambda: CompressionChoice(0))
-    workers: int = field(default_factory=lambda: min(4, os.cpu_count() or 1) + 1)
+    workers: int = field(default_factory=default_workers)
     record_intent: Callable[[Committed], None] = lambda _expected: None
 
 
