@@ -243,8 +243,10 @@ def _with_next_step(error: BlockstreamError, everything: OpenedTarget) -> Blocks
     name = everything.target.name
     if error.advice:
         return type(error)(f"{error}; nothing was written to {name}; {error.advice}")
-    if isinstance(error, RefusedError) or not isinstance(unfinished, Dirty | Clean):
+    if isinstance(error, RefusedError):
         return error
+    if not isinstance(unfinished, Dirty | Clean):
+        return type(error)(f"{error}; nothing was written to {name}; send it again")
     state = "half-written" if isinstance(everything.journal.state, Dirty) else "still at its base"
     if isinstance(unfinished, Clean):
         return type(error)(
