@@ -17,7 +17,11 @@ _MAX_WINDOW = 1 << _WINDOW_LOG
 # Less gain than this is not worth the unpacking.
 _WORTH = 0.95
 _SAMPLE = 4096
-_LADDER = (0, 1, 3, 6, 9)
+# Levels, and the plain bytes that one core packs with each in a second; text and programs.
+_LADDER = {0: 0.0, 1: 600e6, 3: 300e6, 6: 100e6, 9: 60e6}
+_LEVELS = list(_LADDER)
+# A rate differs by this much from one moment to the next, whatever we do.
+_BETTER = 1.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +165,7 @@ class LevelControl:
         idle = self._idle_cores()
         if self.level and not self._packed and blocked >= 0.1:
             return  # what cannot be packed says nothing about a level
-        if self._before_step is not None and rate < self._before_step * 1.03:
+        if self._before_step is not None and rate < self._before_step * _BETTER:
             # The step up did not pay: back, and wait longer before the next try.
             self._step(-1)
             self._patience = self._pause = min(self._pause * 2, 64)
@@ -172,12 +176,19 @@ class LevelControl:
             self._step(-1)
         elif self._patience:
             self._patience -= 1
-        elif blocked > 0.5 and idle > 0.3 and self.level < _LADDER[-1]:
+        elif blocked > 0.5 and self._affordable(rate, idle):
             self._before_step = rate
             self._step(1)
 
+    def _affordable(self, rate: float, idle: float) -> bool:
+        """Tell whether idle cores could pack one level harder at this rate."""
+        speed = _LADDER[self.level]
+        harder = [_LADDER[level] for level in _LEVELS if level > self.level][:1]
+        spent = rate / speed if speed else 0.0
+        return bool(harder) and rate / harder[0] - spent < idle
+
     def _step(self, by: int) -> None:
-        self.level = _LADDER[max(0, min(len(_LADDER) - 1, _LADDER.index(self.level) + by))]
+        self.level = _LEVELS[max(0, _LEVELS.index(self.level) + by)]
 
 
 class IdleCores:

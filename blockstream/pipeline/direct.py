@@ -64,9 +64,9 @@ class DirectApplier:
 
     def write(self, seq: int, frame: Frame, table: Table) -> None:  # the interface's
         """Write the extents of a frame."""
-        offsets, lengths = [], []
+        offsets, lengths, data = [], [], int(Kind.DATA)
         for offset, length, kind in table.extents:
-            if kind == Kind.DATA:
+            if kind == data:
                 offsets.append(offset)
                 lengths.append(length)
             else:

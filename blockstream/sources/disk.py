@@ -11,6 +11,7 @@ import numpy as np
 
 from blockstream.errors import NotFoundError, SourceError
 from blockstream.extents import ExtentMap
+from blockstream.linux.batch import FEWEST, batch
 from blockstream.linux.block import data_ranges, logical_block_of, size_of
 from blockstream.linux.buffers import read_all
 from blockstream.linux.identity import Node, node_of, users_of
@@ -73,11 +74,24 @@ class DiskSource:
 
     def read_into(self, offsets: Sequence[int], lengths: Sequence[int], buffer: memoryview) -> None:
         """Fill `buffer`; see `interfaces.Source`."""
+        done = self._read_batch(offsets, lengths, buffer)
         position = 0
-        for offset, length in zip(offsets, lengths, strict=True):
-            view = buffer[position : position + length]
+        for offset, length, count in zip(offsets, lengths, done, strict=True):
+            if count != length:
+                # Once more by itself, which also finds the words for what is wrong with it.
+                self._read(buffer[position : position + length], offset)
             position += length
-            self._read(view, offset)
+
+    def _read_batch(
+        self, offsets: Sequence[int], lengths: Sequence[int], buffer: memoryview
+    ) -> Sequence[int]:
+        """Read what can be read at once; return how much of each range, -errno if it failed."""
+        # Of a file, what a read brings into the cache has to be known range by range.
+        if len(offsets) >= FEWEST and not self._is_cached:
+            with batch() as queue:
+                if queue is not None:
+                    return queue.read(self._data_fd, offsets, lengths, buffer)
+        return [0] * len(offsets)
 
     def _read(self, view: memoryview, offset: int) -> None:
         absent = self._absent(offset, len(view)) if self._is_cached else ()

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from blockstream.errors import BusyError, RefusedError, TargetError
+from blockstream.linux.batch import FEWEST, batch
 from blockstream.linux.block import (
     UNSUPPORTED,
     QueueLimits,
@@ -162,18 +163,45 @@ class DiskTarget:
         self, offsets: Sequence[int], lengths: Sequence[int], buffer: memoryview
     ) -> None:
         """Write `buffer` to the given ranges, one after the other."""
+        if offsets:
+            self._check_end(offsets[-1], lengths[-1])
         with self._one_writer:
-            position = 0
-            for offset, length in zip(offsets, lengths, strict=True):
-                data = buffer[position : position + length]
-                position += length
-                self._check_end(offset, length)
-                try:
-                    write_all(self._fd, data, offset)
-                except OSError as error:
-                    raise self._failure("written", offset, length, error) from error
-                finally:
-                    self._unflushed = True
+            try:
+                done = self._write_batch(offsets, lengths, buffer)
+                position = 0
+                for offset, length, count in zip(offsets, lengths, done, strict=True):
+                    if count != length:
+                        rest = buffer[position + count : position + length]
+                        self._write(rest, offset + count)
+                    position += length
+            finally:
+                self._unflushed = True
+
+    def _write_batch(
+        self, offsets: Sequence[int], lengths: Sequence[int], buffer: memoryview
+    ) -> Sequence[int]:
+        """Write what can be written at once; return how much of each range was.
+
+        Raises:
+            TargetError: If a write failed; it is not tried again.
+        """
+        if len(offsets) < FEWEST:
+            return [0] * len(offsets)
+        with batch() as queue:
+            if queue is None:
+                return [0] * len(offsets)
+            done = queue.write(self._fd, offsets, lengths, buffer)
+        for offset, length, count in zip(offsets, lengths, done, strict=True):
+            if count < 0:
+                error = OSError(-count, os.strerror(-count))
+                raise self._failure("written", offset, length, error) from error
+        return done
+
+    def _write(self, data: memoryview, offset: int) -> None:
+        try:
+            write_all(self._fd, data, offset)
+        except OSError as error:
+            raise self._failure("written", offset, len(data), error) from error
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeros, unmapping where that is certain to give zeros."""

@@ -1,5 +1,6 @@
 """The payload of an EXTENTS frame: a table, then the bytes of its DATA extents (SPEC 4.4)."""
 
+import functools
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -33,6 +34,11 @@ class Extent(NamedTuple):
     offset: int
     length: int
     kind: int
+
+
+# Bound once: these are looked up for every row that arrives.
+_DATA, _ZERO = int(Kind.DATA), int(Kind.ZERO)
+_as_extent = functools.partial(tuple.__new__, Extent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +80,14 @@ def parse_table(raw: Buffer) -> Table:
     start = table_bytes(count)
     if not 1 <= count <= FRAME_EXTENTS or start > len(view):
         raise RemoteProtocolError(f"an extents frame claims a table of {count} rows")
-    extents = list(map(Extent._make, ROW.iter_unpack(view[_COUNT.size : start])))
+    extents = list(map(_as_extent, ROW.iter_unpack(view[_COUNT.size : start])))
     data = 0
     for offset, length, kind in extents:
         if not length or offset + length > DEVICE_BYTES:
             raise RemoteProtocolError(f"an extent of {length} bytes at offset {offset}")
-        if kind == Kind.DATA:
+        if kind == _DATA:
             data += length
-        elif kind != Kind.ZERO:
+        elif kind != _ZERO:
             raise RemoteProtocolError(f"an extent of unknown kind {kind} at offset {offset}")
     if data != len(view) - start or data > DATA_BYTES:
         raise RemoteProtocolError(

@@ -6,7 +6,7 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import pytest
 
 from blockstream.errors import BusyError, RefusedError, TargetError
 from blockstream.linux import block
+from blockstream.linux.batch import Batch
 from blockstream.linux.block import QueueLimits
 from blockstream.linux.identity import Node
 from blockstream.sources.disk import DiskSource
@@ -136,6 +137,39 @@ def test_a_file_larger_than_the_file_system_takes_is_refused_and_removed(tmp_pat
     with pytest.raises(RefusedError, match=r"cannot have .* bytes: .*nothing was written"):
         DiskTarget(str(tmp_path / "new"), create=(1 << 63) - 1)
     assert list(tmp_path.iterdir()) == []
+
+
+# Many small writes.
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 300])
+def test_a_write_past_what_is_allowed_names_its_offset(
+    image: Path, count: int, file_size_limit: Callable[[int], None]
+) -> None:
+    with closing(DiskTarget(str(image))) as target:
+        offsets = [number * 8192 for number in range(count)]
+        file_size_limit(offsets[-1])
+        with pytest.raises(TargetError, match=f"offset {offsets[-1]} could not be written: File"):
+            target.write_from(offsets, [4096] * count, memoryview(b"x" * 4096 * count))
+
+
+def test_what_a_batch_left_undone_is_done_by_itself(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def some(_self: Batch, _fd: int, offsets: list[int], *_others: object) -> list[int]:
+        return [number % 2 * 100 for number in range(len(offsets))]
+
+    monkeypatch.setattr(Batch, "write", some)
+    image.write_bytes(b"x" * 65536)
+    content = os.urandom(5 * 4096)
+    with closing(DiskTarget(str(image))) as target:
+        target.write_from([0, 8192, 16384, 24576, 32768], [4096] * 5, memoryview(content))
+    held = image.read_bytes()
+    for number in range(5):
+        done = number % 2 * 100
+        start, begin = number * 8192, number * 4096
+        assert held[start : start + done] == b"x" * done
+        assert held[start + done : start + 4096] == content[begin + done : begin + 4096]
 
 
 # Who uses it.
