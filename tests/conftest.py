@@ -6,10 +6,8 @@ failure: there, a test that was skipped is a promise that nobody kept.
 """
 
 import os
-import resource
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -47,11 +45,3 @@ def _is_there(tool: str) -> bool:
 
 def _runs(*command: str) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0  # noqa: S603
-
-
-@pytest.fixture
-def file_size_limit() -> Iterator[Callable[[int], None]]:
-    """Let the kernel refuse writes past an offset of any file (EFBIG), until the test ends."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
