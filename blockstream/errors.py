@@ -82,6 +82,10 @@ class InterruptedTransferError(BlockstreamError):
     exit_status = ExitStatus.INTERRUPTED
 
 
+class ConnectionLostError(InterruptedTransferError):
+    """The connection ended before the transfer did; it may be tried again by itself."""
+
+
 class IntegrityError(BlockstreamError):
     """Bytes were malformed, altered, or came after the end."""
 
@@ -116,6 +120,12 @@ class OutcomeUnknownError(BlockstreamError):
     """All was sent, but nobody said whether it was committed."""
 
     exit_status = ExitStatus.UNKNOWN
+
+
+class AuthenticationError(BlockstreamError):
+    """Authentication failed, or a host key is not the known one."""
+
+    exit_status = ExitStatus.AUTHENTICATION
 
 
 class NotFoundError(BlockstreamError):

@@ -124,3 +124,33 @@ class Target(Protocol):
 
     def close(self) -> None:
         """Give the descriptor back. Nobody may be writing."""
+
+
+class Link(Protocol):
+    """A program on another host, with a pipe each way. Descriptors are the link's own."""
+
+    @property
+    def name(self) -> str:
+        """What people call the other end."""
+
+    @property
+    def to_peer(self) -> int:
+        """Descriptor of what the other end reads."""
+
+    @property
+    def from_peer(self) -> int:
+        """Descriptor of what the other end writes."""
+
+    def hang_up(self) -> None:
+        """End our direction; any thread, and more than once."""
+
+    def ended(self) -> tuple[int, str]:
+        """Hang up, and wait a moment for the other end before it is ended.
+
+        Returns:
+            Its exit status, 255 where the connection failed, and what it last said to people, as
+            it may be shown.
+        """
+
+    def close(self) -> None:
+        """Give everything back. Nobody may be reading or writing."""

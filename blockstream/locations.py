@@ -1,8 +1,20 @@
 """From what people type to the thing that it names: one line a kind of source or target."""
 
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from blockstream.errors import UsageError
 from blockstream.interfaces import Source
 from blockstream.linux.identity import Node
 from blockstream.targets.disk import DiskTarget
+from blockstream.transports.command import CommandLink
+
+_HOST = r"(?:(?P<user>[A-Za-z0-9._@+-]+)@)?(?P<host>\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+)"
+_SHORT = re.compile(rf"{_HOST}:(?P<path>/.+)", re.DOTALL)
+_LONG = re.compile(rf"ssh://{_HOST}(?::(?P<port>\d{{1,5}}))?(?P<path>/.+)", re.DOTALL)
 
 
 def open_source(location: str) -> Source:
@@ -30,3 +42,96 @@ def open_target(
         RefusedError: If it must not be written.
     """
     return DiskTarget(location, create=create, force_in_use=force_in_use, sources=sources)
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A disk of another host.
+
+    Attributes:
+        host: Name or address, as ssh is given it.
+        path: The disk's absolute path there.
+        user: Empty for what ssh's configuration says.
+        port: 0 for what ssh's configuration says.
+    """
+
+    host: str
+    path: str
+    user: str = ""
+    port: int = 0
+
+    def __str__(self) -> str:
+        """What people call it."""
+        return f"{self.account}:{self.path}"
+
+    @property
+    def account(self) -> str:
+        """USER@HOST, or HOST."""
+        return f"{self.user}@{self.host}" if self.user else self.host
+
+
+def remote(location: str) -> Remote | None:
+    """Return the host and path in `[USER@]HOST:/PATH` or `ssh://[USER@]HOST[:PORT]/PATH`, or None.
+
+    Raises:
+        UsageError: If it can only be meant as such, and is none.
+    """
+    found = _LONG.fullmatch(location) or _SHORT.fullmatch(location)
+    if found is None:
+        if location.startswith("ssh://"):
+            raise UsageError(f"{location} is not ssh://[USER@]HOST[:PORT]/PATH")
+        return None
+    port = int(found.groupdict().get("port") or 0)
+    host = found["host"].strip("[]")
+    if host.startswith("-") or port > 0xFFFF:  # ssh would take it for an option
+        raise UsageError(f"{location} names no host")
+    return Remote(host, found["path"], found["user"] or "", port)
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How another host is reached.
+
+    Attributes:
+        rsh: Program that leads there; empty for our own ssh.
+        host_keys: What becomes of unknown host keys, for our own ssh: a `HostKeyPolicy`.
+        ssh_config: Configuration for our own ssh, in place of the user's.
+    """
+
+    rsh: str = ""
+    host_keys: str = "strict"
+    ssh_config: str = ""
+
+
+def open_link(where: Remote, command: str, way: Way) -> CommandLink:
+    """Run a command, for its shell, on another host.
+
+    Raises:
+        UsageError: If `rsh` is no command.
+        NotFoundError: If there is no such program here.
+    """
+    if way.rsh:
+        return CommandLink(_rsh_command(where, command, way.rsh), where.account)
+    ours: list[str] = [sys.executable, "-m", "blockstream.transports.ssh"]
+    ours += ["--host-keys", way.host_keys]
+    ours += ["--config", way.ssh_config] if way.ssh_config else []
+    ours += ["--port", str(where.port)] if where.port else []
+    ours += ["--user", where.user] if where.user else []
+    return CommandLink([*ours, "--", where.host, command], where.account)
+
+
+def _rsh_command(where: Remote, command: str, rsh: str) -> Sequence[str]:
+    """Return the program's arguments; `{host}` and `{command}` may say where these belong."""
+    try:
+        words = shlex.split(rsh)
+    except ValueError as error:
+        raise UsageError(f"--rsh {rsh!r} is no command: {error}") from None
+    if not words:
+        raise UsageError("--rsh is empty")
+    if any("{command}" in word for word in words):
+        return [
+            word.replace("{host}", where.account).replace("{command}", command) for word in words
+        ]
+    if where.port:
+        words += ["-p", str(where.port)]
+    return [*words, where.account, command]

@@ -17,14 +17,16 @@ from blockstream.cli.options import (
     with_progress,
     with_state_dir,
 )
-from blockstream.errors import StaleViewError
+from blockstream.errors import StaleViewError, UsageError
 from blockstream.jobs.receive import ApplyMode, ReceiveRequest, ReceiveResult, receive
 from blockstream.linux.state_directory import write_durably
 from blockstream.pipeline.progress import Progress
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+TARGET_FLAGS = ("create", "verify", "force_in_use", "force_larger", "force_base")
 _STDIN = 0
+_STDOUT = 1
 
 
 def with_target_options(function: F) -> F:
@@ -58,6 +60,18 @@ def with_target_options(function: F) -> F:
     help="Write a receipt for `blockstream confirm`; - is standard output.",
 )
 @click.option("-n", "--dry-run", is_flag=True, help="Check everything, write nothing.")
+@click.option(
+    "--lock-wait",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="SECONDS",
+    help="Wait that long for whoever else uses TARGET.",
+)
+@click.option(
+    "--session",
+    is_flag=True,
+    help="Answer on standard output: what `send` starts on the other host.",
+)
 @with_target_options
 @with_progress
 @with_state_dir
@@ -66,6 +80,8 @@ def command(  # one an option
     apply: str,
     receipt: str | None,
     dry_run: bool,
+    lock_wait: float,
+    session: bool,
     create: bool,
     verify: bool,
     force_in_use: bool,
@@ -88,8 +104,11 @@ def command(  # one an option
       blockstream send ... | ssh HOST blockstream recv --receipt - DISK | blockstream confirm -
     """  # noqa: D301
     refuse_terminal(_STDIN, "standard input")
-    if receipt == "-":
+    if session and receipt is not None:
+        raise UsageError("--receipt has no effect in a session: its sender is told")
+    if receipt == "-" or session:
         refuse_terminal(1, "standard output")
+    quiet = quiet or session
     shown = reporters("recv", as_json=as_json, quiet=quiet, progress_fd=progress_fd)
     request = ReceiveRequest(
         target=target,
@@ -101,9 +120,10 @@ def command(  # one an option
         force_in_use=force_in_use,
         force_larger=force_larger,
         force_base=force_base,
+        lock_wait=lock_wait,
     )
     try:
-        result = receive(request, _STDIN, Progress(), shown)
+        result = receive(request, _STDIN, Progress(), shown, _STDOUT if session else None)
     finally:
         cleared(shown)
     show_received(result, target, as_json=as_json, quiet=quiet)

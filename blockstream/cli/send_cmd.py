@@ -1,8 +1,10 @@
 """`blockstream send`."""
 
 import os
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,19 +17,25 @@ from blockstream.cli.options import (
     with_progress,
     with_state_dir,
 )
+from blockstream.cli.peers import has_peer_options, peer_options, with_peer_options
 from blockstream.cli.rates import limiter_for
-from blockstream.cli.recv_cmd import show_received, with_target_options
+from blockstream.cli.recv_cmd import TARGET_FLAGS, show_received, with_target_options
 from blockstream.errors import UsageError
 from blockstream.jobs.copy import copy
+from blockstream.jobs.peer import pull, push
 from blockstream.jobs.receive import ApplyMode, ReceiveRequest
 from blockstream.jobs.send import SendRequest, SendResult, planned, send
-from blockstream.locations import open_source
+from blockstream.jobs.session import send_session
+from blockstream.jobs.supervision import Reporter
+from blockstream.locations import Remote, open_source, remote
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.progress import Progress
 from blockstream.pipeline.token import ResumeToken
 
+_STDIN = 0
 _STDOUT = 1
 _RECEIPT_SECONDS = 60.0
+_NO_EFFECT = "have no effect with another host: its session confirms and continues by itself"
 
 
 @click.command("send", short_help="Send a disk, or what changed in it.")
@@ -67,6 +75,18 @@ _RECEIPT_SECONDS = 60.0
 @click.option(
     "-n", "--dry-run", is_flag=True, help="Say what would be sent; read and send nothing."
 )
+@click.option(
+    "--apply",
+    type=click.Choice([mode.value for mode in ApplyMode]),
+    default=ApplyMode.DIRECT.value,
+    help="How it comes onto a TARGET of another host; see `blockstream recv --help`.",
+)
+@click.option(
+    "--session",
+    is_flag=True,
+    help="Hear answers on standard input: what a fetching `send` starts on the other host.",
+)
+@with_peer_options
 @with_target_options
 @with_progress
 @with_state_dir
@@ -82,18 +102,22 @@ def command(  # one an option
     require_receipt: bool,
     receipt_wait: float | None,
     dry_run: bool,
+    session: bool,
     state_dir: Path,
     as_json: bool,
     quiet: bool,
     progress_fd: int | None,
-    **target_options: bool | str,
+    **options: Any,
 ) -> None:
-    """Send SOURCE, a file or block device, as a stream to standard output.
+    """Send SOURCE, a file or block device, to TARGET, or as a stream to standard output.
 
-    With TARGET, another disk of this host, it is copied there instead, in one process.
+    TARGET is a disk of this host, or of another one: [USER@]HOST:/PATH or
+    ssh://[USER@]HOST[:PORT]/PATH. SOURCE may be one of another host, too, and is fetched then.
 
     \b
     Examples:
+      blockstream send /dev/vg/vm root@HOST:/dev/vg/vm
+      blockstream send root@HOST:/dev/vg/vm copy.img --create
       blockstream send /dev/vg/vm | ssh HOST blockstream recv /dev/vg/vm
       blockstream send disk.img > disk.bsx
       blockstream send --base monday --goal tuesday --extents changed.json disk.img | ...
@@ -102,6 +126,22 @@ def command(  # one an option
     if receipt_wait is not None and not require_receipt:
         raise UsageError("--receipt-wait has no effect without --require-receipt")
     receipt_seconds = (receipt_wait or _RECEIPT_SECONDS) if require_receipt else 0.0
+    from_host, to_host = remote(source), remote(target) if target else None
+    _check_places(target, from_host, to_host, options)
+    shown = reporters("send", as_json=as_json, quiet=quiet or session, progress_fd=progress_fd)
+    voice = _Voice(shown, as_json=as_json, quiet=quiet or session)
+    where = ReceiveRequest(
+        target=target or "",
+        state_dir=state_dir,
+        apply=ApplyMode(options["apply"]),
+        **{name: options[name] for name in TARGET_FLAGS},
+    )
+    if from_host is not None:
+        if receipt_seconds or resume or dry_run:
+            raise UsageError(f"--require-receipt, --resume and -n {_NO_EFFECT}")
+        words = _words(base=base, goal=goal, extents=extents, compress=compress, bwlimit=bwlimit)
+        _fetch(from_host, words, where, options, voice)
+        return
     limiter, followers = limiter_for(bwlimit, as_json=as_json)
     request = SendRequest(
         source=source,
@@ -114,31 +154,95 @@ def command(  # one an option
         limiter=limiter,
         receipt_seconds=receipt_seconds,
     )
-    shown = reporters("send", as_json=as_json, quiet=quiet, progress_fd=progress_fd)
-    if target is None and any(value and value != "direct" for value in target_options.values()):
-        raise UsageError("options of the target need a TARGET; over a pipe, give them to `recv`")
+    voice.shown += followers
     if dry_run:
         _show_plan(request, as_json=as_json)
+    elif to_host is not None:
+        if receipt_seconds or resume:
+            raise UsageError(f"--require-receipt and --resume {_NO_EFFECT}")
+        _push(request, to_host, where, options, voice)
     elif target is not None:
         _refuse_pipe_options(compress, bwlimit, resume, receipt_seconds)
-        where = ReceiveRequest(
-            target=target,
-            state_dir=state_dir,
-            create=bool(target_options["create"]),
-            apply=ApplyMode.DIRECT,
-            verify=bool(target_options["verify"]),
-            force_in_use=bool(target_options["force_in_use"]),
-            force_larger=bool(target_options["force_larger"]),
-            force_base=bool(target_options["force_base"]),
-        )
         result = copy(request, where, Progress(), shown)
         cleared(shown)
-        show_received(result, target, as_json=as_json, quiet=quiet)
+        show_received(result, target, as_json=as_json, quiet=voice.quiet)
     else:
-        refuse_terminal(_STDOUT, "standard output")
-        sent = send(request, _STDOUT, Progress(), [*shown, *followers])
-        cleared(shown)
-        _show_sent(sent, as_json=as_json, quiet=quiet, full=not request.base)
+        _to_stdout(request, voice, session=session)
+
+
+@dataclass(slots=True)
+class _Voice:
+    """How this run speaks.
+
+    Attributes:
+        shown: Who shows progress.
+        as_json: In JSON lines.
+        quiet: No closing line.
+    """
+
+    shown: list[Reporter]
+    as_json: bool
+    quiet: bool
+
+
+def _check_places(
+    target: str | None, from_host: Remote | None, to_host: Remote | None, options: Mapping[str, Any]
+) -> None:
+    """Refuse what has no effect between these places."""
+    if from_host is not None and target is None:
+        raise UsageError("a SOURCE of another host needs a TARGET here")
+    if from_host is not None and to_host is not None:
+        raise UsageError("one of SOURCE and TARGET has to be on this host; run it on one of theirs")
+    if from_host is None and to_host is None:
+        if has_peer_options(options):
+            raise UsageError("--rsh, --remote-command, --host-keys and --retry need another host")
+        if options["apply"] != ApplyMode.DIRECT:
+            raise UsageError("--apply needs another host; over a pipe, give it to `recv`")
+    if target is None and any(options[name] for name in TARGET_FLAGS):
+        raise UsageError("options of the target need a TARGET; over a pipe, give them to `recv`")
+
+
+def _to_stdout(request: SendRequest, voice: _Voice, *, session: bool) -> None:
+    refuse_terminal(_STDOUT, "standard output")
+    if session:
+        refuse_terminal(_STDIN, "standard input")
+        send_session(request, _STDIN, _STDOUT, Progress(), voice.shown)
+        return
+    sent = send(request, _STDOUT, Progress(), voice.shown)
+    cleared(voice.shown)
+    _show_sent(sent, voice, full=not request.base)
+
+
+def _push(
+    request: SendRequest,
+    host: Remote,
+    where: ReceiveRequest,
+    options: Mapping[str, Any],
+    voice: _Voice,
+) -> None:
+    peer = peer_options(options, as_json=voice.as_json)
+    try:
+        sent = push(request, host, where, peer, Progress(), voice.shown)
+    finally:
+        cleared(voice.shown)
+    _show_sent(sent, voice, full=not request.base, target=where.target)
+
+
+def _fetch(
+    host: Remote, words: list[str], where: ReceiveRequest, options: Mapping[str, Any], voice: _Voice
+) -> None:
+    peer = peer_options(options, as_json=voice.as_json)
+    try:
+        result = pull(host, words, where, peer, Progress(), voice.shown)
+    finally:
+        cleared(voice.shown)
+    show_received(result, where.target, as_json=voice.as_json, quiet=voice.quiet)
+
+
+def _words(**given: str | None) -> list[str]:
+    """Return options for the other host's command line."""
+    pairs = [(f"--{name}", value) for name, value in given.items() if value]
+    return [word for pair in pairs for word in pair]
 
 
 def _refuse_pipe_options(
@@ -183,8 +287,8 @@ def _show_plan(request: SendRequest, *, as_json: bool) -> None:
     say(f"  {size_text(opening.size - opening.total)} not touched")
 
 
-def _show_sent(result: SendResult, *, as_json: bool, quiet: bool, full: bool) -> None:
-    if as_json:
+def _show_sent(result: SendResult, voice: _Voice, *, full: bool, target: str = "") -> None:
+    if voice.as_json:
         event(
             "sent",
             **asdict(result.expected),
@@ -192,7 +296,11 @@ def _show_sent(result: SendResult, *, as_json: bool, quiet: bool, full: bool) ->
             seconds=round(result.seconds, 3),
             counts=asdict(result.counts),
         )
-    elif not quiet:
+    elif not voice.quiet and target:
+        saving = saving_text(result.counts, full=full)
+        seconds = duration_text(result.seconds)
+        say(f"committed: {target} holds {result.expected.goal}: {saving}, in {seconds}")
+    elif not voice.quiet:
         say(
             f"sent: {saving_text(result.counts, full=full)}, in {duration_text(result.seconds)}, "
             f"as {result.expected.goal}"

@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import TypeVar
 
 import blake3
 
 from blockstream.errors import (
     BlockstreamError,
+    BusyError,
     InterruptedTransferError,
     RefusedError,
 )
@@ -21,23 +23,35 @@ from blockstream.linux.identity import described_here
 from blockstream.linux.streams import WakeableReader, widen_pipe
 from blockstream.locations import open_target
 from blockstream.pipeline.direct import DirectApplier
-from blockstream.pipeline.faults import translated
+from blockstream.pipeline.faults import code_of, translated
+from blockstream.pipeline.limiter import Limiter
+from blockstream.pipeline.outlet import PipeOutlet
 from blockstream.pipeline.progress import Progress, Snapshot
 from blockstream.pipeline.receiver import Applier, Applying, FrameReader, ReceiveEngine
 from blockstream.pipeline.staged import StagedApplier
 from blockstream.pipeline.token import ResumeToken
 from blockstream.targets.disk import DiskTarget
 from blockstream_protocol import (
+    DEVICE_BYTES,
+    TEXT_BYTES,
+    Abort,
     Clean,
+    Code,
     Committed,
     Dirty,
     Hello,
+    Message,
     Open,
     Plan,
     ReceiverPolicy,
+    Refuse,
     RemoteProtocolError,
     TargetState,
 )
+
+T = TypeVar("T")
+
+_LOCK_POLL_SECONDS = 0.2
 
 
 class ApplyMode(StrEnum):
@@ -62,6 +76,7 @@ class ReceiveRequest:
         force_in_use: Write although somebody uses the target.
         force_larger: Take a target that is larger than the source.
         force_base: Believe that the target is the base.
+        lock_wait: Seconds to wait for somebody else who uses the target.
     """
 
     target: str
@@ -73,6 +88,7 @@ class ReceiveRequest:
     force_in_use: bool = False
     force_larger: bool = False
     force_base: bool = False
+    lock_wait: float = 0.0
 
     @property
     def policy(self) -> ReceiverPolicy:
@@ -106,51 +122,121 @@ class ReceiveResult:
     untouched_tail: int
 
 
+class Answering:
+    """The way back to a sender. It may be gone at any time, which its own direction tells."""
+
+    def __init__(self, fd: int) -> None:
+        """Write to `fd`, which stays the caller's."""
+        self._outlet = PipeOutlet(fd, Limiter(None), Progress())
+        self._said_all = False
+
+    def send(self, message: Message) -> None:
+        """Say something, if anybody still listens."""
+        self._said_all = isinstance(message, Refuse | Abort | Committed)
+        with contextlib.suppress(InterruptedTransferError):
+            self._outlet.send(message)
+
+    def explain(self, error: BlockstreamError) -> None:
+        """Say why nothing comes of it, where the session itself did not."""
+        if not self._said_all:
+            code, text = code_of(error), str(error)[:TEXT_BYTES]
+            self.send(Refuse(code, text) if code is Code.REFUSED else Abort(code, text))
+
+    def close(self) -> None:
+        """Give our own descriptors back."""
+        self._outlet.close()
+
+
 def receive(
-    request: ReceiveRequest, fd: int, progress: Progress, reporters: list[Reporter]
+    request: ReceiveRequest,
+    fd: int,
+    progress: Progress,
+    reporters: list[Reporter],
+    answer_fd: int | None = None,
 ) -> ReceiveResult:
-    """Take a stream from `fd`.
+    """Take a stream from `fd`; with `answer_fd`, in a session with its sender.
 
     Raises:
         BlockstreamError: With the state of the target and what to do next in its message.
     """
     widen_pipe(fd)
-    with contextlib.closing(WakeableReader(fd)) as reader:
+    with contextlib.ExitStack() as stack:
+        reader = stack.enter_context(contextlib.closing(WakeableReader(fd)))
+        answering = None
+        if answer_fd is not None:
+            answering = stack.enter_context(contextlib.closing(Answering(answer_fd)))
         frames = FrameReader(reader)
-        with _opened(request, frames) as everything:
-            return _received(request, everything, frames, progress, reporters)
+        try:
+            with _opened(request, frames, duplex=answering is not None) as everything:
+                return _received(request, everything, frames, answering, progress, reporters)
+        except BlockstreamError as error:
+            if answering is not None:
+                answering.explain(error)
+            raise
 
 
 @contextlib.contextmanager
-def _opened(request: ReceiveRequest, frames: FrameReader) -> Iterator[OpenedTarget]:
+def _opened(
+    request: ReceiveRequest, frames: FrameReader, *, duplex: bool
+) -> Iterator[OpenedTarget]:
     """Open the target, or make it."""
-    target, made = _target(request, frames)
-    with opened_or_removed(target, request.state_dir, made=made) as everything:
+    deadline = time.monotonic() + request.lock_wait
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                target, made = _target(request, frames, duplex=duplex)
+                everything = stack.enter_context(
+                    opened_or_removed(target, request.state_dir, made=made)
+                )
+                break
+            except BusyError:
+                if time.monotonic() >= deadline:
+                    raise
+                # The kernel tells nobody when a lock is free, but who blocks until then.
+                time.sleep(_LOCK_POLL_SECONDS)
         yield everything
 
 
-def _target(request: ReceiveRequest, frames: FrameReader) -> tuple[DiskTarget, bool]:
+def _target(
+    request: ReceiveRequest, frames: FrameReader, *, duplex: bool
+) -> tuple[DiskTarget, bool]:
     if not request.create:
         return open_target(request.target, force_in_use=request.force_in_use), False
-    opening = _looked_ahead(frames)
-    transfer = opening.identity(blake3.blake3).hex()
-    if made_before(request.target, request.state_dir, lambda clean: clean.transfer == transfer):
+    if duplex:
+        # The opening comes only after our HELLO, which tells of the target.
+        hello = _greeting(frames)
+        size, goals = _size_in(hello), hello.target.get("goals")
+        known = goals if isinstance(goals, list) else []
+        made = made_before(request.target, request.state_dir, lambda clean: clean.id in known)
+    else:
+        opening = _translating(frames.opening)
+        size, transfer = opening.size, opening.identity(blake3.blake3).hex()
+        made = made_before(
+            request.target, request.state_dir, lambda clean: clean.transfer == transfer
+        )
+    if made:
         return open_target(request.target, force_in_use=request.force_in_use), False
     if request.dry_run:
         raise RefusedError(
-            f"with -n nothing is made: {request.target} would be a sparse file of {opening.size} "
-            "bytes"
+            f"with -n nothing is made: {request.target} would be a sparse file of {size} bytes"
         )
-    return open_target(request.target, create=opening.size), True
+    return open_target(request.target, create=size), True
 
 
-def _looked_ahead(frames: FrameReader) -> Open:
-    return _beginning(frames)[1]
+def _size_in(hello: Hello) -> int:
+    size = hello.target.get("size")
+    if not isinstance(size, int) or not 0 <= size <= DEVICE_BYTES:
+        raise RefusedError("the sender does not say how large its disk is; nothing was made")
+    return size
 
 
-def _beginning(frames: FrameReader) -> tuple[Hello, Open]:
+def _greeting(frames: FrameReader) -> Hello:
+    return _translating(frames.greeting)
+
+
+def _translating(look: Callable[[], T]) -> T:
     try:
-        return frames.beginning()
+        return look()
     except RemoteProtocolError as error:
         raise translated(error) from error
 
@@ -159,20 +245,27 @@ def _received(
     request: ReceiveRequest,
     everything: OpenedTarget,
     frames: FrameReader,
+    answering: Answering | None,
     progress: Progress,
     reporters: list[Reporter],
 ) -> ReceiveResult:
     try:
-        everything.target.refuse_source(described_here(_beginning(frames)[0].target))
+        everything.target.refuse_source(described_here(_greeting(frames).target))
     except BlockstreamError as error:
         raise _with_next_step(error, everything) from error
     facts = {"path": request.target, "apply": str(request.apply)}
     everything.journal.facts = facts
     if everything.spool_complete and not request.dry_run:
         finish_staged(everything)
-    state, applier = _applier(request, everything, frames, facts)
-    session = new_receiver(everything, state, request.policy)
-    applying = Applying(session, applier, progress, keep_frames=request.verify)
+    state, applier = _applier(request, everything, frames, facts, duplex=answering is not None)
+    session = new_receiver(everything, state, request.policy, _told(everything, state))
+    applying = Applying(
+        session,
+        applier,
+        progress,
+        answering.send if answering is not None else None,
+        keep_frames=request.verify,
+    )
     engine = ReceiveEngine(applying, frames, progress)
     began = time.monotonic()
     try:
@@ -195,8 +288,23 @@ def _received(
     )
 
 
+def _told(everything: OpenedTarget, state: TargetState) -> dict[str, object]:
+    """Return what HELLO tells a sender of the target (SPEC 4.1)."""
+    told: dict[str, object] = {"size": everything.target.size}
+    if isinstance(state, Clean):
+        return told | {"state": "clean", "id": state.id}
+    if isinstance(state, Dirty):
+        return told | {"state": "dirty", "base": state.base, "goal": state.goal}
+    return told | {"state": "unknown"}
+
+
 def _applier(
-    request: ReceiveRequest, everything: OpenedTarget, frames: FrameReader, facts: dict[str, str]
+    request: ReceiveRequest,
+    everything: OpenedTarget,
+    frames: FrameReader,
+    facts: dict[str, str],
+    *,
+    duplex: bool,
 ) -> tuple[TargetState, Applier]:
     """Return the state to decide by, and what executes the effects."""
     target, journal = everything.target, everything.journal
@@ -208,10 +316,12 @@ def _applier(
         finish_staged(everything)
 
     staged = StagedApplier(everything.spool_path, everything.spool, direct.samples, complete)
-    transfer = _looked_ahead(frames).identity(blake3.blake3).hex()
     everything.spool.facts = facts | spool_facts(request.policy)
     spooled = everything.spool.state
-    if isinstance(spooled, Dirty) and spooled.transfer == transfer:
+    # A sender that hears is told of the unfinished transfer, and continues it.
+    if isinstance(spooled, Dirty) and (
+        duplex or spooled.transfer == _translating(frames.opening).identity(blake3.blake3).hex()
+    ):
         return spooled, staged
     return _as_spool_sees(journal.state), staged
 

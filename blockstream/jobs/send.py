@@ -21,8 +21,9 @@ from blockstream.linux.streams import widen_pipe
 from blockstream.locations import open_source
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.limiter import Limiter
+from blockstream.pipeline.outlet import PipeOutlet
 from blockstream.pipeline.progress import Progress, Snapshot
-from blockstream.pipeline.sender import PipeOutlet, SendEngine, SendOptions
+from blockstream.pipeline.sender import SendEngine, SendOptions
 from blockstream.pipeline.token import ResumeToken
 from blockstream_protocol import Committed, Kind, Open, Plan, Sender, is_id
 
@@ -147,7 +148,7 @@ def send(
         sent.prepare()
 
         def record_intent(expected: Committed) -> None:
-            sent.record(Intent(expected, _absolute(request.source), what.opening.base))
+            sent.record(Intent(expected, absolute(request.source), what.opening.base))
 
         widen_pipe(fd)
         progress.size, progress.total = source.size, what.opening.total
@@ -186,7 +187,7 @@ def _states(request: SendRequest) -> tuple[str, str]:
         return request.resume.base, request.resume.goal
     base = request.base
     if base == "last":
-        base = SentTransfers(request.state_dir).last_confirmed(_absolute(request.source))
+        base = SentTransfers(request.state_dir).last_confirmed(absolute(request.source))
     goal = request.goal or str(uuid.uuid4())
     for option, text in (("--base", base), ("--goal", goal)):
         if text and not is_id(text):
@@ -198,7 +199,7 @@ def _states(request: SendRequest) -> tuple[str, str]:
     return base, goal
 
 
-def _absolute(location: str) -> str:
+def absolute(location: str) -> str:
     """Return a name that means the same in every directory."""
     return str(Path(location).absolute())
 

@@ -1,6 +1,7 @@
 """What a sender remembers: what each transfer must have committed, and which were confirmed."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -87,20 +88,37 @@ class SentTransfers:
         self.record(confirmed)
         return confirmed
 
+    def unconfirmed(self, source: str, base: str) -> list[str]:
+        """Return the states of a source that were sent without a receipt, newest first.
+
+        Raises:
+            IntegrityError: If a file of ours is damaged.
+        """
+        return [
+            intent.expected.goal
+            for intent in self._newest_first()
+            if not intent.confirmed and (intent.source, intent.base) == (source, base)
+        ]
+
     def last_confirmed(self, source: str) -> str:
         """Return the newest confirmed state that was sent of a source.
 
         Raises:
             NotFoundError: If there is none.
         """
-        paths = sorted(self._folder.glob("*.json"), key=lambda p: p.stat().st_mtime_ns)
-        for path in reversed(paths):
-            intent = self.find(path.stem)
-            if intent is not None and intent.confirmed and intent.source == source:
+        for intent in self._newest_first():
+            if intent.confirmed and intent.source == source:
                 return intent.expected.goal
         raise NotFoundError(
             f"no transfer of {source} was confirmed yet, so there is no last base; nothing was sent"
         )
+
+    def _newest_first(self) -> Iterator[Intent]:
+        paths = sorted(self._folder.glob("*.json"), key=lambda p: p.stat().st_mtime_ns)
+        for path in reversed(paths):
+            intent = self.find(path.stem)
+            if intent is not None:
+                yield intent
 
     def _path(self, transfer: str) -> Path:
         return self._folder / f"{transfer}.json"

@@ -32,13 +32,19 @@ _VERIFY = "verify"
 _YES = "yes"
 
 
-def new_receiver(everything: OpenedTarget, state: TargetState, policy: ReceiverPolicy) -> Receiver:
-    """Return the session of a stream onto an open target."""
+def new_receiver(
+    everything: OpenedTarget,
+    state: TargetState,
+    policy: ReceiverPolicy,
+    facts: Mapping[str, object] | None = None,
+) -> Receiver:
+    """Return the session of a stream onto an open target; `facts` are for a sender that hears."""
     return Receiver(
         size=everything.target.size,
         state=state,
         new_digest=blake3.blake3,
         policy=policy,
+        facts=facts,
         software=f"blockstream {__version__}",
         now=time.monotonic(),
     )

@@ -23,9 +23,10 @@ from blockstream.locations import open_source
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.faults import translated
 from blockstream.pipeline.limiter import Limiter
+from blockstream.pipeline.outlet import PipeOutlet
 from blockstream.pipeline.progress import Progress
 from blockstream.pipeline.receiver import FrameReader
-from blockstream.pipeline.sender import PipeOutlet, SendEngine, SendOptions
+from blockstream.pipeline.sender import SendEngine, SendOptions
 from blockstream_protocol import (
     Clean,
     Dirty,

@@ -3,6 +3,7 @@
 from blockstream.errors import (
     BaseMismatchError,
     BlockstreamError,
+    ConnectionLostError,
     IntegrityError,
     InterruptedTransferError,
     OutcomeUnknownError,
@@ -14,7 +15,13 @@ from blockstream.errors import (
     TargetTooSmallError,
     WrittenSinceError,
 )
-from blockstream_protocol import Code, Grounds, LocalProtocolError, RemoteProtocolError
+from blockstream_protocol import (
+    Code,
+    Grounds,
+    LocalProtocolError,
+    PeerGaveUpError,
+    RemoteProtocolError,
+)
 from blockstream_protocol import RefusedError as Refusal
 
 _CLASSES: dict[Code, type[BlockstreamError]] = {
@@ -54,6 +61,8 @@ def translated(error: BaseException) -> BaseException:
     if isinstance(error, Refusal):
         return _REFUSALS[error.grounds](str(error))
     if isinstance(error, RemoteProtocolError):
+        if error.code is Code.INTERRUPTED and not isinstance(error, PeerGaveUpError):
+            return ConnectionLostError(str(error))
         return _CLASSES.get(error.code, InterruptedTransferError)(str(error))
     if isinstance(error, LocalProtocolError):
         return error

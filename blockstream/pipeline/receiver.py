@@ -251,8 +251,9 @@ class FrameReader:
         Raises:
             RemoteProtocolError: If the bytes are no frame.
         """
-        if self._pushed:
-            return self._pushed.popleft()
+        return self._pushed.popleft() if self._pushed else self._read(buffer)
+
+    def _read(self, buffer: memoryview) -> Frame | None:
         self._space = buffer
         while True:
             count = self._reader.read_into(self._decoder.buffer())
@@ -270,32 +271,50 @@ class FrameReader:
         """
         self._decoder.end()
 
+    @property
+    def wire_bytes(self) -> int:
+        """How many bytes came, those of unfinished frames included."""
+        return self._decoder.wire_bytes
+
     def opening(self) -> Open:
         """Look ahead to the opening; `next` gives its frames again."""
         return self.beginning()[1]
 
-    def beginning(self) -> tuple[Hello, Open]:
-        """Look ahead to HELLO and the opening; `next` gives their frames again.
+    def greeting(self) -> Hello:
+        """Look ahead to HELLO; `next` gives its frame again.
 
         Raises:
             RemoteProtocolError: If the stream does not begin with one.
         """
-        hello_frame, hello = self._ahead()
-        if isinstance(hello, Hello):
-            check_hello(hello)
-        open_frame, opening = self._ahead()
-        if not isinstance(hello, Hello) or not isinstance(opening, Open):
+        hello = self._ahead(0)
+        if not isinstance(hello, Hello):
+            raise RemoteProtocolError("the stream does not begin with HELLO")
+        check_hello(hello)
+        return hello
+
+    def beginning(self) -> tuple[Hello, Open]:
+        """Look ahead to HELLO and the opening; `next` gives their frames again.
+
+        Only where the sender says both without waiting: one-way.
+
+        Raises:
+            RemoteProtocolError: If the stream does not begin with them.
+        """
+        hello, opening = self.greeting(), self._ahead(1)
+        if not isinstance(opening, Open):
             raise RemoteProtocolError("the stream does not begin with HELLO and OPEN")
-        self._pushed.extend((hello_frame, open_frame))
         return hello, opening
 
-    def _ahead(self) -> tuple[Frame, Message]:
-        frame = self.next(memoryview(bytearray(EXTENTS_BYTES)))
-        if frame is None:
-            self.end()
-            empty = "the input is empty" if not self._decoder.started else "the stream was cut"
-            raise RemoteProtocolError(empty, Code.INTERRUPTED)
-        return frame, message_of(frame, blake3.blake3, Decompressor())
+    def _ahead(self, number: int) -> Message:
+        """Return the message of that number, of those that nobody has taken yet."""
+        while len(self._pushed) <= number:
+            frame = self._read(memoryview(bytearray(EXTENTS_BYTES)))
+            if frame is None:
+                self.end()
+                empty = "the input is empty" if not self._decoder.started else "the stream was cut"
+                raise RemoteProtocolError(empty, Code.INTERRUPTED)
+            self._pushed.append(frame)
+        return message_of(self._pushed[number], blake3.blake3, Decompressor())
 
     def stop(self) -> None:
         """Wake the reader and let it see an end; from any thread or signal handler."""
@@ -325,6 +344,7 @@ class ReceiveEngine:
         self._first: int | None = None
         self._crew = Crew(self._wake)
         self._stopped = ""
+        self._heard = 0
         self._ended = False
 
     def run(self) -> Finish:
@@ -352,9 +372,12 @@ class ReceiveEngine:
 
     def tick(self) -> None:
         """Let the session notice the time; may flush, so call it from a thread of its own."""
-        session = self._applying.session
+        session, now = self._applying.session, time.monotonic()
+        if self._frames.wire_bytes != self._heard:
+            self._heard = self._frames.wire_bytes
+            session.heard(now)
         try:
-            self._applying.perform(self._applying.event(lambda: session.tick(time.monotonic())))
+            self._applying.perform(self._applying.event(lambda: session.tick(now)))
         except (BlockstreamError, RemoteProtocolError) as error:
             self._crew.fail(error)
 

@@ -2,30 +2,27 @@
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
-
-import blake3
+from itertools import islice
 
 from blockstream.errors import BlockstreamError, InterruptedTransferError
 from blockstream.extents import ExtentMap, Piece
 from blockstream.interfaces import Source
-from blockstream.linux.streams import WakeableWriter
 from blockstream.pipeline.compression import CompressionChoice, Compressor, LevelControl
 from blockstream.pipeline.crew import Crew, Turnstile, default_workers
 from blockstream.pipeline.failpoints import failpoint
 from blockstream.pipeline.faults import code_of, translated
-from blockstream.pipeline.limiter import Limiter
+from blockstream.pipeline.outlet import Outlet
 from blockstream.pipeline.packer import PackedFrame, Packer
 from blockstream.pipeline.progress import Progress
 from blockstream_protocol import (
-    MAGIC,
+    Ack,
     Checkpoint,
     Codec,
     Committed,
     Effect,
-    End,
     Extents,
     Finish,
     Frame,
@@ -33,108 +30,13 @@ from blockstream_protocol import (
     Hello,
     Message,
     Open,
-    PlanRows,
     RecordIntent,
+    RemoteProtocolError,
     Send,
     Sender,
     Stream,
     Validate,
-    control_frame,
-    encode_head,
-    plain_frame,
 )
-
-_FAILPOINTS: dict[type[Message], str] = {
-    Hello: "send.hello",
-    Open: "send.open",
-    Checkpoint: "send.checkpoint",
-    End: "send.after_end",
-}
-
-
-class Outlet(Protocol):
-    """Where a sender's messages go."""
-
-    def send(self, message: Message) -> None:
-        """Give a message other than data to the peer."""
-
-    def send_frame(self, frame: Frame, packed: PackedFrame) -> Callable[[], None] | None:
-        """Give a data frame to the peer, in order.
-
-        Returns:
-            What is left to do out of order, by the same thread; None for nothing.
-        """
-
-
-class PipeOutlet:
-    """Writes the stream to a pipe or file. Calls must not overlap."""
-
-    def __init__(self, fd: int, limiter: Limiter, progress: Progress) -> None:
-        """Write to `fd`, which stays the caller's."""
-        self._writer = WakeableWriter(fd)
-        self._limiter = limiter
-        self._progress = progress
-        self._started = False
-
-    def send(self, message: Message) -> None:
-        """Write a message."""
-        if not self._started:
-            self._started = True
-            self._write([memoryview(MAGIC)])
-        if isinstance(message, PlanRows):
-            frame = plain_frame(FrameType.PLAN, bytes(message.rows), blake3.blake3)
-        elif isinstance(message, Extents):
-            frame = message.frame
-        else:
-            frame = control_frame(message, blake3.blake3)
-        self._write_frame(frame)
-        self._progress.control(frame.wire_len)
-        failpoint(_FAILPOINTS.get(type(message), ""))
-
-    def stop(self) -> None:
-        """Let a write that waits for a full pipe fail."""
-        self._limiter.stop()
-        self._writer.stop()
-
-    def close(self) -> None:
-        """Give the writer's descriptors back."""
-        self._writer.close()
-
-    def send_frame(self, frame: Frame, packed: PackedFrame) -> None:
-        """Write a data frame."""
-        failpoint("send.first_data")
-        self._write_frame(frame)
-        self._progress.frame(data=len(packed.data), covered=packed.covered, wire=frame.wire_len)
-
-    def _write_frame(self, frame: Frame) -> None:
-        payload = memoryview(frame.payload)
-        head = encode_head(frame.kind, frame.codec, frame.raw_len, len(payload), frame.digest)
-        self._write([memoryview(head), payload])
-
-    def _write(self, parts: list[memoryview]) -> None:
-        try:
-            self._write_within_limit(parts)
-        except BrokenPipeError:
-            raise InterruptedTransferError(
-                "the receiver hung up before it had everything; its own message says why"
-            ) from None
-        except OSError as error:
-            raise InterruptedTransferError(
-                f"the stream cannot be written: {error.strerror}; it is not complete"
-            ) from error
-
-    def _write_within_limit(self, parts: list[memoryview]) -> None:
-        if self._limiter.rate is None:
-            self._writer.write(parts)
-            return
-        for part in parts:
-            start = 0
-            while start < len(part):
-                step = part[start : start + self._limiter.slice_bytes]
-                self._limiter.wait(len(step))
-                self._writer.write([step])
-                start += len(step)
-                failpoint("send.mid_frame")
 
 
 @dataclass(slots=True)
@@ -145,11 +47,15 @@ class SendOptions:
         compression: What the user chose.
         workers: Threads that read and pack; each holds one buffer.
         record_intent: Makes durable what the receiver must commit; called before END.
+        choose: Gives the opening, now that the peer's HELLO tells what its target holds.
+        answers: Whether answers come from another thread, so that `run` has to wait for them.
     """
 
     compression: CompressionChoice = field(default_factory=lambda: CompressionChoice(0))
     workers: int = field(default_factory=default_workers)
     record_intent: Callable[[Committed], None] = lambda _expected: None
+    choose: Callable[[Hello], Open] | None = None
+    answers: bool = False
 
 
 class SendEngine:
@@ -180,8 +86,10 @@ class SendEngine:
         self._turnstile = Turnstile()
         self._taking = threading.Lock()
         self.lock = threading.RLock()
+        self._changed = threading.Condition(self.lock)
+        self._marks: deque[tuple[int, int]] = deque()
         self.finish: Finish | None = None
-        self._crew = Crew(self._turnstile.break_open)
+        self._crew = Crew(self._wake)
 
     def run(self) -> Finish:
         """Send everything; blocks until the session is over.
@@ -191,10 +99,12 @@ class SendEngine:
         """
         try:
             self.perform(self._locked(self._session.start))
+            self._wait_until(lambda: self._streaming)
             if self._streaming:
                 self._crew.run(self._work, self._options.workers)
                 self._raise_failure()
                 self.perform(self._locked(self._session.source_ended))
+                self._wait_until(lambda: self.finish is not None)
         except BaseException as error:
             self._crew.fail(error)
             self._tell_peer(error)
@@ -203,6 +113,19 @@ class SendEngine:
             raise InterruptedTransferError("the sender ended before its session did")
         return self.finish
 
+    def _wait_until(self, ready: Callable[[], bool]) -> None:
+        """Wait for an answer, where answers come from another thread."""
+        if not self._options.answers:
+            return
+        with self._changed:
+            self._changed.wait_for(lambda: ready() or self._crew.error is not None)
+        self._raise_failure()
+
+    def _wake(self) -> None:
+        self._turnstile.break_open()
+        with self._changed:
+            self._changed.notify_all()
+
     @property
     def errors(self) -> list[BaseException]:
         """Every error of the workers, the first one first."""
@@ -210,7 +133,35 @@ class SendEngine:
 
     def receive(self, message: Message) -> None:
         """Take an answer of the receiver, from any thread."""
+        if isinstance(message, Hello) and self._options.choose is not None:
+            self._session.aim(self._options.choose(message))
         self.perform(self._locked(lambda: self._session.receive(message, time.monotonic())))
+        if isinstance(message, Ack):
+            self._count_durable(message.frames)
+
+    def hung_up(self) -> None:
+        """Take the end of the answers.
+
+        Raises:
+            RemoteProtocolError: Unless all was said.
+        """
+        self.perform(self._locked(self._session.end_of_stream))
+
+    def tick(self) -> None:
+        """Let the session notice the time."""
+        try:
+            self.perform(self._locked(lambda: self._session.tick(time.monotonic())))
+        except (BlockstreamError, RemoteProtocolError) as error:
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """Make `run` end with this error."""
+        self._crew.fail(error)
+
+    def _count_durable(self, frames: int) -> None:
+        with self.lock:
+            while self._marks and self._marks[0][0] <= frames:
+                self._progress.durable = self._marks.popleft()[1]
 
     def stop(self, reason: str) -> None:
         """Make `run` end soon; what the receiver acknowledged stays."""
@@ -225,10 +176,11 @@ class SendEngine:
     def _one(self, effect: Effect) -> list[Effect]:
         match effect:
             case Send(message):
+                if isinstance(message, Checkpoint):
+                    self._marks.append((message.frames, self._progress.covered))
                 self._outlet.send(message)
             case Stream(frames):
-                self._resume = frames
-                self._streaming = True
+                return self._begin_stream(frames)
             case Validate():
                 self._source.validate()
                 return self._locked(self._session.validated)
@@ -238,8 +190,26 @@ class SendEngine:
                 failpoint("send.after_intent")
                 return self._locked(self._session.intent_recorded)
             case Finish():
-                self.finish = effect
+                self._set(finish=effect)
         return []
+
+    def _begin_stream(self, frames: int) -> list[Effect]:
+        """Let the workers begin; what a source that cannot change gave already is not read."""
+        self._resume = frames
+        following: list[Effect] = []
+        if self._source.immutable and frames:
+            covered = sum(piece.covered for _, piece in islice(self._pieces, frames))
+            following = self._locked(lambda: self._session.trusted(covered))
+            self._turnstile = Turnstile(frames)
+            self._progress.covered = self._progress.durable = covered
+        self._set(streaming=True)
+        return following
+
+    def _set(self, *, streaming: bool = False, finish: Finish | None = None) -> None:
+        with self._changed:
+            self._streaming = self._streaming or streaming
+            self.finish = finish or self.finish
+            self._changed.notify_all()
 
     def _locked(self, event: Callable[[], list[Effect]]) -> list[Effect]:
         with self.lock:

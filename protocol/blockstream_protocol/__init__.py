@@ -25,6 +25,7 @@ from blockstream_protocol._errors import (
     Code,
     Grounds,
     LocalProtocolError,
+    PeerGaveUpError,
     ProtocolError,
     RefusedError,
     RemoteProtocolError,
@@ -65,6 +66,7 @@ from blockstream_protocol._limits import (
     PING_SECONDS,
     PLAN_EXTENTS,
     PLAN_FRAME_BYTES,
+    TEXT_BYTES,
 )
 from blockstream_protocol._messages import (
     VERSION,
@@ -122,6 +124,7 @@ __all__ = [
     "ROW",
     "ROW_BYTES",
     "SENDER",
+    "TEXT_BYTES",
     "VERSION",
     "Abort",
     "Ack",
@@ -154,6 +157,7 @@ __all__ = [
     "Message",
     "NewDigest",
     "Open",
+    "PeerGaveUpError",
     "Ping",
     "Plan",
     "PlanBuilder",

@@ -21,6 +21,7 @@ from blockstream_protocol._errors import (
     Code,
     Grounds,
     LocalProtocolError,
+    PeerGaveUpError,
     RefusedError,
     RemoteProtocolError,
 )
@@ -181,7 +182,7 @@ class Receiver:
         if isinstance(message, Ping):
             return []
         if isinstance(message, Abort):
-            raise RemoteProtocolError(
+            raise PeerGaveUpError(
                 f"the sender gave up: {plain_text(message.text)}", Code.INTERRUPTED
             )
         following = RECEIVER.get(self._state, {}).get(type(message))
@@ -222,6 +223,10 @@ class Receiver:
         if self._state is State.GREET:
             raise RemoteProtocolError("the input is empty", Code.INTERRUPTED)
         raise RemoteProtocolError("the stream was cut before its end", Code.INTERRUPTED)
+
+    def heard(self, now: float) -> None:
+        """Take the news that bytes came: a frame on a slow line may take longer than the limit."""
+        self._heard = max(self._heard, now)
 
     def tick(self, now: float) -> list[Effect]:
         """Let time pass: pings and the idle limit.

@@ -4,7 +4,12 @@ from collections.abc import Iterator, Mapping
 
 from blockstream_protocol._digests import NewDigest, link
 from blockstream_protocol._effects import Effect, Finish, RecordIntent, Send, Stream, Validate
-from blockstream_protocol._errors import Code, LocalProtocolError, RemoteProtocolError
+from blockstream_protocol._errors import (
+    Code,
+    LocalProtocolError,
+    PeerGaveUpError,
+    RemoteProtocolError,
+)
 from blockstream_protocol._frames import Frame
 from blockstream_protocol._limits import (
     CHECKPOINT_BYTES,
@@ -102,6 +107,18 @@ class Sender:
         self._state = State.STREAM
         return [Send(hello), *self._announce(), self._stream(self._opening.frames, resume)]
 
+    def aim(self, opening: Open) -> None:
+        """Open with this instead, of the same plan: called before the peer's HELLO is given.
+
+        What that says of the target may tell that an unfinished transfer is to be continued, and
+        a transfer is known by its goal.
+        """
+        if self._state is not State.GREET or opening.plan != self._opening.plan:
+            raise LocalProtocolError("it is too late for another opening, or it has another plan")
+        self._opening = opening
+        self._transfer = self._chain = opening.identity(self._new_digest)
+        self._resume = (0, self._transfer)
+
     def receive(self, message: Message, now: float = 0.0) -> list[Effect]:
         """Take one answer.
 
@@ -112,7 +129,7 @@ class Sender:
         if isinstance(message, Ping):
             return []
         if isinstance(message, Abort):
-            raise RemoteProtocolError(plain_text(message.text), _code_of(message.code))
+            raise PeerGaveUpError(plain_text(message.text), _code_of(message.code))
         before = self._state
         following = SENDER.get(before, {}).get(type(message))
         if following is None:
@@ -129,7 +146,7 @@ class Sender:
             case Committed():
                 return self._on_committed(message, first=before is State.OPENING)
             case Refuse():
-                raise RemoteProtocolError(plain_text(message.text), Code.REFUSED)
+                raise PeerGaveUpError(plain_text(message.text), Code.REFUSED)
         raise LocalProtocolError(f"no handler for {type(message).__name__}")
 
     def end_of_stream(self) -> list[Effect]:

@@ -1,0 +1,87 @@
+"""Options on how another host is reached."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import click
+
+from blockstream.cli.options import warn
+from blockstream.errors import UsageError
+from blockstream.jobs.peer import PeerOptions
+from blockstream.locations import Way
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_DEFAULTS: dict[str, Any] = {
+    "rsh": "",
+    "remote_command": "blockstream",
+    "host_keys": "strict",
+    "ssh_config": "",
+    "retry": 10,
+}
+
+
+def with_peer_options(function: F) -> F:
+    """Add the options on another host."""
+    for option in (
+        click.option(
+            "--retry",
+            type=click.IntRange(min=0),
+            default=_DEFAULTS["retry"],
+            show_default=True,
+            metavar="N",
+            help="How often to connect again without getting further in between.",
+        ),
+        click.option(
+            "--ssh-config",
+            default=_DEFAULTS["ssh_config"],
+            metavar="FILE",
+            help="Configuration of ssh, in place of the user's own.",
+        ),
+        click.option(
+            "--host-keys",
+            type=click.Choice(["strict", "accept-new"]),
+            default=_DEFAULTS["host_keys"],
+            show_default=True,
+            help="What becomes of a host whose key is not known. A changed key is always refused.",
+        ),
+        click.option(
+            "--remote-command",
+            default=_DEFAULTS["remote_command"],
+            show_default=True,
+            metavar="COMMAND",
+            help="What blockstream is called on the other host.",
+        ),
+        click.option(
+            "--rsh",
+            default=_DEFAULTS["rsh"],
+            metavar="COMMAND",
+            help="Reach the other host by this, as with `ssh -i KEY`; {host} and {command} may say "
+            "where these belong. [default: our own ssh]",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def has_peer_options(options: Mapping[str, Any]) -> bool:
+    """Tell whether any was given."""
+    return any(options[name] != default for name, default in _DEFAULTS.items())
+
+
+def peer_options(options: Mapping[str, Any], *, as_json: bool) -> PeerOptions:
+    """Return them.
+
+    Raises:
+        UsageError: If they contradict each other.
+    """
+    for name in ("host_keys", "ssh_config"):
+        if options["rsh"] and options[name] != _DEFAULTS[name]:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option} is for our own ssh; tell that program of --rsh itself")
+    return PeerOptions(
+        way=Way(options["rsh"], options["host_keys"], options["ssh_config"]),
+        command=options["remote_command"],
+        retries=options["retry"],
+        tell=lambda text: warn(text, as_json=as_json),
+    )

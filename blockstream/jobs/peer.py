@@ -1,0 +1,221 @@
+"""Disks of two hosts, with a session between them that outlives its connections."""
+
+import contextlib
+import shlex
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from blockstream.errors import (
+    AuthenticationError,
+    BlockstreamError,
+    ConnectionLostError,
+    InterruptedTransferError,
+    NotFoundError,
+    OutcomeUnknownError,
+    RefusedError,
+    SourceError,
+)
+from blockstream.interfaces import Link
+from blockstream.jobs.receive import ReceiveRequest, ReceiveResult, receive
+from blockstream.jobs.send import SendRequest, SendResult
+from blockstream.jobs.session import Sending
+from blockstream.jobs.supervision import Reporter, Work, supervised
+from blockstream.locations import Remote, Way, open_link, open_source
+from blockstream.pipeline.progress import Progress
+from blockstream_protocol import IDLE_SECONDS, Committed
+
+_FIRST_PAUSE_SECONDS = 1.0
+_LONGEST_PAUSE_SECONDS = 30.0
+# The receiver of a connection that broke may hold the target until it, too, notices.
+_LOCK_WAIT_SECONDS = IDLE_SECONDS - 15.0
+_COMMAND_NOT_FOUND = 127
+_NO_CONNECTION = 255  # of the system's ssh, and of ours
+# What the system's ssh says before its 255 that no other attempt would change.
+_DENIED = ("Permission denied", "Host key verification failed", "REMOTE HOST IDENTIFICATION")
+
+
+@dataclass(frozen=True, slots=True)
+class PeerOptions:
+    """How the other host is reached.
+
+    Attributes:
+        way: The way there.
+        command: What blockstream is called there.
+        retries: How often to connect again without getting any further in between.
+        tell: Says to people that a connection was lost, and what is done about it.
+    """
+
+    way: Way = field(default_factory=Way)
+    command: str = "blockstream"
+    retries: int = 10
+    tell: Callable[[str], None] = lambda _text: None
+
+
+@dataclass(slots=True)
+class _Patience:
+    """Decides whether to try again, and when."""
+
+    options: PeerOptions
+    connected: bool = False
+    failures: int = 0
+    durable: int = 0
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def after(self, error: BlockstreamError, progress: Progress) -> None:
+        """Wait before the next connection.
+
+        Raises:
+            BlockstreamError: The error, if there is to be none.
+        """
+        if progress.durable > self.durable:
+            self.durable, self.failures = progress.durable, 0
+        self.failures += 1
+        again = isinstance(error, ConnectionLostError | OutcomeUnknownError)
+        if not again or not self.connected or self.failures > self.options.retries:
+            raise error
+        pause = min(_FIRST_PAUSE_SECONDS * 2 ** (self.failures - 1), _LONGEST_PAUSE_SECONDS)
+        self.options.tell(f"{error}; connecting again in {pause:.0f} s")
+        if self.stopped.wait(pause):
+            raise InterruptedTransferError("stopped while there was no connection") from error
+
+
+class _Push:
+    """Sends one disk to another host, connection after connection."""
+
+    def __init__(self, sending: Sending, where: Remote, words: list[str], options: PeerOptions):
+        self._sending = sending
+        self._where = where
+        self._words = words
+        self._options = options
+        self._patience = _Patience(options)
+
+    def run(self, progress: Progress) -> Committed:
+        while True:
+            try:
+                return self._once()
+            except (ConnectionLostError, OutcomeUnknownError) as error:
+                self._patience.after(error, progress)
+            except (SourceError, RefusedError):
+                # What was begun there was another state of the source: of no use any more.
+                if not self._sending.start_anew():
+                    raise
+
+    def stop(self, reason: str) -> None:
+        self._patience.stopped.set()
+        self._sending.stop(reason)
+
+    def _once(self) -> Committed:
+        waiting = ["--lock-wait", f"{_LOCK_WAIT_SECONDS:.0f}"] if self._patience.connected else []
+        words = ["recv", "--session", *waiting, *self._words]
+        command = remote_command(self._options, words, self._where)
+        link = open_link(self._where, command, self._options.way)
+        with contextlib.closing(link):
+            try:
+                return self._sending.over(link.from_peer, link.to_peer)
+            except (ConnectionLostError, OutcomeUnknownError) as error:
+                raise explained(error, link, greeted=self._sending.greeted) from error
+            finally:
+                self._patience.connected |= self._sending.greeted
+
+
+def push(
+    request: SendRequest,
+    where: Remote,
+    what: ReceiveRequest,
+    options: PeerOptions,
+    progress: Progress,
+    reporters: list[Reporter],
+) -> SendResult:
+    """Send a disk of this host to another one, and return when it is committed there.
+
+    Raises:
+        BlockstreamError: With what the other end said.
+    """
+    words = _target_options(what)
+    with contextlib.closing(open_source(request.source)) as source:
+        sending = Sending(request, source, progress)
+        for text in sending.what.warnings:
+            options.tell(text)
+        job = _Push(sending, where, words, options)
+        began = time.monotonic()
+        work = Work(job.stop, sending.tick)
+        committed = supervised(lambda: job.run(progress), work, progress, reporters)
+    return SendResult(committed, progress.snapshot(), time.monotonic() - began, confirmed=True)
+
+
+def pull(
+    where: Remote,
+    send_options: Sequence[str],
+    what: ReceiveRequest,
+    options: PeerOptions,
+    progress: Progress,
+    reporters: list[Reporter],
+) -> ReceiveResult:
+    """Fetch a disk of another host onto one of this host.
+
+    Args:
+        where: The source.
+        send_options: Options of `send` there.
+        what: The target.
+        options: How the other host is reached.
+        progress: Counted.
+        reporters: Who shows it.
+
+    Raises:
+        BlockstreamError: With what the other end said.
+    """
+    patience = _Patience(options)
+    command = remote_command(options, ["send", "--session", *send_options], where)
+    while True:
+        link = open_link(where, command, options.way)
+        with contextlib.closing(link):
+            try:
+                return receive(what, link.from_peer, progress, reporters, link.to_peer)
+            except ConnectionLostError as error:
+                greeted = progress.total > 0
+                failure = explained(error, link, greeted=greeted)
+        patience.connected |= greeted
+        patience.after(failure, progress)
+        # What this run has made is there now.
+        what = replace(what, create=False) if greeted else what
+
+
+def remote_command(options: PeerOptions, words: Sequence[str], where: Remote) -> str:
+    """Return the command line for the other host's shell; the path is its last word."""
+    return f"{options.command} {shlex.join([*words, '--', where.path])}"
+
+
+def explained(error: BlockstreamError, link: Link, *, greeted: bool) -> BlockstreamError:
+    """Add what the far program said before it ended; where it never spoke, that is the reason."""
+    status, words = link.ended()
+    said = f"; it said: {words}" if words else ""
+    if greeted:
+        return type(error)(f"the connection to {link.name} was lost: {error}{said}")
+    if status == _COMMAND_NOT_FOUND:
+        return NotFoundError(
+            f"blockstream was not found on {link.name}{said}; nothing was sent; install it there, "
+            "or give its name with --remote-command"
+        )
+    if status == AuthenticationError.exit_status or any(text in words for text in _DENIED):
+        return AuthenticationError(words or f"{link.name} let us not in; nothing was sent")
+    # A program that ended by itself, other than for a lack of connection, would do so again.
+    by_itself = 0 < status < _NO_CONNECTION
+    return (InterruptedTransferError if by_itself else ConnectionLostError)(
+        f"no session with {link.name}: the program that leads there ended with status {status}"
+        f"{said}; nothing was sent"
+    )
+
+
+def _target_options(what: ReceiveRequest) -> list[str]:
+    words = ["--apply", str(what.apply)]
+    for option, given in (
+        ("--create", what.create),
+        ("--verify", what.verify),
+        ("--force-in-use", what.force_in_use),
+        ("--force-larger", what.force_larger),
+        ("--force-base", what.force_base),
+    ):
+        words += [option] if given else []
+    return words

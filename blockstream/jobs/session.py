@@ -1,0 +1,195 @@
+"""The sending side of a two-way session, over any pair of descriptors."""
+
+import contextlib
+import time
+import uuid
+from dataclasses import replace
+
+import blake3
+
+from blockstream import __version__
+from blockstream.errors import BlockstreamError, ConnectionLostError, OutcomeUnknownError
+from blockstream.interfaces import Source
+from blockstream.jobs.send import SendPlan, SendRequest, SendResult, absolute, planned
+from blockstream.jobs.sent import Intent, SentTransfers
+from blockstream.jobs.supervision import Reporter, Work, supervised
+from blockstream.linux.identity import described
+from blockstream.linux.streams import WakeableReader, widen_pipe
+from blockstream.locations import open_source
+from blockstream.pipeline.answers import Answers
+from blockstream.pipeline.faults import translated
+from blockstream.pipeline.outlet import PipeOutlet
+from blockstream.pipeline.progress import Progress
+from blockstream.pipeline.sender import SendEngine, SendOptions
+from blockstream_protocol import Committed, Hello, Open, Sender, is_id
+
+# A receiver that hung up may have said why; what it said is on its way.
+_LAST_WORDS_SECONDS = 10.0
+# More transfers of one disk that nobody confirmed are nobody's any more.
+_MOST_GOALS = 16
+
+
+class Sending:
+    """One disk that is sent, over as many connections as it takes."""
+
+    def __init__(self, request: SendRequest, source: Source, progress: Progress) -> None:
+        """Plan it; nothing is sent.
+
+        Raises:
+            BlockstreamError: As `planned` does.
+        """
+        self._request = request
+        self._source = source
+        self._progress = progress
+        self._sent = SentTransfers(request.state_dir)
+        self._sent.prepare()
+        self._fresh = False
+        self._current: tuple[SendEngine, PipeOutlet] | None = None
+        self._stopped = ""
+        self.greeted = False
+        self.what: SendPlan = planned(request, source)
+        progress.size, progress.total = source.size, self.what.opening.total
+
+    def over(self, from_peer: int, to_peer: int) -> Committed:
+        """Send over these descriptors, from where the receiver holds it durably.
+
+        Raises:
+            ConnectionLostError: If the connection ended first; another one continues.
+            OutcomeUnknownError: If that was after END.
+            BlockstreamError: Whatever else; it would be the same once more.
+        """
+        self.greeted = False
+        widen_pipe(from_peer)
+        widen_pipe(to_peer)
+        with (
+            contextlib.closing(WakeableReader(from_peer)) as reader,
+            contextlib.closing(
+                PipeOutlet(to_peer, self._request.limiter, self._progress)
+            ) as outlet,
+        ):
+            engine = self._engine(outlet)
+            answers = Answers(reader, engine)
+            self._current = (engine, outlet)
+            if self._stopped:
+                engine.stop(self._stopped)
+            answers.start()
+            try:
+                finish = engine.run()
+            except BlockstreamError as error:
+                outlet.stop()
+                answers.last_words(_LAST_WORDS_SECONDS)
+                raise _decisive(error, engine.errors) from error
+            finally:
+                self._current = None
+                answers.stop()
+        if finish.committed is None:
+            raise OutcomeUnknownError("the session ended without saying what was committed")
+        self._sent.confirm(finish.committed)
+        return finish.committed
+
+    def start_anew(self) -> bool:
+        """Send under a new goal what did not continue what is on the target; False if it may not.
+
+        What lies there, unfinished, was made from a source that is no more.
+        """
+        if self._fresh or self._request.goal or self._request.resume:
+            return False
+        self._fresh = True
+        self.what = replace(self.what, opening=replace(self.what.opening, goal=str(uuid.uuid4())))
+        return True
+
+    def stop(self, reason: str) -> None:
+        """Make `over` end soon."""
+        self._stopped = reason
+        current = self._current
+        if current is not None:
+            current[0].stop(reason)
+            current[1].stop()
+
+    def tick(self) -> None:
+        """Let time pass in the session."""
+        current = self._current
+        if current is not None:
+            current[0].tick()
+
+    def _engine(self, outlet: PipeOutlet) -> SendEngine:
+        what, progress = self.what, self._progress
+        progress.covered = progress.data = progress.zeros = progress.frames = 0
+        session = Sender(
+            what.opening,
+            what.plan,
+            new_digest=blake3.blake3,
+            duplex=True,
+            software=f"blockstream {__version__}",
+            facts=described(self._source.nodes) | self._told(),
+            now=time.monotonic(),
+        )
+        options = SendOptions(
+            compression=self._request.compression,
+            record_intent=self._record_intent,
+            choose=self._choose,
+            answers=True,
+        )
+        return SendEngine(session, self._source, what.extents, outlet, progress, options)
+
+    def _told(self) -> dict[str, object]:
+        """Return what HELLO tells a receiver that has to make its target (SPEC 4.1)."""
+        goals = [self.what.opening.goal]
+        if not self._request.goal:
+            source = absolute(self._request.source)
+            goals += self._sent.unconfirmed(source, self.what.opening.base)
+        return {"size": self._source.size, "goals": goals[:_MOST_GOALS]}
+
+    def _choose(self, hello: Hello) -> Open:
+        """Continue what is unfinished on the target; a goal that was asked for stays."""
+        self.greeted = True
+        told, opening = hello.target, self.what.opening
+        if self._fresh or self._request.goal or self._request.resume:
+            return opening
+        goal = ""
+        if told.get("state") == "dirty" and told.get("base") == opening.base:
+            goal = str(told.get("goal"))
+        elif told.get("state") == "clean":
+            source = absolute(self._request.source)
+            if told.get("id") in self._sent.unconfirmed(source, opening.base):
+                goal = str(told.get("id"))
+        if is_id(goal) and goal != opening.base:
+            self.what = replace(self.what, opening=replace(opening, goal=goal))
+        return self.what.opening
+
+    def _record_intent(self, expected: Committed) -> None:
+        source = absolute(self._request.source)
+        self._sent.record(Intent(expected, source, self.what.opening.base))
+
+
+def send_session(
+    request: SendRequest,
+    from_peer: int,
+    to_peer: int,
+    progress: Progress,
+    reporters: list[Reporter],
+) -> SendResult:
+    """Send to a receiver that has called us: once, because it calls again.
+
+    Raises:
+        BlockstreamError: As `Sending.over` does.
+    """
+    with contextlib.closing(open_source(request.source)) as source:
+        sending = Sending(request, source, progress)
+        began = time.monotonic()
+
+        def run() -> Committed:
+            return sending.over(from_peer, to_peer)
+
+        work = Work(sending.stop, sending.tick)
+        committed = supervised(run, work, progress, reporters)
+    return SendResult(committed, progress.snapshot(), time.monotonic() - began, confirmed=True)
+
+
+def _decisive(error: BlockstreamError, errors: list[BaseException]) -> BaseException:
+    """Return why it ended: what the receiver said, before that the connection broke."""
+    causes = [translated(each) for each in (*errors, error)]
+    for cause in causes:
+        if not isinstance(cause, ConnectionLostError):
+            return cause
+    return causes[0]

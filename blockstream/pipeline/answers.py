@@ -1,0 +1,54 @@
+"""What a receiver answers, read for a sender in a thread of its own."""
+
+import threading
+
+import blake3
+
+from blockstream.errors import BlockstreamError
+from blockstream.linux.buffers import aligned_buffer
+from blockstream.linux.streams import WakeableReader
+from blockstream.pipeline.compression import Decompressor
+from blockstream.pipeline.receiver import FrameReader
+from blockstream.pipeline.sender import SendEngine
+from blockstream_protocol import EXTENTS_BYTES, LocalProtocolError, RemoteProtocolError, message_of
+
+
+class Answers:
+    """Gives every answer to a sender, until the receiver hangs up."""
+
+    def __init__(self, reader: WakeableReader, engine: SendEngine) -> None:
+        self._frames = FrameReader(reader)
+        self._engine = engine
+        self._thread = threading.Thread(target=self._run, name="answers", daemon=True)
+
+    def start(self) -> None:
+        """Begin to listen."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Listen no more, and wait for the thread to notice."""
+        self._frames.stop()
+        self._thread.join()
+
+    def last_words(self, seconds: float) -> None:
+        """Let a receiver that hung up on us say why: wait for the end of its answers."""
+        self._thread.join(seconds)
+
+    def _run(self) -> None:
+        try:
+            self._listen()
+        except (BlockstreamError, RemoteProtocolError, LocalProtocolError) as error:
+            self._engine.fail(error)
+
+    def _listen(self) -> None:
+        # Nothing as long as this may come, but the decoder has to have room to find that out.
+        buffer = aligned_buffer(EXTENTS_BYTES)
+        unpack = Decompressor()
+        while True:
+            frame = self._frames.next(buffer)
+            if frame is None:
+                break
+            self._engine.receive(message_of(frame, blake3.blake3, unpack))
+        if not self._frames.stopped:
+            self._frames.end()
+            self._engine.hung_up()

@@ -1,0 +1,125 @@
+"""Where a sender's messages go: into a pipe, or straight to a receiver."""
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+import blake3
+
+from blockstream.errors import ConnectionLostError, InterruptedTransferError
+from blockstream.linux.streams import WakeableWriter
+from blockstream.pipeline.failpoints import failpoint
+from blockstream.pipeline.limiter import Limiter
+from blockstream.pipeline.progress import Progress
+from blockstream_protocol import (
+    MAGIC,
+    Checkpoint,
+    End,
+    Extents,
+    Frame,
+    FrameType,
+    Hello,
+    Message,
+    Open,
+    PlanRows,
+    control_frame,
+    encode_head,
+    plain_frame,
+)
+
+if TYPE_CHECKING:
+    from blockstream.pipeline.packer import PackedFrame  # numpy: 60 ms that `recv` need not wait
+
+_FAILPOINTS: dict[type[Message], str] = {
+    Hello: "send.hello",
+    Open: "send.open",
+    Checkpoint: "send.checkpoint",
+    End: "send.after_end",
+}
+
+
+class Outlet(Protocol):
+    """Where a sender's messages go."""
+
+    def send(self, message: Message) -> None:
+        """Give a message other than data to the peer."""
+
+    def send_frame(self, frame: Frame, packed: "PackedFrame") -> Callable[[], None] | None:
+        """Give a data frame to the peer, in order.
+
+        Returns:
+            What is left to do out of order, by the same thread; None for nothing.
+        """
+
+
+class PipeOutlet:
+    """Writes messages to a pipe or file, from any thread, one after the other."""
+
+    def __init__(self, fd: int, limiter: Limiter, progress: Progress) -> None:
+        """Write to `fd`, which stays the caller's."""
+        self._writer = WakeableWriter(fd)
+        self._lock = threading.Lock()
+        self._limiter = limiter
+        self._progress = progress
+        self._started = False
+
+    def send(self, message: Message) -> None:
+        """Write a message."""
+        if isinstance(message, PlanRows):
+            frame = plain_frame(FrameType.PLAN, bytes(message.rows), blake3.blake3)
+        elif isinstance(message, Extents):
+            frame = message.frame
+        else:
+            frame = control_frame(message, blake3.blake3)
+        self._write_frame(frame)
+        self._progress.control(frame.wire_len)
+        failpoint(_FAILPOINTS.get(type(message), ""))
+
+    def stop(self) -> None:
+        """Let a write that waits for a full pipe fail."""
+        self._limiter.stop()
+        self._writer.stop()
+
+    def close(self) -> None:
+        """Give the writer's descriptors back."""
+        self._writer.close()
+
+    def send_frame(self, frame: Frame, packed: "PackedFrame") -> None:
+        """Write a data frame."""
+        failpoint("send.first_data")
+        self._write_frame(frame)
+        self._progress.frame(data=len(packed.data), covered=packed.covered, wire=frame.wire_len)
+
+    def _write_frame(self, frame: Frame) -> None:
+        payload = memoryview(frame.payload)
+        head = encode_head(frame.kind, frame.codec, frame.raw_len, len(payload), frame.digest)
+        with self._lock:
+            if not self._started:
+                self._started = True
+                head = MAGIC + head
+            self._write([memoryview(head), payload])
+
+    def _write(self, parts: list[memoryview]) -> None:
+        try:
+            self._write_within_limit(parts)
+        except BrokenPipeError:
+            raise ConnectionLostError(
+                "the receiver hung up before it had everything; its own message says why"
+            ) from None
+        except OSError as error:
+            raise InterruptedTransferError(
+                f"the stream cannot be written: {error.strerror}; it is not complete"
+            ) from error
+
+    def _write_within_limit(self, parts: list[memoryview]) -> None:
+        if self._limiter.rate is None:
+            self._writer.write(parts)
+            return
+        for part in parts:
+            start = 0
+            while start < len(part):
+                step = part[start : start + self._limiter.slice_bytes]
+                self._limiter.wait(len(step))
+                self._writer.write([step])
+                start += len(step)
+                failpoint("send.mid_frame")
