@@ -76,9 +76,10 @@ def remote(location: str) -> Remote | None:
     Raises:
         UsageError: If it can only be meant as such, and is none.
     """
-    found = _LONG.fullmatch(location) or _SHORT.fullmatch(location)
+    long = location.startswith("ssh://")
+    found = (_LONG if long else _SHORT).fullmatch(location)
     if found is None:
-        if location.startswith("ssh://"):
+        if long:
             raise UsageError(f"{location} is not ssh://[USER@]HOST[:PORT]/PATH")
         return None
     port = int(found.groupdict().get("port") or 0)

@@ -40,7 +40,7 @@ def _is_there(tool: str) -> bool:
         case command, ":", plugin:
             found = shutil.which(command)
             return found is not None and _runs(found, plugin, "--dump-plugin")
-    return shutil.which(tool) is not None
+    return shutil.which(tool) is not None or shutil.which(tool, path="/usr/sbin:/sbin") is not None
 
 
 def _runs(*command: str) -> bool:

@@ -1,6 +1,7 @@
 """`recv`: a stream from a pipe onto a target."""
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ from blockstream.pipeline.token import ResumeToken
 from blockstream.targets.disk import DiskTarget
 from blockstream_protocol import (
     DEVICE_BYTES,
+    IDLE_SECONDS,
     TEXT_BYTES,
     Abort,
     Clean,
@@ -167,12 +169,29 @@ def receive(
             answering = stack.enter_context(contextlib.closing(Answering(answer_fd)))
         frames = FrameReader(reader)
         try:
+            if answering is not None:
+                _await_greeting(frames)
             with _opened(request, frames, duplex=answering is not None) as everything:
                 return _received(request, everything, frames, answering, progress, reporters)
         except BlockstreamError as error:
             if answering is not None:
                 answering.explain(error)
             raise
+
+
+def _await_greeting(frames: FrameReader) -> None:
+    """Take HELLO in time: nothing of a session runs yet that would notice a silent sender.
+
+    Raises:
+        ConnectionLostError: If it does not come.
+    """
+    impatience = threading.Timer(IDLE_SECONDS, frames.stop)
+    impatience.daemon = True
+    impatience.start()
+    try:
+        _greeting(frames)
+    finally:
+        impatience.cancel()
 
 
 @contextlib.contextmanager

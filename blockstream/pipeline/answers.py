@@ -50,5 +50,4 @@ class Answers:
                 break
             self._engine.receive(message_of(frame, blake3.blake3, unpack))
         if not self._frames.stopped:
-            self._frames.end()
-            self._engine.hung_up()
+            self._engine.hung_up()  # also inside a frame: what matters is what was said before

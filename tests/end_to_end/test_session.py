@@ -1,0 +1,339 @@
+"""A session with another host ends committed, or says why, whatever becomes of its connections."""
+
+import contextlib
+import json
+import os
+import shlex
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from blockstream.linux.identity import lock_holder_of
+from tests.end_to_end.hosts import COMMAND, ROOT, Ended, Host, Words, failing_at, wait_until
+from tests.ssh_server import SshServer, ssh_server
+
+MIB = 1 << 20
+CUTTER = Path(__file__).with_name("cutter.py")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshServer]:
+    with ssh_server(tmp_path_factory.mktemp("sshd")) as running:
+        yield running
+
+
+def far_command(host: Host) -> str:
+    """Return what blockstream is called on "the other host": with that host's own state."""
+    path = f"PYTHONPATH={ROOT}:{ROOT / 'protocol'}"
+    state = f"BLOCKSTREAM_STATE_DIR={host.folder / 'far-state'}"
+    return shlex.join(["env", path, state, *COMMAND])
+
+
+@pytest.fixture(
+    params=[
+        "pipe",
+        pytest.param("system ssh", marks=pytest.mark.needs("sshd")),
+        pytest.param("our ssh", marks=pytest.mark.needs("sshd")),
+    ]
+)
+def way(request: pytest.FixtureRequest, host: Host) -> list[str]:
+    """The options that lead to the other host."""
+    options = ["--remote-command", far_command(host)]
+    if request.param == "pipe":
+        return [*options, "--rsh", "sh -c {command}"]
+    lab: SshServer = request.getfixturevalue("server")
+    if request.param == "our ssh":
+        return [*options, "--ssh-config", str(lab.config)]
+    return [*options, "--rsh", f"ssh -F {lab.config}"]
+
+
+@pytest.fixture
+def breaking(host: Host) -> Callable[..., list[str]]:
+    """Return options of a way that breaks as planned, a dict a connection."""
+
+    def plan(*connections: dict[str, int], far: str = "") -> list[str]:
+        path = host.folder / "plan"
+        path.write_text("\n".join(map(json.dumps, connections)))
+        rsh = shlex.join([sys.executable, str(CUTTER), str(path), "{command}"])
+        return ["--remote-command", far or far_command(host), "--rsh", rsh]
+
+    return plan
+
+
+def far_status(host: Host, target: Path) -> dict[str, object]:
+    """Return what the other host's journal says."""
+    far = Host(host.folder, host.zygote)
+    ended = far.run(
+        "status",
+        "--json",
+        target,
+        environment={"BLOCKSTREAM_STATE_DIR": f"{host.folder}/far-state"},
+    )
+    return ended.results[0]
+
+
+# From one end to the other.
+
+
+@pytest.mark.slow
+def test_whole_and_changes_are_committed_there_and_the_base_advances(
+    host: Host, way: list[str]
+) -> None:
+    disk, copy = host.disk("disk", 3 * MIB), host.folder / "copy"
+    ended = host.run("send", disk, f"lab:{copy}", "--create", "--goal", "A", *way)
+    assert ended.status == 0, ended.err
+    assert f"committed: lab:{copy} holds A" in ended.err
+    assert copy.read_bytes() == disk.read_bytes()
+    new = host.changed("new", disk)
+    changes = host.list_changes("changes", new, disk)
+    disk.write_bytes(new.read_bytes())
+    words: list[str | Path] = ["--base", "last", "--goal", "B", "--extents", changes]
+    ended = host.run("send", disk, f"lab:{copy}", *words, *way)
+    assert ended.status == 0, ended.err
+    assert copy.read_bytes() == new.read_bytes()
+    assert far_status(host, copy)["id"] == "B"
+
+
+@pytest.mark.slow
+def test_a_disk_is_fetched(host: Host, way: list[str]) -> None:
+    disk, copy = host.disk("disk", 3 * MIB), host.folder / "copy"
+    ended = host.run("send", f"lab:{disk}", copy, "--create", "--goal", "A", *way)
+    assert ended.status == 0, ended.err
+    assert copy.read_bytes() == disk.read_bytes()
+    assert host.holds(copy, "A")
+
+
+@pytest.mark.slow
+def test_what_the_receiver_refuses_is_said_here_in_its_words(host: Host, way: list[str]) -> None:
+    disk, small = host.disk("disk"), host.blank("small", 4096)
+    ended = host.run("send", disk, f"lab:{small}", *way)
+    assert ended.status == 10
+    assert "the source has 300000 bytes, the target only 4096" in ended.err
+    assert "connecting again" not in ended.err
+
+
+@pytest.mark.slow
+def test_a_target_that_is_not_there_is_said_here(host: Host, way: list[str]) -> None:
+    ended = host.run("send", host.disk("disk"), f"lab:{host.folder}/none", *way)
+    assert ended.status == 10
+    assert f"{host.folder}/none does not exist; nothing was written" in ended.err
+
+
+@pytest.mark.slow
+def test_a_program_that_is_not_there_ends_it_at_once(host: Host, way: list[str]) -> None:
+    missing = [*way, "--remote-command", "/none/blockstream"]
+    ended = host.run("send", host.disk("disk"), f"lab:{host.folder}/copy", *missing)
+    assert ended.status == 17
+    assert "blockstream was not found on lab" in ended.err
+    assert "/none/blockstream" in ended.err  # the shell's own words
+
+
+@pytest.mark.slow
+def test_a_path_is_one_word_for_the_other_hosts_shell(host: Host, way: list[str]) -> None:
+    disk, copy = host.disk("disk"), host.folder / "a 'copy'; touch pwned; $(id); --force-base"
+    ended = host.run("send", disk, f"lab:{copy}", "--create", *way)
+    assert ended.status == 0, ended.err
+    assert copy.read_bytes() == disk.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_transfer_whose_both_ends_were_killed_is_continued_by_the_same_command(
+    eager: Host, way: list[str]
+) -> None:
+    disk, copy = eager.disk("disk", 5 * MIB), eager.folder / "copy"
+    words: list[str | Path] = ["send", disk, f"lab:{copy}", "--create", "--json", *way]
+    words[words.index("--remote-command") + 1] = far_command(eager)
+    killed = eager.run(*words, environment=failing_at("send.checkpoint:3:kill"))
+    assert killed.status < 0
+    wait_until(lambda: far_status(eager, copy)["state"] == "dirty")
+    ended = eager.run(*words)
+    assert ended.status == 0, ended.err
+    assert copy.read_bytes() == disk.read_bytes()
+    committed = next(e for e in ended.events if e["event"] == "sent")
+    counts = committed["counts"]
+    assert isinstance(counts, dict)
+    assert counts["covered"] == 5 * MIB
+    assert counts["wire"] < 5 * MIB  # what was durable did not travel again
+
+
+# Connections that break.
+
+
+@pytest.mark.slow
+def test_it_connects_again_by_itself_and_goes_on(
+    eager: Host, breaking: Callable[..., list[str]]
+) -> None:
+    disk, copy = eager.disk("disk", 5 * MIB), eager.folder / "copy"
+    cuts = [{"to": MIB}, {"to": 500}, {"to": MIB + 400_000}]
+    way = breaking(*cuts, far=far_command(eager))
+    ended = eager.run("send", disk, f"lab:{copy}", "--create", "--compress", "none", *way)
+    assert ended.status == 0, ended.err
+    assert ended.err.count("connecting again") == 3
+    assert copy.read_bytes() == disk.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_fetch_connects_again_by_itself(eager: Host, breaking: Callable[..., list[str]]) -> None:
+    disk, copy = eager.disk("disk", 5 * MIB), eager.folder / "copy"
+    way = breaking({"from": MIB}, {"from": 2 * MIB}, far=far_command(eager))
+    ended = eager.run("send", f"lab:{disk}", copy, "--create", "--compress", "none", *way)
+    assert ended.status == 0, ended.err
+    assert ended.err.count("connecting again") == 2
+    assert copy.read_bytes() == disk.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_lost_committed_is_asked_for_again_and_nothing_is_written_twice(
+    host: Host, breaking: Callable[..., list[str]]
+) -> None:
+    disk, copy = host.disk("disk"), host.folder / "copy"
+    whole = far_command(host)
+    # What comes back up to the first ACK is known from a session that is not cut.
+    log = host.folder / "back"
+    tee = ["--rsh", f"sh -c '{{command}} | tee {log}'", "--remote-command", whole]
+    assert host.run("send", disk, f"lab:{host.folder}/other", "--create", *tee).status == 0
+    before = log.stat().st_size - 40  # in the middle of COMMITTED
+    ended = host.run("send", disk, f"lab:{copy}", "--create", *breaking({"from": before}))
+    assert ended.status == 0, ended.err
+    assert ended.err.count("connecting again") == 1
+    assert copy.read_bytes() == disk.read_bytes()
+
+
+@pytest.mark.slow
+def test_without_retries_a_cut_is_the_end(host: Host, breaking: Callable[..., list[str]]) -> None:
+    disk, copy = host.disk("disk", 3 * MIB), host.folder / "copy"
+    ended = host.run(
+        "send", disk, f"lab:{copy}", "--create", "--retry", "0", *breaking({"to": MIB})
+    )
+    assert ended.status == 11
+    assert "the connection to lab was lost" in ended.err
+
+
+@pytest.mark.slow
+def test_a_source_that_changed_meanwhile_is_sent_from_its_beginning(
+    eager: Host, breaking: Callable[..., list[str]]
+) -> None:
+    disk, copy = eager.disk("disk", 4 * MIB), eager.folder / "copy"
+    words: list[str | Path] = ["send", disk, f"lab:{copy}", "--create", "--compress", "none"]
+    cut = eager.run(*words, "--retry", "0", *breaking({"to": 2 * MIB}, far=far_command(eager)))
+    assert cut.status in {11, 15}  # END may have been on its way
+    disk.write_bytes(b"changed" + disk.read_bytes()[7:])
+    ended = eager.run(*words, *breaking(far=far_command(eager)))
+    assert ended.status == 0, ended.err
+    assert copy.read_bytes() == disk.read_bytes()
+
+
+@pytest.mark.slow
+def test_bytes_one_at_a_time_are_enough(host: Host, breaking: Callable[..., list[str]]) -> None:
+    disk, copy = host.disk("disk", 20_000), host.folder / "copy"
+    ended = host.run("send", disk, f"lab:{copy}", "--create", *breaking({"piece": 1}))
+    assert ended.status == 0, ended.err
+    assert copy.read_bytes() == disk.read_bytes()
+
+
+class Wire:
+    """Two ends of a session, with a limit on what each lets through."""
+
+    def __init__(self, host: Host, disk: Path, copy: Path) -> None:
+        self._host, self._disk, self._copy = host, disk, copy
+
+    def run(self, to: int | None = None, back: int | None = None) -> tuple[Ended, Ended]:
+        """Run both; cut after so many bytes; return how sender and receiver ended."""
+        to_far, far_in = os.pipe(), os.pipe()
+        from_far, near_in = os.pipe(), os.pipe()
+        far = self._host.start(
+            ["recv", "--session", self._copy], stdin=far_in[0], stdout=from_far[1]
+        )
+        near = self._host.start(
+            ["send", "--session", self._disk], stdin=near_in[0], stdout=to_far[1]
+        )
+        for fd in (far_in[0], from_far[1], near_in[0], to_far[1]):
+            os.close(fd)
+        pumps = [
+            threading.Thread(target=_pump, args=ends, daemon=True)
+            for ends in ((to_far[0], far_in[1], to), (from_far[0], near_in[1], back))
+        ]
+        for pump in pumps:
+            pump.start()
+        ended = near.wait(), far.wait()
+        for pump in pumps:
+            pump.join()
+        return ended
+
+
+def _pump(reading: int, writing: int, limit: int | None) -> None:
+    """Move at most `limit` bytes, and then let neither side see the other any more."""
+    left = limit
+    with contextlib.suppress(OSError):
+        while left is None or left > 0:
+            data = os.read(reading, 65_536 if left is None else min(left, 65_536))
+            if not data:
+                break
+            left = None if left is None else left - len(data)
+            os.write(writing, data)
+    os.close(reading)
+    os.close(writing)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("direction", ["to", "back"])
+def test_a_session_cut_anywhere_ends_and_the_next_one_finishes_it(
+    quick: Host, direction: str
+) -> None:
+    disk, copy = quick.disk("disk", 9_000), quick.blank("copy", 9_000)
+    wire = Wire(quick, disk, copy)
+    for cut in range(0, 1_600, 5):
+        near, far = wire.run(**{direction: cut})
+        assert near.status in {0, 11, 15}, near.err
+        assert far.status in {0, 11}, far.err
+        near, far = wire.run()
+        assert (near.status, far.status) == (0, 0), (cut, near.err, far.err)
+        assert copy.read_bytes() == disk.read_bytes()
+        copy.unlink()
+        quick.blank("copy", 9_000)
+
+
+# Words.
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["lab:/a", "lab:/b"], "one of SOURCE and TARGET has to be on this host"),
+        (["lab:/a"], "a SOURCE of another host needs a TARGET here"),
+        (["ssh://lab", "x"], "is not ssh://"),
+        (["disk", "ssh://-oProxyCommand/y"], "names no host"),
+        (["disk", "copy", "--rsh", "ssh"], "need another host"),
+        (["disk", "lab:/x", "--rsh", "ssh", "--host-keys", "accept-new"], "for our own ssh"),
+        (["disk", "lab:/x", "--require-receipt"], "no effect with another host"),
+        (["disk", "lab:/x", "--rsh", "'"], "is no command"),
+    ],
+)
+def test_what_makes_no_sense_is_said(host: Host, words: Words, said: str) -> None:
+    host.disk("disk")
+    ended = host.run("send", *[host.folder / w if w == "disk" else w for w in words])
+    assert ended.status == 2, ended.err
+    assert said in ended.err
+
+
+def test_a_receiver_waits_for_whoever_holds_its_target(host: Host) -> None:
+    disk, copy = host.disk("disk"), host.blank("copy", 300_000)
+    stream = host.stream(disk, "--goal", "A")
+    first = host.start(["recv", copy], stdin=(pipe := os.pipe())[0])
+    os.close(pipe[0])
+    os.write(pipe[1], stream[:100])
+    with copy.open() as file:
+        wait_until(lambda: lock_holder_of(file.fileno()))
+    assert host.run("recv", copy, data=stream).status == 10
+    second_end = os.pipe()
+    second = host.start(["recv", copy, "--lock-wait", "20"], stdin=second_end[0])
+    os.close(second_end[0])
+    os.close(pipe[1])
+    assert first.wait().status == 11
+    os.write(second_end[1], stream)
+    os.close(second_end[1])
+    assert second.wait().status == 0
