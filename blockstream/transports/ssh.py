@@ -133,9 +133,9 @@ async def _relayed(where: Destination, command: str) -> int:
         relay = _Relay()
         channel, _ = await connection.create_session(lambda: relay, command, encoding=None)
         await relay.ended
-        status, by_signal = channel.get_exit_status(), channel.get_exit_signal()
-    if status is None:
-        _say(f"the command on {where.host} did not end by itself ({by_signal})")
+        status = channel.get_exit_status()
+    if status is None or status < 0:  # the line broke, or a signal ended it
+        _say(f"the command on {where.host} did not end by itself")
         return _NO_CONNECTION
     return int(status)
 
