@@ -2,7 +2,9 @@
 
 import re
 import shlex
+import socket
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +14,7 @@ from blockstream.linux.identity import Node
 from blockstream.targets.disk import DiskTarget
 from blockstream.transports.command import CommandLink
 
+_ROUND_TRIP_SECONDS = 5.0
 _HOST = r"(?:(?P<user>[A-Za-z0-9._@+-]+)@)?(?P<host>\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+)"
 _SHORT = re.compile(rf"{_HOST}:(?P<path>/.+)", re.DOTALL)
 _LONG = re.compile(rf"ssh://{_HOST}(?::(?P<port>\d{{1,5}}))?(?P<path>/.+)", re.DOTALL)
@@ -119,6 +122,24 @@ def open_link(where: Remote, command: str, way: Way) -> CommandLink:
     ours += ["--port", str(where.port)] if where.port else []
     ours += ["--user", where.user] if where.user else []
     return CommandLink([*ours, "--", where.host, command], where.account)
+
+
+def round_trip(where: Remote, way: Way) -> float | None:
+    """Return the seconds to a host and back; None where only another program knows the way."""
+    if way.rsh:
+        return None
+    from blockstream.transports.host_keys import ssh_config
+
+    config = ssh_config(where.host, port=where.port, user=where.user, config_file=way.ssh_config)
+    if config.proxied:
+        return None
+    address = (config.hostname or where.host, where.port or config.port or 22)
+    try:
+        began = time.monotonic()
+        with socket.create_connection(address, _ROUND_TRIP_SECONDS):
+            return time.monotonic() - began
+    except OSError:
+        return None
 
 
 def _rsh_command(where: Remote, command: str, rsh: str) -> Sequence[str]:

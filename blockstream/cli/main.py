@@ -29,6 +29,7 @@ _COMMANDS = (
     "confirm",
     "extents",
     "inspect",
+    "join",
 )
 _ALIASES = {"receive": "recv"}
 

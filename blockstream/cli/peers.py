@@ -1,13 +1,16 @@
-"""Options on how another host is reached."""
+"""Options on how another host is reached, and on the ends of a session."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import click
 
 from blockstream.cli.options import warn
 from blockstream.errors import UsageError
-from blockstream.jobs.peer import PeerOptions
+from blockstream.jobs.peer import MOST_STREAMS, PeerOptions
+from blockstream.linux.meeting import gathered
 from blockstream.locations import Way
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -18,12 +21,21 @@ _DEFAULTS: dict[str, Any] = {
     "host_keys": "strict",
     "ssh_config": "",
     "retry": 10,
+    "streams": "1",
 }
+_MEETING = re.compile(r"([0-9a-f]{32}):(\d{1,2})")
 
 
 def with_peer_options(function: F) -> F:
     """Add the options on another host."""
     for option in (
+        click.option(
+            "--streams",
+            default=_DEFAULTS["streams"],
+            show_default=True,
+            metavar="N",
+            help="Connections side by side, for a long way; auto counts them by round-trip time.",
+        ),
         click.option(
             "--retry",
             type=click.IntRange(min=0),
@@ -83,5 +95,38 @@ def peer_options(options: Mapping[str, Any], *, as_json: bool) -> PeerOptions:
         way=Way(options["rsh"], options["host_keys"], options["ssh_config"]),
         command=options["remote_command"],
         retries=options["retry"],
+        streams=_streams(options["streams"]),
         tell=lambda text: warn(text, as_json=as_json),
     )
+
+
+def _streams(text: str) -> int:
+    """Return how many connections; 0 for auto."""
+    if text == "auto":
+        return 0
+    if text.isdecimal() and 1 <= int(text) <= MOST_STREAMS:
+        return int(text)
+    raise UsageError(f"--streams is auto, or 1 to {MOST_STREAMS}, not {text!r}")
+
+
+def with_meeting(function: F) -> F:
+    """Add --meeting."""
+    return click.option("--meeting", default="", hidden=True, metavar="TOKEN:COUNT")(function)
+
+
+@contextlib.contextmanager
+def meeting_of(text: str) -> Iterator[list[tuple[int, int]]]:
+    """Wait for the further connections of a session; give their input and output.
+
+    Raises:
+        UsageError: If it is no meeting.
+        ConnectionLostError: If they do not come in time.
+    """
+    if not text:
+        yield []
+        return
+    found = _MEETING.fullmatch(text)
+    if found is None or int(found[2]) >= MOST_STREAMS:
+        raise UsageError("--meeting is TOKEN:COUNT")
+    with gathered(found[1], int(found[2])) as pairs:
+        yield pairs

@@ -17,6 +17,7 @@ from blockstream.cli.options import (
     with_progress,
     with_state_dir,
 )
+from blockstream.cli.peers import meeting_of, with_meeting
 from blockstream.errors import StaleViewError, UsageError
 from blockstream.jobs.receive import ApplyMode, ReceiveRequest, ReceiveResult, receive
 from blockstream.linux.state_directory import write_durably
@@ -72,6 +73,7 @@ def with_target_options(function: F) -> F:
     is_flag=True,
     help="Answer on standard output: what `send` starts on the other host.",
 )
+@with_meeting
 @with_target_options
 @with_progress
 @with_state_dir
@@ -82,6 +84,7 @@ def command(  # one an option
     dry_run: bool,
     lock_wait: float,
     session: bool,
+    meeting: str,
     create: bool,
     verify: bool,
     force_in_use: bool,
@@ -123,7 +126,10 @@ def command(  # one an option
         lock_wait=lock_wait,
     )
     try:
-        result = receive(request, _STDIN, Progress(), shown, _STDOUT if session else None)
+        with meeting_of(meeting) as guests:
+            lanes = [reading for reading, _ in guests]
+            answers = _STDOUT if session else None
+            result = receive(request, _STDIN, Progress(), shown, answers, lanes)
     finally:
         cleared(shown)
     show_received(result, target, as_json=as_json, quiet=quiet)

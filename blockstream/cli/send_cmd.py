@@ -17,7 +17,13 @@ from blockstream.cli.options import (
     with_progress,
     with_state_dir,
 )
-from blockstream.cli.peers import has_peer_options, peer_options, with_peer_options
+from blockstream.cli.peers import (
+    has_peer_options,
+    meeting_of,
+    peer_options,
+    with_meeting,
+    with_peer_options,
+)
 from blockstream.cli.rates import limiter_for
 from blockstream.cli.recv_cmd import TARGET_FLAGS, show_received, with_target_options
 from blockstream.errors import UsageError
@@ -86,6 +92,7 @@ _NO_EFFECT = "have no effect with another host: its session confirms and continu
     is_flag=True,
     help="Hear answers on standard input: what a fetching `send` starts on the other host.",
 )
+@with_meeting
 @with_peer_options
 @with_target_options
 @with_progress
@@ -103,6 +110,7 @@ def command(  # one an option
     receipt_wait: float | None,
     dry_run: bool,
     session: bool,
+    meeting: str,
     state_dir: Path,
     as_json: bool,
     quiet: bool,
@@ -167,7 +175,7 @@ def command(  # one an option
         cleared(shown)
         show_received(result, target, as_json=as_json, quiet=voice.quiet)
     else:
-        _to_stdout(request, voice, session=session)
+        _to_stdout(request, voice, session=session, meeting=meeting)
 
 
 @dataclass(slots=True)
@@ -195,18 +203,20 @@ def _check_places(
         raise UsageError("one of SOURCE and TARGET has to be on this host; run it on one of theirs")
     if from_host is None and to_host is None:
         if has_peer_options(options):
-            raise UsageError("--rsh, --remote-command, --host-keys and --retry need another host")
+            raise UsageError("--rsh, --remote-command, --streams and the like need another host")
         if options["apply"] != ApplyMode.DIRECT:
             raise UsageError("--apply needs another host; over a pipe, give it to `recv`")
     if target is None and any(options[name] for name in TARGET_FLAGS):
         raise UsageError("options of the target need a TARGET; over a pipe, give them to `recv`")
 
 
-def _to_stdout(request: SendRequest, voice: _Voice, *, session: bool) -> None:
+def _to_stdout(request: SendRequest, voice: _Voice, *, session: bool, meeting: str) -> None:
     refuse_terminal(_STDOUT, "standard output")
     if session:
         refuse_terminal(_STDIN, "standard input")
-        send_session(request, _STDIN, _STDOUT, Progress(), voice.shown)
+        with meeting_of(meeting) as guests:
+            lanes = [_STDOUT, *(writing for _, writing in guests)]
+            send_session(request, _STDIN, lanes, Progress(), voice.shown)
         return
     sent = send(request, _STDOUT, Progress(), voice.shown)
     cleared(voice.shown)

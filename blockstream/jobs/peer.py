@@ -1,10 +1,13 @@
 """Disks of two hosts, with a session between them that outlives its connections."""
 
 import contextlib
+import math
+import os
+import secrets
 import shlex
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from blockstream.errors import (
@@ -22,7 +25,7 @@ from blockstream.jobs.receive import ReceiveRequest, ReceiveResult, receive
 from blockstream.jobs.send import SendRequest, SendResult
 from blockstream.jobs.session import Sending
 from blockstream.jobs.supervision import Reporter, Work, supervised
-from blockstream.locations import Remote, Way, open_link, open_source
+from blockstream.locations import Remote, Way, open_link, open_source, round_trip
 from blockstream.pipeline.progress import Progress
 from blockstream_protocol import IDLE_SECONDS, Committed
 
@@ -30,6 +33,9 @@ _FIRST_PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 30.0
 # The receiver of a connection that broke may hold the target until it, too, notices.
 _LOCK_WAIT_SECONDS = IDLE_SECONDS - 15.0
+MOST_STREAMS = 16
+# Windows are about 2 MiB: with one stream for each 12.5 ms a line of 1 Gbit/s is full.
+_SECONDS_A_STREAM = 0.0125
 _COMMAND_NOT_FOUND = 127
 _NO_CONNECTION = 255  # of the system's ssh, and of ours
 # What the system's ssh says before its 255 that no other attempt would change.
@@ -44,12 +50,14 @@ class PeerOptions:
         way: The way there.
         command: What blockstream is called there.
         retries: How often to connect again without getting any further in between.
+        streams: Connections side by side; 0 to count them by the way's round-trip time.
         tell: Says to people that a connection was lost, and what is done about it.
     """
 
     way: Way = field(default_factory=Way)
     command: str = "blockstream"
     retries: int = 10
+    streams: int = 1
     tell: Callable[[str], None] = lambda _text: None
 
 
@@ -61,6 +69,7 @@ class _Patience:
     connected: bool = False
     failures: int = 0
     durable: int = 0
+    streams: int = 1
     stopped: threading.Event = field(default_factory=threading.Event)
 
     def after(self, error: BlockstreamError, progress: Progress) -> None:
@@ -75,6 +84,8 @@ class _Patience:
         again = isinstance(error, ConnectionLostError | OutcomeUnknownError)
         if not again or not self.connected or self.failures > self.options.retries:
             raise error
+        if self.failures > 1 and self.streams > 1:
+            self.streams = 1  # whatever it is, one connection has the best chance
         pause = min(_FIRST_PAUSE_SECONDS * 2 ** (self.failures - 1), _LONGEST_PAUSE_SECONDS)
         self.options.tell(f"{error}; connecting again in {pause:.0f} s")
         if self.stopped.wait(pause):
@@ -89,7 +100,7 @@ class _Push:
         self._where = where
         self._words = words
         self._options = options
-        self._patience = _Patience(options)
+        self._patience = _Patience(options, streams=wished_streams(where, options))
 
     def run(self, progress: Progress) -> Committed:
         while True:
@@ -109,15 +120,35 @@ class _Push:
     def _once(self) -> Committed:
         waiting = ["--lock-wait", f"{_LOCK_WAIT_SECONDS:.0f}"] if self._patience.connected else []
         words = ["recv", "--session", *waiting, *self._words]
-        command = remote_command(self._options, words, self._where)
-        link = open_link(self._where, command, self._options.way)
-        with contextlib.closing(link):
+        with connected(self._where, words, self._options, self._patience) as links:
+            lanes = [link.to_peer for link in links]
             try:
-                return self._sending.over(link.from_peer, link.to_peer)
+                return self._sending.over(links[0].from_peer, *lanes)
             except (ConnectionLostError, OutcomeUnknownError) as error:
-                raise explained(error, link, greeted=self._sending.greeted) from error
+                raise explained(error, links, greeted=self._sending.greeted) from error
             finally:
                 self._patience.connected |= self._sending.greeted
+
+
+@contextlib.contextmanager
+def connected(
+    where: Remote, words: Sequence[str], options: PeerOptions, patience: _Patience
+) -> Iterator[list[Link]]:
+    """Connect as often as wished, and let the programs there meet in one session."""
+    count = patience.streams
+    with contextlib.ExitStack() as stack:
+        token = secrets.token_hex(16)
+        meeting = ["--meeting", f"{token}:{count - 1}"] if count > 1 else []
+        commands = [remote_command(options, [*words, *meeting], where)]
+        commands += [f"{options.command} join {token} {number}" for number in range(count - 1)]
+        links: list[Link] = []
+        for command in commands:
+            link = open_link(where, command, options.way)
+            links.append(stack.enter_context(contextlib.closing(link)))
+        for link in links:
+            # Before any is waited for, because the programs there wait for each other.
+            stack.callback(link.hang_up)
+        yield links
 
 
 def push(
@@ -167,19 +198,36 @@ def pull(
         BlockstreamError: With what the other end said.
     """
     patience = _Patience(options)
-    command = remote_command(options, ["send", "--session", *send_options], where)
+    patience.streams = wished_streams(where, options)
+    words = ["send", "--session", *send_options]
     while True:
-        link = open_link(where, command, options.way)
-        with contextlib.closing(link):
+        with connected(where, words, options, patience) as links:
+            lanes = [link.from_peer for link in links]
             try:
-                return receive(what, link.from_peer, progress, reporters, link.to_peer)
+                return receive(what, lanes[0], progress, reporters, links[0].to_peer, lanes[1:])
             except ConnectionLostError as error:
                 greeted = progress.total > 0
-                failure = explained(error, link, greeted=greeted)
+                failure = explained(error, links, greeted=greeted)
         patience.connected |= greeted
         patience.after(failure, progress)
         # What this run has made is there now.
         what = replace(what, create=False) if greeted else what
+
+
+def wished_streams(where: Remote, options: PeerOptions) -> int:
+    """Return how many connections to use.
+
+    One connection carries little more than its window in a round trip; and one process encrypts
+    about 200 MiB a second, which many cores can double.
+    """
+    if options.streams:
+        return options.streams
+    seconds = round_trip(where, options.way)
+    if seconds is None:
+        return 1
+    by_distance = math.ceil(seconds / _SECONDS_A_STREAM)
+    by_cores = min(4, (os.cpu_count() or 1) // 4)
+    return max(1, min(MOST_STREAMS, max(by_distance, by_cores)))
 
 
 def remote_command(options: PeerOptions, words: Sequence[str], where: Remote) -> str:
@@ -187,8 +235,11 @@ def remote_command(options: PeerOptions, words: Sequence[str], where: Remote) ->
     return f"{options.command} {shlex.join([*words, '--', where.path])}"
 
 
-def explained(error: BlockstreamError, link: Link, *, greeted: bool) -> BlockstreamError:
+def explained(error: BlockstreamError, links: Sequence[Link], *, greeted: bool) -> BlockstreamError:
     """Add what the far program said before it ended; where it never spoke, that is the reason."""
+    link = links[0]
+    for each in links:
+        each.hang_up()
     status, words = link.ended()
     said = f"; it said: {words}" if words else ""
     if greeted:

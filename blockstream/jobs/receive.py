@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -155,19 +155,30 @@ def receive(
     progress: Progress,
     reporters: list[Reporter],
     answer_fd: int | None = None,
+    lanes: Sequence[int] = (),
 ) -> ReceiveResult:
     """Take a stream from `fd`; with `answer_fd`, in a session with its sender.
+
+    Args:
+        request: Where it goes.
+        fd: Where it comes from.
+        progress: Counted.
+        reporters: Who shows it.
+        answer_fd: Where answers go.
+        lanes: Further descriptors that it comes from, in turn.
 
     Raises:
         BlockstreamError: With the state of the target and what to do next in its message.
     """
-    widen_pipe(fd)
     with contextlib.ExitStack() as stack:
-        reader = stack.enter_context(contextlib.closing(WakeableReader(fd)))
+        readers = []
+        for lane in (fd, *lanes):
+            widen_pipe(lane)
+            readers.append(stack.enter_context(contextlib.closing(WakeableReader(lane))))
         answering = None
         if answer_fd is not None:
             answering = stack.enter_context(contextlib.closing(Answering(answer_fd)))
-        frames = FrameReader(reader)
+        frames = FrameReader(*readers)
         try:
             if answering is not None:
                 _await_greeting(frames)

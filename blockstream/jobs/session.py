@@ -3,6 +3,7 @@
 import contextlib
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
 
 import blake3
@@ -50,8 +51,13 @@ class Sending:
         self.what: SendPlan = planned(request, source)
         progress.size, progress.total = source.size, self.what.opening.total
 
-    def over(self, from_peer: int, to_peer: int) -> Committed:
+    def over(self, from_peer: int, to_peer: int, *more: int) -> Committed:
         """Send over these descriptors, from where the receiver holds it durably.
+
+        Args:
+            from_peer: Where answers come from.
+            to_peer: The first lane.
+            more: Further lanes.
 
         Raises:
             ConnectionLostError: If the connection ended first; another one continues.
@@ -59,12 +65,12 @@ class Sending:
             BlockstreamError: Whatever else; it would be the same once more.
         """
         self.greeted = False
-        widen_pipe(from_peer)
-        widen_pipe(to_peer)
+        for fd in (from_peer, to_peer, *more):
+            widen_pipe(fd)
         with (
             contextlib.closing(WakeableReader(from_peer)) as reader,
             contextlib.closing(
-                PipeOutlet(to_peer, self._request.limiter, self._progress)
+                PipeOutlet(to_peer, self._request.limiter, self._progress, *more)
             ) as outlet,
         ):
             engine = self._engine(outlet)
@@ -165,7 +171,7 @@ class Sending:
 def send_session(
     request: SendRequest,
     from_peer: int,
-    to_peer: int,
+    lanes: Sequence[int],
     progress: Progress,
     reporters: list[Reporter],
 ) -> SendResult:
@@ -179,7 +185,7 @@ def send_session(
         began = time.monotonic()
 
         def run() -> Committed:
-            return sending.over(from_peer, to_peer)
+            return sending.over(from_peer, *lanes)
 
         work = Work(sending.stop, sending.tick)
         committed = supervised(run, work, progress, reporters)

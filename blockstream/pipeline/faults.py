@@ -19,14 +19,13 @@ from blockstream_protocol import (
     Code,
     Grounds,
     LocalProtocolError,
-    PeerGaveUpError,
     RemoteProtocolError,
 )
 from blockstream_protocol import RefusedError as Refusal
 
 _CLASSES: dict[Code, type[BlockstreamError]] = {
     Code.REFUSED: RefusedError,
-    Code.INTERRUPTED: InterruptedTransferError,
+    Code.INTERRUPTED: ConnectionLostError,
     Code.INTEGRITY: IntegrityError,
     Code.TARGET: TargetError,
     Code.SOURCE: SourceError,
@@ -61,8 +60,6 @@ def translated(error: BaseException) -> BaseException:
     if isinstance(error, Refusal):
         return _REFUSALS[error.grounds](str(error))
     if isinstance(error, RemoteProtocolError):
-        if error.code is Code.INTERRUPTED and not isinstance(error, PeerGaveUpError):
-            return ConnectionLostError(str(error))
         return _CLASSES.get(error.code, InterruptedTransferError)(str(error))
     if isinstance(error, LocalProtocolError):
         return error

@@ -53,15 +53,18 @@ class Outlet(Protocol):
 
 
 class PipeOutlet:
-    """Writes messages to a pipe or file, from any thread, one after the other."""
+    """Writes messages to a pipe or file, from any thread, one after the other.
 
-    def __init__(self, fd: int, limiter: Limiter, progress: Progress) -> None:
-        """Write to `fd`, which stays the caller's."""
-        self._writer = WakeableWriter(fd)
+    Over several lanes, each frame takes the next one, in turn (SPEC 3.1).
+    """
+
+    def __init__(self, fd: int, limiter: Limiter, progress: Progress, *more: int) -> None:
+        """Write to `fd` and those after it, which stay the caller's."""
+        self._lanes = [WakeableWriter(lane) for lane in (fd, *more)]
+        self._turn = 0
         self._lock = threading.Lock()
         self._limiter = limiter
         self._progress = progress
-        self._started = False
 
     def send(self, message: Message) -> None:
         """Write a message."""
@@ -78,11 +81,13 @@ class PipeOutlet:
     def stop(self) -> None:
         """Let a write that waits for a full pipe fail."""
         self._limiter.stop()
-        self._writer.stop()
+        for lane in self._lanes:
+            lane.stop()
 
     def close(self) -> None:
-        """Give the writer's descriptors back."""
-        self._writer.close()
+        """Give our own descriptors back."""
+        for lane in self._lanes:
+            lane.close()
 
     def send_frame(self, frame: Frame, packed: "PackedFrame") -> None:
         """Write a data frame."""
@@ -94,14 +99,15 @@ class PipeOutlet:
         payload = memoryview(frame.payload)
         head = encode_head(frame.kind, frame.codec, frame.raw_len, len(payload), frame.digest)
         with self._lock:
-            if not self._started:
-                self._started = True
+            if self._turn < len(self._lanes):
                 head = MAGIC + head
-            self._write([memoryview(head), payload])
+            lane = self._lanes[self._turn % len(self._lanes)]
+            self._turn += 1
+            self._write(lane, [memoryview(head), payload])
 
-    def _write(self, parts: list[memoryview]) -> None:
+    def _write(self, lane: WakeableWriter, parts: list[memoryview]) -> None:
         try:
-            self._write_within_limit(parts)
+            self._write_within_limit(lane, parts)
         except BrokenPipeError:
             raise ConnectionLostError(
                 "the receiver hung up before it had everything; its own message says why"
@@ -111,15 +117,15 @@ class PipeOutlet:
                 f"the stream cannot be written: {error.strerror}; it is not complete"
             ) from error
 
-    def _write_within_limit(self, parts: list[memoryview]) -> None:
+    def _write_within_limit(self, lane: WakeableWriter, parts: list[memoryview]) -> None:
         if self._limiter.rate is None:
-            self._writer.write(parts)
+            lane.write(parts)
             return
         for part in parts:
             start = 0
             while start < len(part):
                 step = part[start : start + self._limiter.slice_bytes]
                 self._limiter.wait(len(step))
-                self._writer.write([step])
+                lane.write([step])
                 start += len(step)
                 failpoint("send.mid_frame")

@@ -107,6 +107,7 @@ class Applying:
         self.session = session
         self.lock = threading.RLock()
         self.finish: Finish | None = None
+        self.on_finish: Callable[[], None] = lambda: None
         self._applier = applier
         self._progress = progress
         self._answer = answer
@@ -197,6 +198,7 @@ class Applying:
             case Finish():
                 failpoint("recv.after_clean")
                 self.finish = effect
+                self.on_finish()
         return []
 
     def _prepare(self, plan: Plan, *, resumed: bool) -> list[Effect]:
@@ -232,18 +234,23 @@ def _decisive(errors: list[BaseException], finish: Finish) -> BaseException:
 
 
 class FrameReader:
-    """Frames from a descriptor, read straight into the buffers of whoever asks for the next."""
+    """Frames from a descriptor, read straight into the buffers of whoever asks for the next.
 
-    def __init__(self, reader: WakeableReader) -> None:
-        self._reader = reader
+    Over several lanes, each frame takes the next one, in turn (SPEC 3.1).
+    """
+
+    def __init__(self, *readers: WakeableReader) -> None:
         self._space = memoryview(b"")
-        self._decoder = FrameDecoder(lambda size: self._space[:size])
+        self._lanes = [
+            (reader, FrameDecoder(lambda size: self._space[:size])) for reader in readers
+        ]
+        self._turn = 0
         self._pushed: deque[Frame] = deque()
 
     @property
     def stopped(self) -> bool:
         """Whether `stop` was called, so that an end of input means nothing."""
-        return self._reader.stopped
+        return self._lanes[0][0].stopped
 
     def next(self, buffer: memoryview) -> Frame | None:
         """Read one frame into `buffer`; None at the end of input, or once stopped.
@@ -255,12 +262,14 @@ class FrameReader:
 
     def _read(self, buffer: memoryview) -> Frame | None:
         self._space = buffer
+        reader, decoder = self._lanes[self._turn % len(self._lanes)]
         while True:
-            count = self._reader.read_into(self._decoder.buffer())
+            count = reader.read_into(decoder.buffer())
             if not count:
                 return None
-            frame = self._decoder.filled(count)
+            frame = decoder.filled(count)
             if frame is not None:
+                self._turn += 1
                 return frame
 
     def end(self) -> None:
@@ -269,12 +278,12 @@ class FrameReader:
         Raises:
             RemoteProtocolError: If it falls inside a frame.
         """
-        self._decoder.end()
+        self._lanes[self._turn % len(self._lanes)][1].end()
 
     @property
     def wire_bytes(self) -> int:
         """How many bytes came, those of unfinished frames included."""
-        return self._decoder.wire_bytes
+        return sum(decoder.wire_bytes for _, decoder in self._lanes)
 
     def opening(self) -> Open:
         """Look ahead to the opening; `next` gives its frames again."""
@@ -311,14 +320,15 @@ class FrameReader:
             frame = self._read(memoryview(bytearray(EXTENTS_BYTES)))
             if frame is None:
                 self.end()
-                empty = "the input is empty" if not self._decoder.started else "the stream was cut"
+                empty = "the input is empty" if not self.wire_bytes else "the stream was cut"
                 raise RemoteProtocolError(empty, Code.INTERRUPTED)
             self._pushed.append(frame)
         return message_of(self._pushed[number], blake3.blake3, Decompressor())
 
     def stop(self) -> None:
         """Wake the reader and let it see an end; from any thread or signal handler."""
-        self._reader.stop()
+        for reader, _ in self._lanes:
+            reader.stop()
 
 
 class ReceiveEngine:
@@ -346,6 +356,8 @@ class ReceiveEngine:
         self._stopped = ""
         self._heard = 0
         self._ended = False
+        # A sender that hears us leaves its direction open; nothing more is expected there.
+        applying.on_finish = frames.stop
 
     def run(self) -> Finish:
         """Take the whole stream; blocks until the session is over.

@@ -54,7 +54,3 @@ class RefusedError(RemoteProtocolError):
     def __init__(self, text: str, grounds: Grounds) -> None:
         super().__init__(text, Code.REFUSED)
         self.grounds = grounds
-
-
-class PeerGaveUpError(RemoteProtocolError):
-    """The peer said why it ends: it is not the connection that failed."""

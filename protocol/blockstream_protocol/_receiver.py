@@ -21,7 +21,6 @@ from blockstream_protocol._errors import (
     Code,
     Grounds,
     LocalProtocolError,
-    PeerGaveUpError,
     RefusedError,
     RemoteProtocolError,
 )
@@ -182,7 +181,7 @@ class Receiver:
         if isinstance(message, Ping):
             return []
         if isinstance(message, Abort):
-            raise PeerGaveUpError(
+            raise RemoteProtocolError(
                 f"the sender gave up: {plain_text(message.text)}", Code.INTERRUPTED
             )
         following = RECEIVER.get(self._state, {}).get(type(message))

@@ -7,7 +7,6 @@ from blockstream_protocol._effects import Effect, Finish, RecordIntent, Send, St
 from blockstream_protocol._errors import (
     Code,
     LocalProtocolError,
-    PeerGaveUpError,
     RemoteProtocolError,
 )
 from blockstream_protocol._frames import Frame
@@ -126,10 +125,10 @@ class Sender:
             RemoteProtocolError: If it breaks a rule, or says that the transfer is refused or over.
         """
         self._heard = max(self._heard, now)
-        if isinstance(message, Ping):
-            return []
+        if isinstance(message, Ping) or self._state is State.DONE:
+            return []  # what was on its way when we gave up changes nothing any more
         if isinstance(message, Abort):
-            raise PeerGaveUpError(plain_text(message.text), _code_of(message.code))
+            raise RemoteProtocolError(plain_text(message.text), _code_of(message.code))
         before = self._state
         following = SENDER.get(before, {}).get(type(message))
         if following is None:
@@ -146,7 +145,7 @@ class Sender:
             case Committed():
                 return self._on_committed(message, first=before is State.OPENING)
             case Refuse():
-                raise PeerGaveUpError(plain_text(message.text), Code.REFUSED)
+                raise RemoteProtocolError(plain_text(message.text), Code.REFUSED)
         raise LocalProtocolError(f"no handler for {type(message).__name__}")
 
     def end_of_stream(self) -> list[Effect]:

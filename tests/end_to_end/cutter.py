@@ -59,7 +59,8 @@ def main() -> int:
     to_far.start()
     from_far.start()
     status = far.wait()
-    from_far.join(5)
+    if not cut.is_set():
+        from_far.join(5)
     os._exit(255 if cut.is_set() else status)
 
 

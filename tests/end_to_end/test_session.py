@@ -204,10 +204,9 @@ def test_a_lost_committed_is_asked_for_again_and_nothing_is_written_twice(
 
 @pytest.mark.slow
 def test_without_retries_a_cut_is_the_end(host: Host, breaking: Callable[..., list[str]]) -> None:
-    disk, copy = host.disk("disk", 3 * MIB), host.folder / "copy"
-    ended = host.run(
-        "send", disk, f"lab:{copy}", "--create", "--retry", "0", *breaking({"to": MIB})
-    )
+    disk, copy = host.disk("disk", 9 * MIB), host.folder / "copy"
+    words = ["--create", "--compress", "none", "--retry", "0"]
+    ended = host.run("send", disk, f"lab:{copy}", *words, *breaking({"to": MIB}))
     assert ended.status == 11
     assert "the connection to lab was lost" in ended.err
 
@@ -297,6 +296,49 @@ def test_a_session_cut_anywhere_ends_and_the_next_one_finishes_it(
         quick.blank("copy", 9_000)
 
 
+# Several connections.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("streams", ["2", "3", "7"])
+def test_one_disk_goes_over_several_connections(host: Host, way: list[str], streams: str) -> None:
+    disk, copy = host.disk("disk", 9 * MIB), host.folder / "copy"
+    words = ["--create", "--streams", streams]
+    ended = host.run("send", disk, f"lab:{copy}", *words, *way)
+    assert ended.status == 0, ended.err
+    assert copy.read_bytes() == disk.read_bytes()
+    back = host.folder / "back"
+    ended = host.run("send", f"lab:{disk}", back, *words, *way)
+    assert ended.status == 0, ended.err
+    assert back.read_bytes() == disk.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_one_lost_connection_of_several_loses_nothing(
+    eager: Host, breaking: Callable[..., list[str]], which: int
+) -> None:
+    disk, copy = eager.disk("disk", 9 * MIB), eager.folder / "copy"
+    cuts: list[dict[str, int]] = [{}, {}, {}]
+    cuts[which] = {"to": 300_000}
+    words = ["--create", "--streams", "3", "--compress", "none"]
+    way = breaking(*cuts, far=far_command(eager))
+    ended = eager.run("send", disk, f"lab:{copy}", *words, *way)
+    assert ended.status == 0, ended.err
+    assert ended.err.count("connecting again") == 1
+    assert copy.read_bytes() == disk.read_bytes()
+
+
+@pytest.mark.slow
+def test_auto_is_one_connection_on_a_short_way(
+    host: Host, server: SshServer, tmp_path: Path
+) -> None:
+    disk, copy = host.disk("disk"), host.folder / "copy"
+    options = ["--ssh-config", str(server.config), "--remote-command", far_command(host)]
+    ended = host.run("send", disk, f"lab:{copy}", "--create", "--streams", "auto", *options)
+    assert ended.status == 0, ended.err
+
+
 # Words.
 
 
@@ -311,6 +353,7 @@ def test_a_session_cut_anywhere_ends_and_the_next_one_finishes_it(
         (["disk", "lab:/x", "--rsh", "ssh", "--host-keys", "accept-new"], "for our own ssh"),
         (["disk", "lab:/x", "--require-receipt"], "no effect with another host"),
         (["disk", "lab:/x", "--rsh", "'"], "is no command"),
+        (["disk", "lab:/x", "--streams", "17"], "--streams is auto, or 1 to 16"),
     ],
 )
 def test_what_makes_no_sense_is_said(host: Host, words: Words, said: str) -> None:
