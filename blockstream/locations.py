@@ -20,8 +20,8 @@ _SHORT = re.compile(rf"{_HOST}:(?P<path>/.+)", re.DOTALL)
 _LONG = re.compile(rf"ssh://{_HOST}(?::(?P<port>\d{{1,5}}))?(?P<path>/.+)", re.DOTALL)
 
 
-def open_source(location: str) -> Source:
-    """Open what `location` names for reading.
+def open_source(location: str, *, from_medium: bool = False) -> Source:
+    """Open what `location` names for reading; `from_medium` passes the cache by.
 
     Raises:
         NotFoundError: If there is nothing.
@@ -29,7 +29,7 @@ def open_source(location: str) -> Source:
     """
     from blockstream.sources.disk import DiskSource  # numpy: 60 ms that `recv` need not wait
 
-    return DiskSource(location)
+    return DiskSource(location, from_medium=from_medium)
 
 
 def open_target(

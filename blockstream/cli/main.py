@@ -29,7 +29,9 @@ _COMMANDS = (
     "confirm",
     "extents",
     "inspect",
+    "verify",
     "join",
+    "digests",
 )
 _ALIASES = {"receive": "recv"}
 

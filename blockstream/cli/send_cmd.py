@@ -28,7 +28,7 @@ from blockstream.cli.rates import limiter_for
 from blockstream.cli.recv_cmd import TARGET_FLAGS, show_received, with_target_options
 from blockstream.errors import UsageError
 from blockstream.jobs.copy import copy
-from blockstream.jobs.peer import pull, push
+from blockstream.jobs.peer import pull, push, push_differing
 from blockstream.jobs.receive import ApplyMode, ReceiveRequest
 from blockstream.jobs.send import SendRequest, SendResult, planned, send
 from blockstream.jobs.session import send_session
@@ -88,6 +88,11 @@ _NO_EFFECT = "have no effect with another host: its session confirms and continu
     help="How it comes onto a TARGET of another host; see `blockstream recv --help`.",
 )
 @click.option(
+    "--compare",
+    is_flag=True,
+    help="Where nobody tracked: both hosts read and digest all, only what differs travels.",
+)
+@click.option(
     "--session",
     is_flag=True,
     help="Hear answers on standard input: what a fetching `send` starts on the other host.",
@@ -109,6 +114,7 @@ def command(  # one an option
     require_receipt: bool,
     receipt_wait: float | None,
     dry_run: bool,
+    compare: bool,
     session: bool,
     meeting: str,
     state_dir: Path,
@@ -163,12 +169,17 @@ def command(  # one an option
         receipt_seconds=receipt_seconds,
     )
     voice.shown += followers
+    if compare and (to_host is None or dry_run or base or extents or where.create):
+        raise UsageError(
+            "--compare finds out what changed on a TARGET of another host: leave out --base, "
+            "--extents, --create and -n"
+        )
     if dry_run:
         _show_plan(request, as_json=as_json)
     elif to_host is not None:
         if receipt_seconds or resume:
             raise UsageError(f"--require-receipt and --resume {_NO_EFFECT}")
-        _push(request, to_host, where, options, voice)
+        _push(request, to_host, where, options, voice, compare=compare)
     elif target is not None:
         _refuse_pipe_options(compress, bwlimit, resume, receipt_seconds)
         result = copy(request, where, Progress(), shown)
@@ -229,13 +240,21 @@ def _push(
     where: ReceiveRequest,
     options: Mapping[str, Any],
     voice: _Voice,
+    *,
+    compare: bool,
 ) -> None:
     peer = peer_options(options, as_json=voice.as_json)
+    if compare:
+        peer.tell("comparing first: both hosts read all of their disk, only what differs travels")
     try:
-        sent = push(request, host, where, peer, Progress(), voice.shown)
+        if compare:
+            sent, _ = push_differing(request, host, where, peer, Progress(), voice.shown)
+        else:
+            sent = push(request, host, where, peer, Progress(), voice.shown)
     finally:
         cleared(voice.shown)
-    _show_sent(sent, voice, full=not request.base, target=where.target)
+    full = not request.base and not compare
+    _show_sent(sent, voice, full=full, target=where.target)
 
 
 def _fetch(

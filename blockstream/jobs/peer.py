@@ -7,6 +7,7 @@ import secrets
 import shlex
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -20,7 +21,9 @@ from blockstream.errors import (
     RefusedError,
     SourceError,
 )
-from blockstream.interfaces import Link
+from blockstream.formats.extent_lists import ExtentList, Meaning
+from blockstream.interfaces import Link, Source
+from blockstream.jobs.digests import Comparison, compare, digest_words
 from blockstream.jobs.receive import ReceiveRequest, ReceiveResult, receive
 from blockstream.jobs.send import SendRequest, SendResult
 from blockstream.jobs.session import Sending
@@ -36,6 +39,7 @@ _LOCK_WAIT_SECONDS = IDLE_SECONDS - 15.0
 MOST_STREAMS = 16
 # Windows are about 2 MiB: with one stream for each 12.5 ms a line of 1 Gbit/s is full.
 _SECONDS_A_STREAM = 0.0125
+_OURS = "blockstream: "
 _COMMAND_NOT_FOUND = 127
 _NO_CONNECTION = 255  # of the system's ssh, and of ours
 # What the system's ssh says before its 255 that no other attempt would change.
@@ -145,9 +149,9 @@ def connected(
         for command in commands:
             link = open_link(where, command, options.way)
             links.append(stack.enter_context(contextlib.closing(link)))
-        for link in links:
+        for each in links:
             # Before any is waited for, because the programs there wait for each other.
-            stack.callback(link.hang_up)
+            stack.callback(each.hang_up)
         yield links
 
 
@@ -174,6 +178,55 @@ def push(
         work = Work(job.stop, sending.tick)
         committed = supervised(lambda: job.run(progress), work, progress, reporters)
     return SendResult(committed, progress.snapshot(), time.monotonic() - began, confirmed=True)
+
+
+def compared(
+    source: Source,
+    where: Remote,
+    options: PeerOptions,
+    reporters: list[Reporter],
+    *,
+    adopt: str = "",
+) -> Comparison:
+    """Compare a disk of this host with one of another by digests.
+
+    Args:
+        source: The disk here.
+        where: The disk there.
+        options: How its host is reached.
+        reporters: Who shows progress.
+        adopt: Id to give the disk there, which nobody else may use meanwhile.
+
+    Raises:
+        BlockstreamError: With what the other end said.
+    """
+    command = remote_command(options, digest_words(source.size, adopt), where)
+    with contextlib.closing(open_link(where, command, options.way)) as link:
+        try:
+            return compare(source, link.from_peer, Progress(), reporters)
+        except ConnectionLostError as error:
+            raise explained(error, [link], greeted=False) from error
+
+
+def push_differing(
+    request: SendRequest,
+    where: Remote,
+    what: ReceiveRequest,
+    options: PeerOptions,
+    progress: Progress,
+    reporters: list[Reporter],
+) -> tuple[SendResult, Comparison]:
+    """Compare a disk with one of another host, and send what differs.
+
+    Raises:
+        BlockstreamError: With what the other end said.
+    """
+    base = f"compared-{uuid.uuid4()}"
+    with contextlib.closing(open_source(request.source)) as source:
+        comparison = compared(source, where, options, reporters, adopt=base)
+    found = ExtentList(comparison.differing, Meaning.CHANGED, "comparison", comparison.size)
+    request = replace(request, base=base, changes=found)
+    return push(request, where, what, options, progress, reporters), comparison
 
 
 def pull(
@@ -251,6 +304,11 @@ def explained(error: BlockstreamError, links: Sequence[Link], *, greeted: bool) 
         )
     if status == AuthenticationError.exit_status or any(text in words for text in _DENIED):
         return AuthenticationError(words or f"{link.name} let us not in; nothing was sent")
+    ours = words.removeprefix(_OURS)
+    if ours != words:
+        # It was blockstream itself that ended, and said why.
+        kinds = (kind for kind in BlockstreamError.__subclasses__() if kind.exit_status == status)
+        return next(kinds, InterruptedTransferError)(f"{link.name}: {ours}")
     # A program that ended by itself, other than for a lack of connection, would do so again.
     by_itself = 0 < status < _NO_CONNECTION
     return (InterruptedTransferError if by_itself else ConnectionLostError)(

@@ -44,6 +44,7 @@ class SendRequest:
         compression: Codec and level.
         limiter: Limit on wire bytes.
         receipt_seconds: How long to wait for `confirm`; 0 for not at all.
+        changes: The ranges to send, where no file holds them.
     """
 
     source: str
@@ -55,6 +56,7 @@ class SendRequest:
     compression: CompressionChoice = field(default_factory=lambda: CompressionChoice(None))
     limiter: Limiter = field(default_factory=lambda: Limiter(None))
     receipt_seconds: float = 0.0
+    changes: ExtentList | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,14 +208,17 @@ def absolute(location: str) -> str:
 
 def _extents(request: SendRequest, source: Source, base: str) -> ExtentMap:
     """Return what to send: the list of changes, or the whole device."""
-    if not request.extents:
+    if request.changes is not None:
+        found = request.changes
+    elif request.extents:
+        found = read_extent_list(request.extents, source.size)
+    else:
         if base:
             raise UsageError(
                 "an increment needs to know what changed since its base: give --extents FILE; "
                 "`blockstream extents NEW --since OLD` makes one from two disks"
             )
         return source.extents()
-    found = read_extent_list(request.extents, source.size)
     if base and found.meaning is not Meaning.CHANGED:
         raise UsageError(
             f"{request.extents} ({found.origin}) says what is allocated, not what changed since "

@@ -31,21 +31,26 @@ def adopt(location: str, state_id: str, state_dir: Path, *, force_base: bool) ->
                 f"{location} is half-written, on its way to {state.goal!r}, so it holds no state "
                 "that could have an id; finish it, or send a full copy; nothing was recorded"
             )
-        # Both belong to what the target held before.
-        everything.drop_spool()
-        everything.drop_undo()
-        everything.journal.facts = {"path": location, "apply": "adopted"}
-        everything.journal.record(
-            Clean(
-                id=state_id,
-                prev="",
-                plan=Plan.whole(0),
-                transfer="",
-                frames=0,
-                chain="",
-                samples=sample(everything.target),
-            )
+        record_adopted(everything, location, state_id)
+
+
+def record_adopted(everything: OpenedTarget, location: str, state_id: str) -> None:
+    """Record that an open target holds a state, whatever it was before."""
+    # Both belong to what the target held before.
+    everything.drop_spool()
+    everything.drop_undo()
+    everything.journal.facts = {"path": location, "apply": "adopted"}
+    everything.journal.record(
+        Clean(
+            id=state_id,
+            prev="",
+            plan=Plan.whole(0),
+            transfer="",
+            frames=0,
+            chain="",
+            samples=sample(everything.target),
         )
+    )
 
 
 def abort(location: str, state_dir: Path) -> str:

@@ -27,8 +27,12 @@ class DiskSource:
     write, all pages are, because the kernel does not tell us which were there.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, from_medium: bool = False) -> None:
         """Open `path`.
+
+        Args:
+            path: A file or block device.
+            from_medium: Read a file past the cache, too, where its file system lets us.
 
         Raises:
             NotFoundError: If there is nothing.
@@ -51,9 +55,11 @@ class DiskSource:
             # Our own readahead would look like somebody's cached pages.
             if not self._is_device:
                 os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
-            self._is_cached = not self._is_device and not lies_in_memory(self._fd)
+            self._data_fd = self._direct() if self._is_device or from_medium else self._fd
+            self._is_cached = self._data_fd == self._fd and not (
+                self._is_device or lies_in_memory(self._fd)
+            )
             self._cache = self._view_of_cache() if self._is_cached else None
-            self._data_fd = self._direct() if self._is_device else self._fd
         except BaseException:
             os.close(self._fd)
             raise

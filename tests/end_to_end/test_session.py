@@ -339,6 +339,93 @@ def test_auto_is_one_connection_on_a_short_way(
     assert ended.status == 0, ended.err
 
 
+# Compared by digests.
+
+
+def spoilt(path: Path, *offsets: int) -> None:
+    """Write to a disk behind everybody's back."""
+    with path.open("r+b") as file:
+        for offset in offsets:
+            file.seek(offset)
+            file.write(b"somebody else")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [0, 1, 65_536, 3 * MIB, 3 * MIB + 70_001])
+def test_equal_disks_are_equal_and_others_are_not(host: Host, way: list[str], size: int) -> None:
+    disk, copy = host.disk("disk", size), host.folder / "copy"
+    copy.write_bytes(disk.read_bytes())
+    ended = host.run("verify", disk, f"lab:{copy}", *way)
+    assert ended.status == 0, ended.err
+    assert f"equal: lab:{copy} holds" in ended.err
+    if size < MIB:
+        return
+    spoilt(copy, 5, size - 1)
+    before = copy.read_bytes()[:size]
+    copy.write_bytes(before)
+    ended = host.run("verify", disk, f"lab:{copy}", *way)
+    assert ended.status == 12
+    assert "65536 bytes at offset 0; " in ended.err
+    last = (size - 1) // 65_536 * 65_536
+    assert f"{size - last} bytes at offset {last}; nothing was written; --repair" in ended.err
+    assert copy.read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["verify", "--repair"], ["send", "--compare"]])
+def test_only_what_differs_travels(host: Host, way: list[str], words: list[str]) -> None:
+    disk, copy = host.disk("disk", 8 * MIB), host.folder / "copy"
+    copy.write_bytes(disk.read_bytes())
+    spoilt(copy, 100, 5 * MIB)
+    ended = host.run(words[0], disk, f"lab:{copy}", "--json", *words[1:], *way)
+    assert ended.status == 0, ended.err
+    assert copy.read_bytes() == disk.read_bytes()
+    assert far_status(host, copy)["state"] == "clean"
+    if words[0] == "send":
+        counts = next(e for e in ended.events if e["event"] == "sent")["counts"]
+        assert isinstance(counts, dict)
+        assert counts["covered"] == 2 * 65_536
+        notes = [e["message"] for e in ended.events if e["event"] == "warning"]
+        assert any("comparing first" in str(note) for note in notes)
+
+
+@pytest.mark.slow
+def test_a_half_written_disk_is_compared_and_made_whole(
+    eager: Host, breaking: Callable[..., list[str]]
+) -> None:
+    disk, copy = eager.disk("disk", 9 * MIB), eager.folder / "copy"
+    far = far_command(eager)
+    words = ["--create", "--compress", "none", "--retry", "0"]
+    cut = eager.run("send", disk, f"lab:{copy}", *words, *breaking({"to": 2 * MIB}, far=far))
+    assert cut.status == 11
+    ended = eager.run("send", disk, f"lab:{copy}", "--compare", *breaking(far=far))
+    assert ended.status == 0, ended.err
+    assert copy.read_bytes() == disk.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cut", [0, 10, 100, 5_000])
+def test_digests_that_were_cut_say_nothing(
+    host: Host, breaking: Callable[..., list[str]], cut: int
+) -> None:
+    disk, copy = host.disk("disk", 32 * MIB), host.folder / "copy"
+    copy.write_bytes(disk.read_bytes())
+    ended = host.run("verify", disk, f"lab:{copy}", *breaking({"from": cut}))
+    assert ended.status == 11
+    assert "equal" not in ended.err
+
+
+@pytest.mark.slow
+def test_what_cannot_be_compared_is_said(host: Host, way: list[str]) -> None:
+    disk, small = host.disk("disk"), host.blank("small", 4096)
+    ended = host.run("verify", disk, f"lab:{small}", *way)
+    assert ended.status == 10
+    assert "they cannot be equal" in ended.err
+    ended = host.run("verify", disk, f"lab:{host.folder}/none", *way)
+    assert ended.status == 17
+    assert f"lab: {host.folder}/none does not exist" in ended.err
+
+
 # Words.
 
 

@@ -1,0 +1,24 @@
+"""`blockstream digests`: what `verify` and `send --compare` run on the other host."""
+
+from pathlib import Path
+
+import click
+
+from blockstream.cli.options import refuse_terminal, with_state_dir
+from blockstream.jobs.digests import send_digests
+from blockstream.pipeline.progress import Progress
+from blockstream_protocol import DEVICE_BYTES
+
+_STDOUT = 1
+
+
+@click.command("digests", hidden=True)
+@click.argument("disk")
+@click.option("--most", type=click.IntRange(0), default=DEVICE_BYTES, metavar="BYTES")
+@click.option("--adopt", default="", metavar="ID")
+@with_state_dir
+def command(disk: str, most: int, adopt: str, state_dir: Path) -> None:
+    """Write the digests of the blocks of DISK to standard output."""
+    refuse_terminal(_STDOUT, "standard output")
+    held = (adopt, state_dir) if adopt else None
+    send_digests(disk, most, _STDOUT, Progress(), held)

@@ -1,0 +1,249 @@
+"""Disks of two hosts compared by digests alone: each reads its own, 32 bytes a block travel."""
+
+import contextlib
+import threading
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import blake3
+import numpy as np
+
+from blockstream.errors import (
+    ConnectionLostError,
+    IntegrityError,
+    InterruptedTransferError,
+    RefusedError,
+)
+from blockstream.extents import ExtentMap
+from blockstream.interfaces import Source
+from blockstream.jobs.supervision import Reporter, Work, supervised
+from blockstream.jobs.targets import opened_at
+from blockstream.jobs.upkeep import record_adopted
+from blockstream.linux.buffers import aligned_buffer, write_stream
+from blockstream.linux.streams import WakeableReader, widen_pipe
+from blockstream.locations import open_source
+from blockstream.pipeline.crew import Crew, Turnstile, default_workers
+from blockstream.pipeline.progress import Progress
+from blockstream_protocol import Kind
+
+# A block that differs travels whole: smaller ones would cost more digests than they save.
+GRAIN = 64 << 10
+_STEP = 1 << 20
+_DIGEST_BYTES = 32
+_HEADING = "blockstream-digests 1 {size} {grain}\n"
+_HEADING_BYTES = 80
+_ZEROS = blake3.blake3(bytes(GRAIN)).digest() * (_STEP // GRAIN)
+
+Emit = Callable[[int, bytes], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What two disks have in common.
+
+    Attributes:
+        size: How much was compared, in bytes.
+        differing: The blocks that differ, as DATA.
+        target_size: Bytes of the other disk.
+    """
+
+    size: int
+    differing: ExtentMap
+    target_size: int
+
+
+class Digesting:
+    """Reads a disk with several threads and gives the digests of its blocks in order."""
+
+    def __init__(self, source: Source, size: int, emit: Emit, progress: Progress) -> None:
+        """Prepare; `emit` is called with the offset of a MiB and the digests of its blocks."""
+        self._source = source
+        self._size = size
+        self._emit = emit
+        self._progress = progress
+        self._steps: Iterator[tuple[int, int, bool]] = self._numbered()
+        self._taking = threading.Lock()
+        self._turnstile = Turnstile()
+        self._crew = Crew(self._turnstile.break_open)
+
+    def run(self) -> None:
+        """Read everything.
+
+        Raises:
+            SourceError: If it cannot be read; whatever `emit` raises.
+        """
+        self._progress.size = self._progress.total = self._size
+        self._crew.run(self._work, default_workers())
+        if self._crew.error is not None:
+            raise self._crew.error
+
+    def stop(self, reason: str) -> None:
+        """Make `run` end soon."""
+        self._crew.fail(InterruptedTransferError(f"{reason}; nothing was written"))
+
+    def _work(self) -> None:
+        buffer = aligned_buffer(_STEP)
+        while self._crew.error is None:
+            with self._taking:
+                number, offset, zero = next(self._steps, (-1, 0, False))
+            if number < 0:
+                return
+            length = min(_STEP, self._size - offset)
+            if zero and length == _STEP:
+                digests = _ZEROS
+            else:
+                self._source.read_into([offset], [length], buffer[:length])
+                digests = _digests_of(buffer[:length])
+            self._turnstile.wait_for(number)
+            self._emit(offset, digests)
+            self._progress.frame(data=length, covered=length, wire=len(digests))
+            self._turnstile.advance()
+
+    def _numbered(self) -> Iterator[tuple[int, int, bool]]:
+        """Give number and offset of each step, and whether the source says that it is zeros."""
+        extents = self._source.extents()
+        zero = extents.kinds == Kind.ZERO
+        starts, ends = extents.offsets[zero], (extents.offsets + extents.lengths)[zero]
+        for number, offset in enumerate(range(0, self._size, _STEP)):
+            row = int(np.searchsorted(starts, offset, side="right")) - 1
+            yield number, offset, row >= 0 and int(ends[row]) >= offset + _STEP
+
+
+def _digests_of(data: memoryview) -> bytes:
+    starts = range(0, len(data), GRAIN)
+    return b"".join(blake3.blake3(data[start : start + GRAIN]).digest() for start in starts)
+
+
+def send_digests(
+    location: str, most: int, fd: int, progress: Progress, adopt: tuple[str, Path] | None = None
+) -> None:
+    """Write the digests of a disk's blocks to `fd`: what runs on the other host.
+
+    Args:
+        location: The disk.
+        most: How many bytes of it to read.
+        fd: Where to.
+        progress: Counted.
+        adopt: Id to give it, once all was read, and where journals lie; it is held until then.
+
+    Raises:
+        BlockstreamError: If it cannot be read, or not be held.
+    """
+    with contextlib.ExitStack() as stack:
+        everything = None
+        if adopt is not None:
+            everything = stack.enter_context(opened_at(location, adopt[1]))
+        source = stack.enter_context(contextlib.closing(open_source(location, from_medium=True)))
+        whole = blake3.blake3()
+
+        def emit(_offset: int, digests: bytes) -> None:
+            whole.update(digests)
+            write_stream(fd, [memoryview(digests)])
+
+        heading = _HEADING.format(size=source.size, grain=GRAIN).encode()
+        job = Digesting(source, min(most, source.size), emit, progress)
+        try:
+            write_stream(fd, [memoryview(heading)])
+            supervised(job.run, Work(job.stop), progress, [])
+            if everything is not None and adopt is not None:
+                record_adopted(everything, location, adopt[0])
+            write_stream(fd, [memoryview(whole.digest())])
+        except OSError as error:
+            raise ConnectionLostError("whoever compares has hung up") from error
+
+
+class _Incoming:
+    """The digests that the other host sends."""
+
+    def __init__(self, reader: WakeableReader) -> None:
+        self._reader = reader
+        self._whole = blake3.blake3()
+        self.size = 0
+
+    def heading(self) -> None:
+        """Take the first line."""
+        line = bytearray()
+        while not line.endswith(b"\n") and len(line) < _HEADING_BYTES:
+            line += self._exactly(1)
+        words = line.decode(errors="replace").split()
+        if len(words) != 4 or words[:2] != ["blockstream-digests", "1"] or words[3] != str(GRAIN):
+            raise IntegrityError("the other host does not send digests as this version does")
+        self.size = int(words[2]) if words[2].isdecimal() else 0
+
+    def take(self, count: int) -> bytes:
+        """Take as many digests, as bytes."""
+        data = self._exactly(count)
+        self._whole.update(data)
+        return data
+
+    def end(self) -> None:
+        """Take the digest of all digests."""
+        if self._exactly(_DIGEST_BYTES) != self._whole.digest():
+            raise IntegrityError("the digests were altered on their way; nothing was compared")
+
+    def _exactly(self, count: int) -> bytes:
+        data = bytearray(count)
+        view = memoryview(data)
+        while view:
+            got = self._reader.read_into(view)
+            if not got:
+                raise ConnectionLostError("the other host ended before it had read its disk")
+            view = view[got:]
+        return bytes(data)
+
+
+def compare(
+    source: Source, from_peer: int, progress: Progress, reporters: list[Reporter]
+) -> Comparison:
+    """Compare a disk with the digests that come from the other host.
+
+    Raises:
+        RefusedError: If the other disk is smaller.
+        IntegrityError: If what came are no digests.
+        ConnectionLostError: If the other host ended too early.
+    """
+    widen_pipe(from_peer)
+    found = array("q")
+    with contextlib.closing(WakeableReader(from_peer)) as reader:
+        incoming = _Incoming(reader)
+
+        def emit(offset: int, digests: bytes) -> None:
+            theirs = incoming.take(len(digests))
+            if theirs != digests:
+                found.extend(offset + start for start in _unequal(digests, theirs))
+
+        job = Digesting(source, source.size, emit, progress)
+
+        def run() -> None:
+            incoming.heading()
+            if incoming.size < source.size:
+                raise RefusedError(
+                    f"{source.name} has {source.size} bytes, the target only {incoming.size}: "
+                    "they cannot be equal; nothing was written"
+                )
+            job.run()
+            incoming.end()
+
+        def stop(reason: str) -> None:
+            job.stop(reason)
+            reader.stop()
+
+        supervised(run, Work(stop), progress, reporters)
+    offsets = np.frombuffer(found, np.int64) if found else np.empty(0, np.int64)
+    lengths = np.minimum(GRAIN, source.size - offsets)
+    differing = ExtentMap.from_columns(offsets, lengths, Kind.DATA, source.size)
+    return Comparison(source.size, differing, incoming.size)
+
+
+def _unequal(ours: bytes, theirs: bytes) -> Iterator[int]:
+    for number, start in enumerate(range(0, len(ours), _DIGEST_BYTES)):
+        end = start + _DIGEST_BYTES
+        if ours[start:end] != theirs[start:end]:
+            yield number * GRAIN
+
+
+def digest_words(size: int, adopt: str = "") -> Sequence[str]:
+    """Return the command that `compare` needs on the other host, without the disk's path."""
+    return ["digests", "--most", str(size), *(["--adopt", adopt] if adopt else [])]
