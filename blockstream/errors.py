@@ -72,6 +72,12 @@ class TargetTooLargeError(RefusedError):
     advice = "--force-larger takes it, and leaves the rest untouched"
 
 
+class ForbiddenError(RefusedError):
+    """What the target's people allow does not cover it. Nothing was written."""
+
+    advice = "ask whoever wrote the policy of `blockstream serve` there"
+
+
 class BusyError(RefusedError):
     """Somebody else uses the target or its journal. Nothing was written."""
 

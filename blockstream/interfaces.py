@@ -32,6 +32,10 @@ class Source(Protocol):
         """Whether it provably gives the same bytes for ever, so that a resume need not re-read."""
 
     @property
+    def identity(self) -> Identity:
+        """What it is known by."""
+
+    @property
     def nodes(self) -> frozenset[Node]:
         """What its bytes lie on, for the check that a target is not its own source."""
 

@@ -17,6 +17,7 @@ from blockstream.transports.command import CommandLink
 _ROUND_TRIP_SECONDS = 5.0
 _HOST = r"(?:(?P<user>[A-Za-z0-9._@+-]+)@)?(?P<host>\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+)"
 _SHORT = re.compile(rf"{_HOST}:(?P<path>/.+)", re.DOTALL)
+_NAMED = re.compile(rf"{_HOST}::(?P<path>[A-Za-z0-9._-]{{1,64}})")
 _LONG = re.compile(rf"ssh://{_HOST}(?::(?P<port>\d{{1,5}}))?(?P<path>/.+)", re.DOTALL)
 
 
@@ -56,16 +57,14 @@ class Remote:
         path: The disk's absolute path there.
         user: Empty for what ssh's configuration says.
         port: 0 for what ssh's configuration says.
+        name: In place of a path, the name that a policy of `serve` gives it.
     """
 
     host: str
     path: str
     user: str = ""
     port: int = 0
-
-    def __str__(self) -> str:
-        """What people call it."""
-        return f"{self.account}:{self.path}"
+    name: str = ""
 
     @property
     def account(self) -> str:
@@ -76,9 +75,14 @@ class Remote:
 def remote(location: str) -> Remote | None:
     """Return the host and path in `[USER@]HOST:/PATH` or `ssh://[USER@]HOST[:PORT]/PATH`, or None.
 
+    `[USER@]HOST::NAME` is a disk that `serve` there knows by name.
+
     Raises:
         UsageError: If it can only be meant as such, and is none.
     """
+    named = _NAMED.fullmatch(location)
+    if named is not None and not named["host"].startswith("-"):
+        return Remote(named["host"].strip("[]"), "", named["user"] or "", name=named["path"])
     long = location.startswith("ssh://")
     found = (_LONG if long else _SHORT).fullmatch(location)
     if found is None:

@@ -30,9 +30,10 @@ _COMMANDS = (
     "extents",
     "inspect",
     "verify",
-    "join",
-    "digests",
+    "serve",
 )
+# What our own commands run on other hosts; nobody types them.
+_PLUMBING = ("join", "digests")
 _ALIASES = {"receive": "recv"}
 
 
@@ -44,7 +45,7 @@ class _Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         name = _ALIASES.get(cmd_name, cmd_name)
-        if name not in _COMMANDS:
+        if name not in _COMMANDS + _PLUMBING:
             return None
         command = importlib.import_module(f"blockstream.cli.{name}_cmd").command
         return command if isinstance(command, click.Command) else None
@@ -56,7 +57,8 @@ def cli() -> None:
     """Move block devices by streaming only what changed, and prove that it arrived.
 
     \b
-    A whole disk:     blockstream send /dev/vg/a | ssh HOST blockstream recv /dev/vg/b
+    To another host:  blockstream send /dev/vg/a root@HOST:/dev/vg/b
+    By any pipe:      blockstream send /dev/vg/a | ssh HOST blockstream recv /dev/vg/b
     Only its changes: blockstream send --base A --goal B --extents changed.json DISK | ...
     To a file:        blockstream send disk.img > disk.bsx
 

@@ -25,8 +25,10 @@ from blockstream.linux.buffers import aligned_buffer, write_stream
 from blockstream.linux.streams import WakeableReader, widen_pipe
 from blockstream.locations import open_source
 from blockstream.pipeline.crew import Crew, Turnstile, default_workers
+from blockstream.pipeline.limiter import Limiter
+from blockstream.pipeline.outlet import PipeOutlet
 from blockstream.pipeline.progress import Progress
-from blockstream_protocol import Kind
+from blockstream_protocol import Hello, Kind
 
 # A block that differs travels whole: smaller ones would cost more digests than they save.
 GRAIN = 64 << 10
@@ -117,7 +119,12 @@ def _digests_of(data: memoryview) -> bytes:
 
 
 def send_digests(
-    location: str, most: int, fd: int, progress: Progress, adopt: tuple[str, Path] | None = None
+    location: str,
+    most: int,
+    fd: int,
+    progress: Progress,
+    adopt: tuple[str, Path] | None = None,
+    identity: str = "",
 ) -> None:
     """Write the digests of a disk's blocks to `fd`: what runs on the other host.
 
@@ -127,6 +134,7 @@ def send_digests(
         fd: Where to.
         progress: Counted.
         adopt: Id to give it, once all was read, and where journals lie; it is held until then.
+        identity: What it must be known by; empty for anything.
 
     Raises:
         BlockstreamError: If it cannot be read, or not be held.
@@ -136,6 +144,8 @@ def send_digests(
         if adopt is not None:
             everything = stack.enter_context(opened_at(location, adopt[1]))
         source = stack.enter_context(contextlib.closing(open_source(location, from_medium=True)))
+        if identity not in {"", source.identity.key}:
+            raise RefusedError("the disk is not the one that was granted; nothing was read")
         whole = blake3.blake3()
 
         def emit(_offset: int, digests: bytes) -> None:
@@ -247,3 +257,10 @@ def _unequal(ours: bytes, theirs: bytes) -> Iterator[int]:
 def digest_words(size: int, adopt: str = "") -> Sequence[str]:
     """Return the command that `compare` needs on the other host, without the disk's path."""
     return ["digests", "--most", str(size), *(["--adopt", adopt] if adopt else [])]
+
+
+def ask_to_verify(fd: int, name: str, most: int) -> None:
+    """Ask `serve` on the other host for the digests of a disk that it knows by name."""
+    facts = {"operation": "verify", "name": name, "most": most}
+    with contextlib.closing(PipeOutlet(fd, Limiter(None), Progress())) as outlet:
+        outlet.send(Hello(duplex=True, target=facts))

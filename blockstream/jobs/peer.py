@@ -20,12 +20,14 @@ from blockstream.errors import (
     OutcomeUnknownError,
     RefusedError,
     SourceError,
+    UsageError,
 )
 from blockstream.formats.extent_lists import ExtentList, Meaning
 from blockstream.interfaces import Link, Source
-from blockstream.jobs.digests import Comparison, compare, digest_words
+from blockstream.jobs.digests import Comparison, ask_to_verify, compare, digest_words
 from blockstream.jobs.receive import ReceiveRequest, ReceiveResult, receive
 from blockstream.jobs.send import SendRequest, SendResult
+from blockstream.jobs.serve import PEER_COMMAND
 from blockstream.jobs.session import Sending
 from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.locations import Remote, Way, open_link, open_source, round_trip
@@ -169,6 +171,9 @@ def push(
         BlockstreamError: With what the other end said.
     """
     words = _target_options(what)
+    if where.name:
+        _check_named(what, options)
+        request = replace(request, name=where.name)
     with contextlib.closing(open_source(request.source)) as source:
         sending = Sending(request, source, progress)
         for text in sending.what.warnings:
@@ -203,6 +208,8 @@ def compared(
     command = remote_command(options, digest_words(source.size, adopt), where)
     with contextlib.closing(open_link(where, command, options.way)) as link:
         try:
+            if where.name:
+                ask_to_verify(link.to_peer, where.name, source.size)
             return compare(source, link.from_peer, Progress(), reporters)
         except ConnectionLostError as error:
             raise explained(error, [link], greeted=False) from error
@@ -221,6 +228,8 @@ def push_differing(
     Raises:
         BlockstreamError: With what the other end said.
     """
+    if where.name:
+        raise UsageError("HOST::NAME can be compared by `verify`, but not sent what differs")
     base = f"compared-{uuid.uuid4()}"
     with contextlib.closing(open_source(request.source)) as source:
         comparison = compared(source, where, options, reporters, adopt=base)
@@ -251,6 +260,8 @@ def pull(
         BlockstreamError: With what the other end said.
     """
     patience = _Patience(options)
+    if where.name:
+        raise UsageError("`serve` only lets write: a disk is fetched from HOST:/PATH")
     patience.streams = wished_streams(where, options)
     words = ["send", "--session", *send_options]
     while True:
@@ -284,7 +295,12 @@ def wished_streams(where: Remote, options: PeerOptions) -> int:
 
 
 def remote_command(options: PeerOptions, words: Sequence[str], where: Remote) -> str:
-    """Return the command line for the other host's shell; the path is its last word."""
+    """Return the command line for the other host's shell; the path is its last word.
+
+    `serve` decides by itself; it only compares what it is asked.
+    """
+    if where.name:
+        return PEER_COMMAND
     return f"{options.command} {shlex.join([*words, '--', where.path])}"
 
 
@@ -315,6 +331,16 @@ def explained(error: BlockstreamError, links: Sequence[Link], *, greeted: bool) 
         f"no session with {link.name}: the program that leads there ended with status {status}"
         f"{said}; nothing was sent"
     )
+
+
+def _check_named(what: ReceiveRequest, options: PeerOptions) -> None:
+    """Refuse what the policy there decides."""
+    default = ReceiveRequest(what.target, what.state_dir)
+    if what != default or options.command != PeerOptions().command or options.streams != 1:
+        raise UsageError(
+            "how HOST::NAME is written is decided by the policy there: leave --apply, --create, "
+            "--verify, --force..., --remote-command and --streams out"
+        )
 
 
 def _target_options(what: ReceiveRequest) -> list[str]:

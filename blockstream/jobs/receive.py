@@ -79,6 +79,10 @@ class ReceiveRequest:
         force_larger: Take a target that is larger than the source.
         force_base: Believe that the target is the base.
         lock_wait: Seconds to wait for somebody else who uses the target.
+        identity: What the target must be known by; empty for anything.
+        name: Name that the opening must give it; None for any.
+        largest: Most bytes that a source may have.
+        bases: States that an increment may start from, "" for a full copy; None for any.
     """
 
     target: str
@@ -91,6 +95,10 @@ class ReceiveRequest:
     force_larger: bool = False
     force_base: bool = False
     lock_wait: float = 0.0
+    identity: str = ""
+    name: str | None = None
+    largest: int = DEVICE_BYTES
+    bases: frozenset[str] | None = None
 
     @property
     def policy(self) -> ReceiverPolicy:
@@ -100,6 +108,9 @@ class ReceiveRequest:
             allow_larger=self.force_larger,
             read_back=self.verify,
             dry_run=self.dry_run,
+            name=self.name,
+            largest=self.largest,
+            bases=self.bases,
         )
 
 
@@ -175,34 +186,44 @@ def receive(
         for lane in (fd, *lanes):
             widen_pipe(lane)
             readers.append(stack.enter_context(contextlib.closing(WakeableReader(lane))))
-        answering = None
-        if answer_fd is not None:
-            answering = stack.enter_context(contextlib.closing(Answering(answer_fd)))
         frames = FrameReader(*readers)
+        if answer_fd is None:
+            return receive_frames(request, frames, None, progress, reporters)
+        answering = stack.enter_context(contextlib.closing(Answering(answer_fd)))
         try:
-            if answering is not None:
-                _await_greeting(frames)
-            with _opened(request, frames, duplex=answering is not None) as everything:
-                return _received(request, everything, frames, answering, progress, reporters)
+            greeting_in_time(frames)
+            return receive_frames(request, frames, answering, progress, reporters)
         except BlockstreamError as error:
-            if answering is not None:
-                answering.explain(error)
+            answering.explain(error)
             raise
 
 
-def _await_greeting(frames: FrameReader) -> None:
+def greeting_in_time(frames: FrameReader) -> Hello:
     """Take HELLO in time: nothing of a session runs yet that would notice a silent sender.
 
     Raises:
         ConnectionLostError: If it does not come.
+        BlockstreamError: If something else does.
     """
     impatience = threading.Timer(IDLE_SECONDS, frames.stop)
     impatience.daemon = True
     impatience.start()
     try:
-        _greeting(frames)
+        return _greeting(frames)
     finally:
         impatience.cancel()
+
+
+def receive_frames(
+    request: ReceiveRequest,
+    frames: FrameReader,
+    answering: Answering | None,
+    progress: Progress,
+    reporters: list[Reporter],
+) -> ReceiveResult:
+    """Take a stream whose frames may have been looked at already. See `receive`."""
+    with _opened(request, frames, duplex=answering is not None) as everything:
+        return _received(request, everything, frames, answering, progress, reporters)
 
 
 @contextlib.contextmanager
@@ -231,7 +252,11 @@ def _target(
     request: ReceiveRequest, frames: FrameReader, *, duplex: bool
 ) -> tuple[DiskTarget, bool]:
     if not request.create:
-        return open_target(request.target, force_in_use=request.force_in_use), False
+        target = open_target(request.target, force_in_use=request.force_in_use)
+        if request.identity not in {"", target.identity.key}:
+            target.close()
+            raise RefusedError("the target is not the disk that was granted; nothing was written")
+        return target, False
     if duplex:
         # The opening comes only after our HELLO, which tells of the target.
         hello = _greeting(frames)

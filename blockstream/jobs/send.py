@@ -45,6 +45,7 @@ class SendRequest:
         limiter: Limit on wire bytes.
         receipt_seconds: How long to wait for `confirm`; 0 for not at all.
         changes: The ranges to send, where no file holds them.
+        name: What a policy of `serve` calls the target.
     """
 
     source: str
@@ -57,6 +58,7 @@ class SendRequest:
     limiter: Limiter = field(default_factory=lambda: Limiter(None))
     receipt_seconds: float = 0.0
     changes: ExtentList | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,7 @@ def planned(request: SendRequest, source: Source) -> SendPlan:
         plan=plan.digest(blake3.blake3).hex(),
         ranges=len(plan),
         total=plan.total,
+        name=request.name,
         frames=token.frames if token else 0,
         chain=token.chain if token and token.frames else "",
     )

@@ -144,7 +144,8 @@ class Sending:
         if not self._request.goal:
             source = absolute(self._request.source)
             goals += self._sent.unconfirmed(source, self.what.opening.base)
-        return {"size": self._source.size, "goals": goals[:_MOST_GOALS]}
+        told: dict[str, object] = {"size": self._source.size, "goals": goals[:_MOST_GOALS]}
+        return told | ({"name": self._request.name} if self._request.name else {})
 
     def _choose(self, hello: Hello) -> Open:
         """Continue what is unfinished on the target; a goal that was asked for stays."""

@@ -4,6 +4,7 @@ from blockstream.errors import (
     BaseMismatchError,
     BlockstreamError,
     ConnectionLostError,
+    ForbiddenError,
     IntegrityError,
     InterruptedTransferError,
     OutcomeUnknownError,
@@ -38,6 +39,7 @@ _REFUSALS: dict[Grounds, type[RefusedError]] = {
     Grounds.WRITTEN: WrittenSinceError,
     Grounds.TOO_SMALL: TargetTooSmallError,
     Grounds.TOO_LARGE: TargetTooLargeError,
+    Grounds.FORBIDDEN: ForbiddenError,
 }
 
 

@@ -246,6 +246,8 @@ class FrameReader:
         ]
         self._turn = 0
         self._pushed: deque[Frame] = deque()
+        # Called with the number of bytes that came; may take its time.
+        self.wait: Callable[[int], None] = lambda _count: None
 
     @property
     def stopped(self) -> bool:
@@ -267,6 +269,7 @@ class FrameReader:
             count = reader.read_into(decoder.buffer())
             if not count:
                 return None
+            self.wait(count)
             frame = decoder.filled(count)
             if frame is not None:
                 self._turn += 1

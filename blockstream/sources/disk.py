@@ -14,7 +14,7 @@ from blockstream.extents import ExtentMap
 from blockstream.linux.batch import FEWEST, batch
 from blockstream.linux.block import data_ranges, logical_block_of, size_of
 from blockstream.linux.buffers import read_all
-from blockstream.linux.identity import Node, node_of, users_of
+from blockstream.linux.identity import Identity, Node, identity_of, node_of, users_of
 from blockstream.linux.page_cache import CacheView, lies_in_memory, may_see_cache
 from blockstream_protocol import Kind
 
@@ -50,6 +50,7 @@ class DiskSource:
             self.alignment = max(512, logical_block_of(self._fd))
             self._before = (info.st_size, info.st_mtime_ns)
             node = node_of(self._fd)
+            self.identity: Identity = identity_of(self._fd)
             self.nodes: frozenset[Node] = frozenset({node})
             self._look_for_users(node)
             # Our own readahead would look like somebody's cached pages.

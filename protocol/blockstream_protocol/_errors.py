@@ -22,6 +22,7 @@ class Grounds(Enum):
     TOO_SMALL = "the target is smaller than the source"
     TOO_LARGE = "the target is larger than the source"
     WRITTEN = "somebody wrote to the target since its commit"
+    FORBIDDEN = "the receiver's people do not allow it"
 
 
 class ProtocolError(Exception):

@@ -25,7 +25,7 @@ from blockstream_protocol._errors import (
     RemoteProtocolError,
 )
 from blockstream_protocol._extents import Extent
-from blockstream_protocol._limits import ALIGNMENT, IDLE_SECONDS, PING_SECONDS
+from blockstream_protocol._limits import ALIGNMENT, DEVICE_BYTES, IDLE_SECONDS, PING_SECONDS
 from blockstream_protocol._messages import (
     Abort,
     Ack,
@@ -59,12 +59,18 @@ class ReceiverPolicy:
         allow_larger: Take a target that is larger than the source.
         read_back: Read everything back from the medium before it is acknowledged.
         dry_run: Decide, then finish without a change.
+        name: Name that an opening must give the target; None for any.
+        largest: Most bytes that a source may have.
+        bases: States that a stream may start from, "" for a full copy; None for any.
     """
 
     force_base: bool = False
     allow_larger: bool = False
     read_back: bool = False
     dry_run: bool = False
+    name: str | None = None
+    largest: int = DEVICE_BYTES
+    bases: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,12 +385,26 @@ class Receiver:
     def _on_open(self, opening: Open) -> list[Effect]:
         self._opening = opening
         self._transfer = opening.identity(self._new_digest)
+        self._check_granted(opening)
         self._check_size(opening)
         self._plan = PlanBuilder(opening.size)
         if opening.full or not opening.ranges:
             plan = Plan.whole(opening.size if opening.full else 0)
             return self._planned(opening, plan)
         return []
+
+    def _check_granted(self, opening: Open) -> None:
+        policy = self._policy
+        if policy.name not in {None, opening.name}:
+            raise RefusedError("the stream is for another target", Grounds.FORBIDDEN)
+        if opening.size > policy.largest:
+            raise RefusedError(
+                f"the source has {opening.size} bytes, {policy.largest} are allowed",
+                Grounds.FORBIDDEN,
+            )
+        if policy.bases is not None and opening.base not in policy.bases:
+            what = f"the base {opening.base!r}" if opening.base else "a full copy"
+            raise RefusedError(f"{what} is not allowed", Grounds.FORBIDDEN)
 
     def _check_size(self, opening: Open) -> None:
         if opening.size > self._size:

@@ -76,6 +76,7 @@ class Sender:
         self._resume: tuple[int, bytes] = (0, self._transfer)
         self._held: Committed | None = None
         self._expected: Committed | None = None
+        self._gave_up = False
         self._acked = 0
         self._unmarked = 0
         self._heard = self._spoke = self._marked = now
@@ -125,7 +126,7 @@ class Sender:
             RemoteProtocolError: If it breaks a rule, or says that the transfer is refused or over.
         """
         self._heard = max(self._heard, now)
-        if isinstance(message, Ping) or self._state is State.DONE:
+        if isinstance(message, Ping) or self._gave_up:
             return []  # what was on its way when we gave up changes nothing any more
         if isinstance(message, Abort):
             raise RemoteProtocolError(plain_text(message.text), _code_of(message.code))
@@ -262,6 +263,7 @@ class Sender:
         if self._state is State.DONE:
             return []
         self._state = State.DONE
+        self._gave_up = True
         return [Send(Abort(code, text[:1000])), Finish(code, text)]
 
     # Inside.

@@ -50,6 +50,6 @@ RECEIVER: Table = {
 SENDER: Table = {
     State.GREET: {Hello: State.OPENING, Refuse: State.DONE},
     State.OPENING: {Ack: State.STREAM, Committed: State.DONE, Refuse: State.DONE},
-    State.STREAM: {Ack: State.STREAM},
-    State.ENDING: {Ack: State.ENDING, Committed: State.DONE},
+    State.STREAM: {Ack: State.STREAM, Refuse: State.DONE},
+    State.ENDING: {Ack: State.ENDING, Committed: State.DONE, Refuse: State.DONE},
 }

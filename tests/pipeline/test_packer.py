@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from blockstream.errors import SourceError
 from blockstream.extents import ExtentMap
-from blockstream.linux.identity import Node
+from blockstream.linux.identity import Identity, Node
 from blockstream.pipeline.packer import SHORTEST_ZERO_RUN, ZERO_BLOCK, PackedFrame, Packer
 from blockstream_protocol import DATA_BYTES, FRAME_EXTENTS, Extent, Kind, parse_table
 
@@ -23,6 +23,7 @@ class Memory:
     name = "memory"
     alignment = SECTOR
     immutable = True
+    identity = Identity("memory", lasting=False)
     nodes: frozenset[Node] = frozenset()
     warnings: Sequence[str] = ()
 

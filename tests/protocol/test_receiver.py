@@ -740,3 +740,37 @@ def test_what_cannot_happen_is_a_bug_and_not_a_guess() -> None:
     for inside in (fresh._already, fresh._give_up, fresh._known_opening):
         with pytest.raises(LocalProtocolError):
             inside()
+
+
+# What is granted.
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        (ReceiverPolicy(name="vm"), "for another target"),
+        (ReceiverPolicy(largest=SIZE - 1), "4096 bytes, 4095 are allowed"),
+        (ReceiverPolicy(bases=frozenset({"a", ""})), "the base 'b' is not allowed"),
+    ],
+)
+def test_an_opening_beyond_what_is_granted_is_refused(policy: ReceiverPolicy, said: str) -> None:
+    receiver = receiver_at(policy=policy)
+    receiver.receive(Hello(duplex=True))
+    with pytest.raises(RemoteProtocolError, match=said) as caught:
+        receiver.receive(replace(OPENING, name="other"))
+    assert caught.value.code is Code.REFUSED
+
+
+def test_an_opening_within_what_is_granted_is_taken() -> None:
+    policy = ReceiverPolicy(name="vm", largest=SIZE, bases=frozenset({"b"}))
+    receiver = receiver_at(policy=policy)
+    receiver.receive(Hello(duplex=True))
+    assert receiver.receive(replace(OPENING, name="vm")) == []
+
+
+def test_bytes_of_a_slow_frame_count_as_life() -> None:
+    receiver = streaming()
+    receiver.heard(IDLE_SECONDS)
+    assert receiver.tick(2 * IDLE_SECONDS - 1)
+    with pytest.raises(RemoteProtocolError, match="silent"):
+        receiver.tick(2 * IDLE_SECONDS)

@@ -454,3 +454,36 @@ def test_a_table_that_admits_what_nobody_handles_is_a_bug(monkeypatch: pytest.Mo
     monkeypatch.setitem(SENDER[State.GREET], End, State.OPENING)
     with pytest.raises(LocalProtocolError, match="no handler for End"):
         sender_of().receive(End(0, HEX, 0))
+
+
+# Another goal.
+
+
+def test_a_sender_that_heard_what_is_unfinished_opens_with_its_goal() -> None:
+    sender = sender_of()
+    sender.start()
+    aimed = replace(OPENING, goal="unfinished")
+    sender.aim(aimed)
+    (opening, *_) = sender.receive(Hello(duplex=True))
+    assert opening == Send(aimed)
+    assert sender.transfer == aimed.identity(new_digest).hex()
+
+
+def test_an_opening_cannot_change_once_it_was_sent_nor_its_plan() -> None:
+    with pytest.raises(LocalProtocolError, match="too late"):
+        streaming().aim(replace(OPENING, goal="other"))
+    with pytest.raises(LocalProtocolError, match="another plan"):
+        sender_of().aim(replace(OPENING, plan=HEX))
+
+
+@pytest.mark.parametrize("late", [Ack(0, HEX), COMMITTED, Refuse(10, "no"), Abort(11, "no")])
+def test_what_was_on_its_way_when_we_gave_up_changes_nothing(late: Message) -> None:
+    sender = streaming()
+    sender.failed(Code.SOURCE, "the disk is gone")
+    assert sender.receive(late) == []
+
+
+@pytest.mark.parametrize("sender", [streaming, ended])
+def test_a_refusal_counts_at_any_time(sender: Callable[[], Sender]) -> None:
+    code, said = refused(sender().receive, Refuse(10, "it does not fit any more"))
+    assert (code, said) == (Code.REFUSED, "it does not fit any more")

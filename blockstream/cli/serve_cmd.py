@@ -1,0 +1,66 @@
+"""`blockstream serve`."""
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from blockstream.cli.console import say, show
+from blockstream.cli.options import refuse_terminal, with_state_dir
+from blockstream.errors import UsageError
+from blockstream.jobs.serve import key_line, load_policy, serve
+from blockstream.locations import open_source
+
+_STDIN, _STDOUT = 0, 1
+
+
+@click.command("serve", short_help="What a key that may only write certain disks runs.")
+@click.option("--policy", type=click.Path(path_type=Path), help="What it may, a TOML file.")
+@click.option(
+    "--show-key-line",
+    type=click.Path(path_type=Path),
+    metavar="POLICY",
+    help="Check a policy, and print what goes before the key in authorized_keys.",
+)
+@click.option("--identity", metavar="DISK", help="Print what DISK is known by, for a policy.")
+@with_state_dir
+def command(
+    policy: Path | None, show_key_line: Path | None, identity: str | None, state_dir: Path
+) -> None:
+    """Let a peer write the disks that a policy names, and do nothing else.
+
+    ssh runs it in place of whatever the peer asks for. The peer sends to HOST::NAME.
+
+    \b
+    Example, on the receiving host:
+      blockstream serve --identity /dev/vg/vm
+      cat > /etc/blockstream/alice.toml <<END
+      [targets.vm]
+      path = "/dev/vg/vm"
+      identity = "dm:LVM-..."           # as printed above
+      operations = ["recv", "verify"]
+      max_size = "100G"
+      rate = "50M"
+      END
+      blockstream serve --show-key-line /etc/blockstream/alice.toml
+    And on the sending host:
+      blockstream send /dev/vg/vm HOST::vm
+    """  # noqa: D301
+    given = [each for each in (policy, show_key_line, identity) if each is not None]
+    if len(given) != 1:
+        raise UsageError("give one of --policy, --show-key-line and --identity")
+    if identity is not None:
+        source = open_source(identity)
+        key = source.identity.key
+        source.close()
+        show(f"{key}\n")
+    elif show_key_line is not None:
+        load_policy(show_key_line)
+        program = Path(sys.argv[0]).resolve()
+        show(f"{key_line(str(program), show_key_line.resolve())} KEY\n")
+    elif policy is not None:
+        refuse_terminal(_STDIN, "standard input")
+        refuse_terminal(_STDOUT, "standard output")
+        asked = os.environ.get("SSH_ORIGINAL_COMMAND")
+        say(serve(policy, asked, state_dir, _STDIN, _STDOUT))
