@@ -140,6 +140,12 @@ class NotFoundError(BlockstreamError):
     exit_status = ExitStatus.NOT_FOUND
 
 
+class PartlyDoneError(BlockstreamError):
+    """Some of several transfers failed."""
+
+    exit_status = ExitStatus.PARTLY
+
+
 class StaleViewError(BlockstreamError):
     """It was done, but what was shown may be out of date or incomplete."""
 

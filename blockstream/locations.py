@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from blockstream.errors import UsageError
 from blockstream.interfaces import Source
@@ -66,6 +67,10 @@ class Remote:
     port: int = 0
     name: str = ""
 
+    def __str__(self) -> str:
+        """What people call it."""
+        return f"{self.account}::{self.name}" if self.name else f"{self.account}:{self.path}"
+
     @property
     def account(self) -> str:
         """USER@HOST, or HOST."""
@@ -109,6 +114,19 @@ class Way:
     rsh: str = ""
     host_keys: str = "strict"
     ssh_config: str = ""
+
+
+def remote_folder(location: str, sources: Sequence[str]) -> list[Remote] | None:
+    """Return where several disks go that are sent to `[USER@]HOST:` or `[USER@]HOST:/FOLDER/`.
+
+    To a host alone, each goes to the path that it has here; to a folder, under its own name.
+    """
+    host, colon, folder = location.rpartition(":")
+    if not colon or (folder and not folder.endswith("/")):
+        return None
+    paths = [str(Path(source).absolute()) for source in sources]
+    found = [remote(f"{host}:{folder + Path(path).name if folder else path}") for path in paths]
+    return [each for each in found if each is not None] if all(found) else None
 
 
 def open_link(where: Remote, command: str, way: Way) -> CommandLink:

@@ -18,11 +18,13 @@ class SshServer:
 
     Attributes:
         folder: Keys and configurations.
-        port: On 127.0.0.1.
+        port: Where it listens.
+        address: On what.
     """
 
     folder: Path
     port: int
+    address: str = "127.0.0.1"
 
     @property
     def host_key(self) -> str:
@@ -40,7 +42,7 @@ class SshServer:
         user = pwd.getpwuid(os.geteuid()).pw_name
         lines = [
             "Host lab",
-            "  HostName 127.0.0.1",
+            f"  HostName {self.address}",
             f"  Port {self.port}",
             f"  User {user}",
             f"  IdentityFile {self.folder / 'user'}",
@@ -59,8 +61,10 @@ class SshServer:
 
 
 @contextlib.contextmanager
-def ssh_server(folder: Path) -> Iterator[SshServer]:
-    """Run one until the block ends."""
+def ssh_server(
+    folder: Path, *, namespace: str = "", address: str = "127.0.0.1"
+) -> Iterator[SshServer]:
+    """Run one until the block ends, in a network namespace if one is named."""
     for name in ("host", "user"):
         subprocess.run(  # noqa: S603  # no shell
             [_tool("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True
@@ -69,23 +73,24 @@ def ssh_server(folder: Path) -> Iterator[SshServer]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     (folder / "server").write_text(
-        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder / 'host'}\n"
+        f"Port {port}\nListenAddress {address}\nHostKey {folder / 'host'}\n"
         f"AuthorizedKeysFile {folder / 'authorized'}\nPidFile none\nStrictModes no\nUsePAM no\n"
         "UseDNS no\nMaxStartups 100\nPermitRootLogin yes\nPasswordAuthentication no\n"
         "KbdInteractiveAuthentication no\n"
     )
-    server = SshServer(folder, port)
+    server = SshServer(folder, port, address)
     server.authorize()
-    (folder / "known").write_text(f"[127.0.0.1]:{port} {server.host_key}\n")
+    (folder / "known").write_text(f"[{address}]:{port} {server.host_key}\n")
     server.client("client", str(folder / "known"))
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+    inside = [_tool("ip"), "netns", "exec", namespace] if namespace else []
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(  # noqa: S603  # no shell
-            [_tool("sshd"), "-D", "-e", "-f", folder / "server"], stderr=log
+            [*inside, _tool("sshd"), "-D", "-e", "-f", folder / "server"], stderr=log
         )
     try:
-        _wait_for(port)
+        _wait_for(folder / "log")
         yield server
     finally:
         process.terminate()
@@ -99,11 +104,9 @@ def _tool(name: str) -> str:
     return found
 
 
-def _wait_for(port: int) -> None:
-    """Wait for a server that tells nobody when it listens."""
+def _wait_for(log: Path) -> None:
+    """Wait until the server says that it listens."""
     deadline = time.monotonic() + 10
-    while True:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-        assert time.monotonic() < deadline, "sshd does not listen"
+    while "listening on" not in log.read_text():
+        assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.01)

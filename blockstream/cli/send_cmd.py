@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,13 @@ from blockstream.cli.rates import limiter_for
 from blockstream.cli.recv_cmd import TARGET_FLAGS, show_received, with_target_options
 from blockstream.errors import UsageError
 from blockstream.jobs.copy import copy
+from blockstream.jobs.disk_set import push_set
 from blockstream.jobs.peer import pull, push, push_differing
 from blockstream.jobs.receive import ApplyMode, ReceiveRequest
 from blockstream.jobs.send import SendRequest, SendResult, planned, send
 from blockstream.jobs.session import send_session
 from blockstream.jobs.supervision import Reporter
-from blockstream.locations import Remote, open_source, remote
+from blockstream.locations import Remote, open_source, remote, remote_folder
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.progress import Progress
 from blockstream.pipeline.token import ResumeToken
@@ -45,8 +46,7 @@ _NO_EFFECT = "have no effect with another host: its session confirms and continu
 
 
 @click.command("send", short_help="Send a disk, or what changed in it.")
-@click.argument("source")
-@click.argument("target", required=False)
+@click.argument("places", nargs=-1, required=True, metavar="SOURCE... [TARGET]")
 @click.option(
     "--base", default="", help="State that the target holds; `last` is the newest confirmed."
 )
@@ -103,8 +103,7 @@ _NO_EFFECT = "have no effect with another host: its session confirms and continu
 @with_progress
 @with_state_dir
 def command(  # one an option
-    source: str,
-    target: str | None,
+    places: tuple[str, ...],
     base: str,
     goal: str,
     extents: str,
@@ -127,11 +126,14 @@ def command(  # one an option
 
     TARGET is a disk of this host, or of another one: [USER@]HOST:/PATH or
     ssh://[USER@]HOST[:PORT]/PATH. SOURCE may be one of another host, too, and is fetched then.
+    Several SOURCEs go to HOST: or HOST:/FOLDER/ as one set: none is committed before all are
+    durable there.
 
     \b
     Examples:
       blockstream send /dev/vg/vm root@HOST:/dev/vg/vm
       blockstream send root@HOST:/dev/vg/vm copy.img --create
+      blockstream send /dev/vg/vm-root /dev/vg/vm-data root@HOST:
       blockstream send /dev/vg/vm | ssh HOST blockstream recv /dev/vg/vm
       blockstream send disk.img > disk.bsx
       blockstream send --base monday --goal tuesday --extents changed.json disk.img | ...
@@ -140,8 +142,9 @@ def command(  # one an option
     if receipt_wait is not None and not require_receipt:
         raise UsageError("--receipt-wait has no effect without --require-receipt")
     receipt_seconds = (receipt_wait or _RECEIPT_SECONDS) if require_receipt else 0.0
-    from_host, to_host = remote(source), remote(target) if target else None
-    _check_places(target, from_host, to_host, options)
+    where_to = _Places.of(places)
+    _check_places(where_to, options)
+    source, target, from_host = where_to.source, where_to.target, where_to.from_host
     shown = reporters("send", as_json=as_json, quiet=quiet or session, progress_fd=progress_fd)
     voice = _Voice(shown, as_json=as_json, quiet=quiet or session)
     where = ReceiveRequest(
@@ -169,17 +172,17 @@ def command(  # one an option
         receipt_seconds=receipt_seconds,
     )
     voice.shown += followers
-    if compare and (to_host is None or dry_run or base or extents or where.create):
+    if compare and (len(where_to.hosts) != 1 or dry_run or base or extents or where.create):
         raise UsageError(
             "--compare finds out what changed on a TARGET of another host: leave out --base, "
             "--extents, --create and -n"
         )
     if dry_run:
         _show_plan(request, as_json=as_json)
-    elif to_host is not None:
+    elif where_to.hosts:
         if receipt_seconds or resume:
             raise UsageError(f"--require-receipt and --resume {_NO_EFFECT}")
-        _push(request, to_host, where, options, voice, compare=compare)
+        _push(request, where_to, where, options, voice, compare=compare)
     elif target is not None:
         _refuse_pipe_options(compress, bwlimit, resume, receipt_seconds)
         result = copy(request, where, Progress(), shown)
@@ -204,20 +207,58 @@ class _Voice:
     quiet: bool
 
 
-def _check_places(
-    target: str | None, from_host: Remote | None, to_host: Remote | None, options: Mapping[str, Any]
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """What is sent, and where to.
+
+    Attributes:
+        sources: The disks.
+        target: As typed; None for standard output.
+        from_host: Where a single source lies, if not on this host.
+        hosts: Where each source goes, if that is another host.
+    """
+
+    sources: tuple[str, ...]
+    target: str | None
+    from_host: Remote | None
+    hosts: tuple[Remote, ...]
+
+    @property
+    def source(self) -> str:
+        """The first disk."""
+        return self.sources[0]
+
+    @classmethod
+    def of(cls, words: tuple[str, ...]) -> "_Places":
+        """Tell sources from a target.
+
+        Raises:
+            UsageError: If several sources have no place to go together.
+        """
+        if len(words) == 1:
+            return cls(words, None, remote(words[0]), ())
+        sources, target = words[:-1], words[-1]
+        together = remote_folder(target, sources)
+        if together is not None:
+            return cls(sources, target, None, tuple(together))
+        if len(sources) > 1:
+            raise UsageError("several SOURCEs go to HOST: or HOST:/FOLDER/ together")
+        host = remote(target)
+        return cls(sources, target, remote(sources[0]), (host,) if host is not None else ())
+
+
+def _check_places(places: _Places, options: Mapping[str, Any]) -> None:
     """Refuse what has no effect between these places."""
-    if from_host is not None and target is None:
+    if places.from_host is not None and places.target is None:
         raise UsageError("a SOURCE of another host needs a TARGET here")
-    if from_host is not None and to_host is not None:
+    if places.from_host is not None and places.hosts:
         raise UsageError("one of SOURCE and TARGET has to be on this host; run it on one of theirs")
-    if from_host is None and to_host is None:
+    if places.from_host is None and not places.hosts:
         if has_peer_options(options):
             raise UsageError("--rsh, --remote-command, --streams and the like need another host")
         if options["apply"] != ApplyMode.DIRECT:
             raise UsageError("--apply needs another host; over a pipe, give it to `recv`")
-    if target is None and any(options[name] for name in TARGET_FLAGS):
+    if places.target is None and any(options[name] for name in TARGET_FLAGS):
         raise UsageError("options of the target need a TARGET; over a pipe, give them to `recv`")
 
 
@@ -236,7 +277,7 @@ def _to_stdout(request: SendRequest, voice: _Voice, *, session: bool, meeting: s
 
 def _push(
     request: SendRequest,
-    host: Remote,
+    places: _Places,
     where: ReceiveRequest,
     options: Mapping[str, Any],
     voice: _Voice,
@@ -246,15 +287,22 @@ def _push(
     peer = peer_options(options, as_json=voice.as_json)
     if compare:
         peer.tell("comparing first: both hosts read all of their disk, only what differs travels")
+    single = places.hosts[0]
     try:
-        if compare:
-            sent, _ = push_differing(request, host, where, peer, Progress(), voice.shown)
+        if len(places.hosts) > 1:
+            if request.extents or request.base:
+                raise UsageError("--base and --extents are for one disk at a time")
+            requests = [replace(request, source=each) for each in places.sources]
+            sent = push_set(requests, list(places.hosts), where, peer, voice.shown)
+        elif compare:
+            sent = [push_differing(request, single, where, peer, Progress(), voice.shown)[0]]
         else:
-            sent = push(request, host, where, peer, Progress(), voice.shown)
+            sent = [push(request, single, where, peer, Progress(), voice.shown)]
     finally:
         cleared(voice.shown)
     full = not request.base and not compare
-    _show_sent(sent, voice, full=full, target=where.target)
+    for host, result in zip(places.hosts, sent, strict=True):
+        _show_sent(result, voice, full=full, target=str(host))
 
 
 def _fetch(

@@ -98,10 +98,11 @@ class _Patience:
             raise InterruptedTransferError("stopped while there was no connection") from error
 
 
-class _Push:
+class Push:
     """Sends one disk to another host, connection after connection."""
 
     def __init__(self, sending: Sending, where: Remote, words: list[str], options: PeerOptions):
+        """Prepare; `words` are options of `recv` there."""
         self._sending = sending
         self._where = where
         self._words = words
@@ -109,6 +110,11 @@ class _Push:
         self._patience = _Patience(options, streams=wished_streams(where, options))
 
     def run(self, progress: Progress) -> Committed:
+        """Send it, and return when it is committed.
+
+        Raises:
+            BlockstreamError: With what the other end said.
+        """
         while True:
             try:
                 return self._once()
@@ -119,7 +125,12 @@ class _Push:
                 if not self._sending.start_anew():
                     raise
 
+    def tick(self) -> None:
+        """Let time pass in the session."""
+        self._sending.tick()
+
     def stop(self, reason: str) -> None:
+        """Make `run` end soon."""
         self._patience.stopped.set()
         self._sending.stop(reason)
 
@@ -170,7 +181,7 @@ def push(
     Raises:
         BlockstreamError: With what the other end said.
     """
-    words = _target_options(what)
+    words = target_options(what)
     if where.name:
         _check_named(what, options)
         request = replace(request, name=where.name)
@@ -178,9 +189,9 @@ def push(
         sending = Sending(request, source, progress)
         for text in sending.what.warnings:
             options.tell(text)
-        job = _Push(sending, where, words, options)
+        job = Push(sending, where, words, options)
         began = time.monotonic()
-        work = Work(job.stop, sending.tick)
+        work = Work(job.stop, job.tick)
         committed = supervised(lambda: job.run(progress), work, progress, reporters)
     return SendResult(committed, progress.snapshot(), time.monotonic() - began, confirmed=True)
 
@@ -343,7 +354,8 @@ def _check_named(what: ReceiveRequest, options: PeerOptions) -> None:
         )
 
 
-def _target_options(what: ReceiveRequest) -> list[str]:
+def target_options(what: ReceiveRequest) -> list[str]:
+    """Return the options of `recv` for the other host."""
     words = ["--apply", str(what.apply)]
     for option, given in (
         ("--create", what.create),

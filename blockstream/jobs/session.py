@@ -3,7 +3,7 @@
 import contextlib
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import blake3
@@ -33,8 +33,20 @@ _MOST_GOALS = 16
 class Sending:
     """One disk that is sent, over as many connections as it takes."""
 
-    def __init__(self, request: SendRequest, source: Source, progress: Progress) -> None:
+    def __init__(
+        self,
+        request: SendRequest,
+        source: Source,
+        progress: Progress,
+        before_end: Callable[[], None] | None = None,
+    ) -> None:
         """Plan it; nothing is sent.
+
+        Args:
+            request: What to send.
+            source: The disk.
+            progress: Counted.
+            before_end: Called when only END is left to say; see `SendOptions`.
 
         Raises:
             BlockstreamError: As `planned` does.
@@ -44,7 +56,8 @@ class Sending:
         self._progress = progress
         self._sent = SentTransfers(request.state_dir)
         self._sent.prepare()
-        self._fresh = False
+        self._before_end = before_end
+        self._fresh = self._continued = False
         self._current: tuple[SendEngine, PipeOutlet] | None = None
         self._stopped = ""
         self.greeted = False
@@ -83,7 +96,8 @@ class Sending:
                 finish = engine.run()
             except BlockstreamError as error:
                 outlet.stop()
-                answers.last_words(_LAST_WORDS_SECONDS)
+                if isinstance(error, ConnectionLostError):
+                    answers.last_words(_LAST_WORDS_SECONDS)
                 raise _decisive(error, engine.errors) from error
             finally:
                 self._current = None
@@ -98,7 +112,7 @@ class Sending:
 
         What lies there, unfinished, was made from a source that is no more.
         """
-        if self._fresh or self._request.goal or self._request.resume:
+        if not self._continued or self._fresh:
             return False
         self._fresh = True
         self.what = replace(self.what, opening=replace(self.what.opening, goal=str(uuid.uuid4())))
@@ -135,6 +149,7 @@ class Sending:
             record_intent=self._record_intent,
             choose=self._choose,
             answers=True,
+            before_end=self._before_end,
         )
         return SendEngine(session, self._source, what.extents, outlet, progress, options)
 
@@ -161,6 +176,7 @@ class Sending:
             if told.get("id") in self._sent.unconfirmed(source, opening.base):
                 goal = str(told.get("id"))
         if is_id(goal) and goal != opening.base:
+            self._continued = True
             self.what = replace(self.what, opening=replace(opening, goal=goal))
         return self.what.opening
 

@@ -49,6 +49,8 @@ class SendOptions:
         record_intent: Makes durable what the receiver must commit; called before END.
         choose: Gives the opening, now that the peer's HELLO tells what its target holds.
         answers: Whether answers come from another thread, so that `run` has to wait for them.
+        before_end: Called once everything is durable there and only END is left to say; None to
+            say it without waiting for that.
     """
 
     compression: CompressionChoice = field(default_factory=lambda: CompressionChoice(0))
@@ -56,6 +58,7 @@ class SendOptions:
     record_intent: Callable[[Committed], None] = lambda _expected: None
     choose: Callable[[Hello], Open] | None = None
     answers: bool = False
+    before_end: Callable[[], None] | None = None
 
 
 class SendEngine:
@@ -103,6 +106,7 @@ class SendEngine:
             if self._streaming:
                 self._crew.run(self._work, self._options.workers)
                 self._raise_failure()
+                self._settle()
                 self.perform(self._locked(self._session.source_ended))
                 self._wait_until(lambda: self.finish is not None)
         except BaseException as error:
@@ -112,6 +116,12 @@ class SendEngine:
         if self.finish is None:
             raise InterruptedTransferError("the sender ended before its session did")
         return self.finish
+
+    def _settle(self) -> None:
+        if self._options.before_end is not None:
+            self.perform(self._locked(self._session.settle))
+            self._wait_until(lambda: self._session.settled)
+            self._options.before_end()
 
     def _wait_until(self, ready: Callable[[], bool]) -> None:
         """Wait for an answer, where answers come from another thread."""
@@ -162,6 +172,7 @@ class SendEngine:
         with self.lock:
             while self._marks and self._marks[0][0] <= frames:
                 self._progress.durable = self._marks.popleft()[1]
+            self._changed.notify_all()
 
     def stop(self, reason: str) -> None:
         """Make `run` end soon; what the receiver acknowledged stays."""

@@ -219,6 +219,18 @@ class Sender:
             effects.append(Send(Checkpoint(self._frames, self._chain.hex())))
         return effects
 
+    def settle(self) -> list[Effect]:
+        """Ask that everything sent so far be durable, without saying END yet; see `settled`."""
+        if self.settled:
+            return []
+        self._unmarked = 0
+        return [Send(Checkpoint(self._frames, self._chain.hex()))]
+
+    @property
+    def settled(self) -> bool:
+        """Whether the receiver holds durably everything that was sent."""
+        return self._held is not None or self._acked == self._frames
+
     def source_ended(self) -> list[Effect]:
         """Take the end of the plan.
 

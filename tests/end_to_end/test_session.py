@@ -72,7 +72,7 @@ def far_status(host: Host, target: Path) -> dict[str, object]:
         target,
         environment={"BLOCKSTREAM_STATE_DIR": f"{host.folder}/far-state"},
     )
-    return ended.results[0]
+    return ended.results[0] if ended.results else {"state": "unheard of"}
 
 
 # From one end to the other.
@@ -339,6 +339,57 @@ def test_auto_is_one_connection_on_a_short_way(
     assert ended.status == 0, ended.err
 
 
+# Several disks.
+
+
+@pytest.mark.slow
+def test_a_set_of_disks_is_committed_together(host: Host, way: list[str]) -> None:
+    disks = [host.disk(f"disk{number}", (number + 1) * MIB, number) for number in range(3)]
+    there = host.folder / "there"
+    there.mkdir()
+    ended = host.run("send", *disks, f"lab:{there}/", "--create", "--json", *way)
+    assert ended.status == 0, ended.err
+    assert sum(event["event"] == "sent" for event in ended.events) == 3
+    for disk in disks:
+        assert (there / disk.name).read_bytes() == disk.read_bytes()
+        assert far_status(host, there / disk.name)["state"] == "clean"
+
+
+@pytest.mark.slow
+def test_if_one_disk_of_a_set_cannot_go_none_is_committed(host: Host, way: list[str]) -> None:
+    disks = [host.disk(f"disk{number}", MIB, number) for number in range(3)]
+    there = host.folder / "there"
+    there.mkdir()
+    for number, disk in enumerate(disks):
+        (there / disk.name).write_bytes(bytes(MIB if number != 1 else MIB // 2))
+    ended = host.run("send", *disks, f"lab:{there}/", *way)
+    assert ended.status == 10
+    assert "the source has 1048576 bytes, the target only 524288" in ended.err
+    for disk in disks[::2]:
+        assert far_status(host, there / disk.name)["state"] != "clean"
+    (there / "disk1").write_bytes(bytes(MIB))
+    ended = host.run("send", *disks, f"lab:{there}/", *way)
+    assert ended.status == 0, ended.err
+    for disk in disks:
+        assert (there / disk.name).read_bytes() == disk.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_disk_of_a_set_that_loses_its_connection_is_waited_for(
+    eager: Host, breaking: Callable[..., list[str]]
+) -> None:
+    disks = [eager.disk(f"disk{number}", 9 * MIB, number) for number in range(2)]
+    there = eager.folder / "there"
+    there.mkdir()
+    way = breaking({"to": 2 * MIB}, far=far_command(eager))
+    words = ["--create", "--compress", "none"]
+    ended = eager.run("send", *disks, f"lab:{there}/", *words, *way)
+    assert ended.status == 0, ended.err
+    assert ended.err.count("connecting again") == 1
+    for disk in disks:
+        assert (there / disk.name).read_bytes() == disk.read_bytes()
+
+
 # Compared by digests.
 
 
@@ -440,6 +491,8 @@ def test_what_cannot_be_compared_is_said(host: Host, way: list[str]) -> None:
         (["disk", "lab:/x", "--rsh", "ssh", "--host-keys", "accept-new"], "for our own ssh"),
         (["disk", "lab:/x", "--require-receipt"], "no effect with another host"),
         (["disk", "lab:/x", "--rsh", "'"], "is no command"),
+        (["disk", "disk", "lab:/x"], "several SOURCEs go to HOST: or HOST:/FOLDER/"),
+        (["disk", "disk", "lab:", "--base", "a"], "for one disk at a time"),
         (["disk", "lab:/x", "--streams", "17"], "--streams is auto, or 1 to 16"),
     ],
 )
