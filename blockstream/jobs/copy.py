@@ -54,6 +54,9 @@ class LocalOutlet:
         effects = self._applying.event(lambda: session.receive(message, time.monotonic()))
         self._applying.perform(effects)
 
+    def stop(self) -> None:
+        """Nothing waits here for longer than the target's own writes."""
+
     def send_frame(self, frame: Frame, packed: PackedFrame) -> Callable[[], None] | None:
         """Let the receiver take a frame; the write is left to be done out of order.
 

@@ -51,6 +51,9 @@ class Outlet(Protocol):
             What is left to do out of order, by the same thread; None for nothing.
         """
 
+    def stop(self) -> None:
+        """Let a call that waits for the peer fail."""
+
 
 class PipeOutlet:
     """Writes messages to a pipe or file, from any thread, one after the other.
@@ -112,6 +115,8 @@ class PipeOutlet:
             raise ConnectionLostError(
                 "the receiver hung up before it had everything; its own message says why"
             ) from None
+        except InterruptedError:
+            raise ConnectionLostError("the receiver took nothing any more") from None
         except OSError as error:
             raise InterruptedTransferError(
                 f"the stream cannot be written: {error.strerror}; it is not complete"

@@ -4,6 +4,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -90,6 +91,7 @@ class SendEngine:
         self._taking = threading.Lock()
         self.lock = threading.RLock()
         self._changed = threading.Condition(self.lock)
+        self._pinging = threading.Thread()
         self._marks: deque[tuple[int, int]] = deque()
         self.finish: Finish | None = None
         self._crew = Crew(self._wake)
@@ -158,15 +160,25 @@ class SendEngine:
         self.perform(self._locked(self._session.end_of_stream))
 
     def tick(self) -> None:
-        """Let the session notice the time."""
+        """Let the session notice the time; never blocks."""
         try:
-            self.perform(self._locked(lambda: self._session.tick(time.monotonic())))
-        except (BlockstreamError, RemoteProtocolError) as error:
+            effects = self._locked(lambda: self._session.tick(time.monotonic()))
+        except RemoteProtocolError as error:
             self.fail(error)
+            return
+        # A ping waits behind data that a hanging line does not take; the time must go on.
+        if effects and not self._pinging.is_alive():
+            self._pinging = threading.Thread(target=self._ping, args=(effects,), daemon=True)
+            self._pinging.start()
+
+    def _ping(self, effects: list[Effect]) -> None:
+        with suppress(BlockstreamError):  # whoever sends data hears of it, too
+            self.perform(effects)
 
     def fail(self, error: BaseException) -> None:
-        """Make `run` end with this error."""
+        """Make `run` end with this error, which says that the peer is not there any more."""
         self._crew.fail(error)
+        self._outlet.stop()
 
     def _count_durable(self, frames: int) -> None:
         with self.lock:
