@@ -5,6 +5,7 @@ bytes `to` the far program, or `from` it, the connection is cut; `piece` is the 
 at once. Without a line left, nothing is cut.
 """
 
+import fcntl
 import json
 import os
 import signal
@@ -17,8 +18,12 @@ from pathlib import Path
 def main() -> int:
     """Run COMMAND in a shell and move bytes until it ends, or the plan says otherwise."""
     plan, command = Path(sys.argv[1]), sys.argv[2]
-    lines = plan.read_text().splitlines()
-    plan.write_text("\n".join(lines[1:]))
+    with plan.open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # several connections may begin at once
+        lines = file.read().splitlines()
+        file.seek(0)
+        file.truncate()
+        file.write("\n".join(lines[1:]))
     limits = json.loads(lines[0]) if lines else {}
     far = subprocess.Popen(  # noqa: S602  # as sshd would
         command,
