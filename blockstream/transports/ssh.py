@@ -34,6 +34,9 @@ _KEEPALIVE_SECONDS = 15
 _KEEPALIVE_COUNT = 6
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 _PIECE = 1 << 18
+# Of several connections that are fed in turn, each needs more at hand than a window holds, or it
+# waits for the slowest of them.
+_AHEAD_BYTES = 4 << 20
 # What ssh itself says when the connection, and not the command, failed.
 _NO_CONNECTION = 255
 
@@ -156,6 +159,7 @@ class _Relay(asyncssh.SSHClientSession[bytes]):
 
     def connection_made(self, chan: asyncssh.SSHClientChannel[bytes]) -> None:
         self._channel = chan
+        chan.set_write_buffer_limits(high=_AHEAD_BYTES)
 
     def session_started(self) -> None:
         self._loop.add_reader(_STDIN, self._read)
