@@ -149,7 +149,7 @@ class Link(Protocol):
         """End our direction; any thread, and more than once."""
 
     def ended(self) -> tuple[int, str]:
-        """Hang up, and wait a moment for the other end before it is ended.
+        """Hang up both ways, and wait a moment for the other end before it is ended.
 
         Returns:
             Its exit status, 255 where the connection failed, and what it last said to people, as

@@ -42,7 +42,7 @@ from blockstream.pipeline.token import ResumeToken
 _STDIN = 0
 _STDOUT = 1
 _RECEIPT_SECONDS = 60.0
-_NO_EFFECT = "have no effect with another host: its session confirms and continues by itself"
+_NO_EFFECT = "have no effect here: a session with another host confirms and continues by itself"
 
 
 @click.command("send", short_help="Send a disk, or what changed in it.")
@@ -154,8 +154,8 @@ def command(  # one an option
         **{name: options[name] for name in TARGET_FLAGS},
     )
     if from_host is not None:
-        if receipt_seconds or resume or dry_run:
-            raise UsageError(f"--require-receipt, --resume and -n {_NO_EFFECT}")
+        if receipt_seconds or resume or dry_run or compare:
+            raise UsageError(f"--require-receipt, --resume, --compare and -n {_NO_EFFECT}")
         words = _words(base=base, goal=goal, extents=extents, compress=compress, bwlimit=bwlimit)
         _fetch(from_host, words, where, options, voice)
         return
@@ -178,7 +178,8 @@ def command(  # one an option
             "--extents, --create and -n"
         )
     if dry_run:
-        _show_plan(request, as_json=as_json)
+        for each in where_to.sources:
+            _show_plan(replace(request, source=each), as_json=as_json)
     elif where_to.hosts:
         if receipt_seconds or resume:
             raise UsageError(f"--require-receipt and --resume {_NO_EFFECT}")

@@ -62,8 +62,13 @@ class CommandLink:
                 self._process.stdin.close()
 
     def ended(self) -> tuple[int, str]:
-        """Wait a moment for the end, then force it; return exit status and last words."""
+        """Wait a moment for the end, then force it; return exit status and last words.
+
+        Nothing can be read any more: what still writes to us must notice.
+        """
         self.hang_up()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
         try:
             self._process.wait(_PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
@@ -81,8 +86,6 @@ class CommandLink:
     def close(self) -> None:
         """Give everything back."""
         self.ended()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
         if self._process.stderr is not None and not self._listener.is_alive():
             self._process.stderr.close()
 

@@ -486,7 +486,7 @@ def test_what_cannot_be_compared_is_said(host: Host, way: list[str]) -> None:
         (["disk", "ssh://-oProxyCommand/y"], "names no host"),
         (["disk", "copy", "--rsh", "ssh"], "need another host"),
         (["disk", "lab:/x", "--rsh", "ssh", "--host-keys", "accept-new"], "for our own ssh"),
-        (["disk", "lab:/x", "--require-receipt"], "no effect with another host"),
+        (["disk", "lab:/x", "--require-receipt"], "have no effect here"),
         (["disk", "lab:/x", "--rsh", "'"], "is no command"),
         (["disk", "disk", "lab:/x"], "several SOURCEs go to HOST: or HOST:/FOLDER/"),
         (["disk", "disk", "lab:", "--base", "a"], "for one disk at a time"),
@@ -517,3 +517,34 @@ def test_a_receiver_waits_for_whoever_holds_its_target(host: Host) -> None:
     os.write(second_end[1], stream)
     os.close(second_end[1])
     assert second.wait().status == 0
+
+
+# Peers that mean harm.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "far",
+    [
+        "cat /dev/zero",
+        "yes 'not a stream'",
+        "head -c 100000000 /dev/urandom",
+        r"printf '\211BSX\r\n\032\n'; cat /dev/zero",
+        r"printf '\211BSX\r\n\032\n'; yes",
+        "head -c 60; cat",  # our own words, given back in part
+    ],
+)
+@pytest.mark.parametrize("fetch", [False, True])
+def test_a_far_program_that_sends_nonsense_is_refused_in_little_memory(
+    host: Host, far: str, fetch: bool
+) -> None:
+    if fetch and "head -c 60" in far:
+        return  # nobody would speak first
+    disk, copy = host.disk("disk", 3 * MIB), host.blank("copy", 3 * MIB)
+    rsh = ["--rsh", shlex.join(["sh", "-c", far, "{command}"]), "--retry", "0"]
+    places: list[str | Path] = [f"lab:{disk}", copy] if fetch else [disk, f"lab:{copy}"]
+    ended = host.run("send", *places, *rsh)
+    assert ended.status in {11, 12}, ended.err
+    assert copy.read_bytes() == bytes(3 * MIB)
+    assert ended.peak < 120 << 10
+    assert "Traceback" not in ended.err

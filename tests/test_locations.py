@@ -1,0 +1,103 @@
+"""What people type names one disk, on this host or another, and nothing else."""
+
+from pathlib import Path
+
+import pytest
+
+from blockstream.errors import UsageError
+from blockstream.locations import Remote, Way, open_link, remote, remote_folder
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("host:/dev/vg/vm", Remote("host", "/dev/vg/vm")),
+        ("root@host:/dev/vg/vm", Remote("host", "/dev/vg/vm", "root")),
+        ("a.b@10.0.0.1:/x", Remote("10.0.0.1", "/x", "a.b")),
+        ("root@[fe80::1%eth0]:/x", Remote("fe80::1%eth0", "/x", "root")),
+        ("ssh://host/dev/vg/vm", Remote("host", "/dev/vg/vm")),
+        ("ssh://root@host:2222/x y", Remote("host", "/x y", "root", 2222)),
+        ("ssh://[::1]:2222/x", Remote("::1", "/x", "", 2222)),
+        ("host:/with:colon", Remote("host", "/with:colon")),
+        ("host::vm-1.a", Remote("host", "", name="vm-1.a")),
+        ("root@host::vm", Remote("host", "", "root", name="vm")),
+    ],
+)
+def test_a_disk_of_another_host_is_recognised(typed: str, meant: Remote) -> None:
+    assert remote(typed) == meant
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "disk.img",
+        "/dev/vg/vm",
+        "./host:/x",
+        "a/b:/c",
+        "host:relative",
+        "host:",
+        "host::",
+        "host::a/b",
+        "ho st:/x",
+        "/dev/disk/by-path/pci-0000:00:1f.2",
+    ],
+)
+def test_everything_else_is_of_this_host(typed: str) -> None:
+    assert remote(typed) is None
+
+
+@pytest.mark.parametrize(
+    "typed", ["ssh://", "ssh://host", "ssh://host:99999/x", "ssh://-oX/y", "-oProxyCommand:/x"]
+)
+def test_what_ssh_could_take_for_an_option_is_refused(typed: str) -> None:
+    with pytest.raises(UsageError):
+        remote(typed)
+
+
+@pytest.mark.parametrize(
+    ("place", "paths"),
+    [
+        ("root@h:", ["/a/one", "/b/two"]),
+        ("root@h:/there/", ["/there/one", "/there/two"]),
+        ("root@h:/", ["/one", "/two"]),
+    ],
+)
+def test_several_disks_go_to_their_own_places(place: str, paths: list[str]) -> None:
+    found = remote_folder(place, ["/a/one", "/b/two"])
+    assert found == [Remote("h", path, "root") for path in paths]
+
+
+@pytest.mark.parametrize("place", ["h:/there", "disk.img", "/dev/x", "h::name"])
+def test_other_places_hold_one_disk(place: str) -> None:
+    assert remote_folder(place, ["/a/one"]) is None
+
+
+@pytest.mark.parametrize(
+    ("rsh", "expected"),
+    [
+        ("printf %s\\n", "root@host\nthe command\n"),
+        ("printf %s\\n {command}", "the command\n"),
+        ("printf %s\\n {host} -- {command}", "root@host\n--\nthe command\n"),
+    ],
+)
+def test_a_program_of_the_users_gets_host_and_command(rsh: str, expected: str) -> None:
+    where = Remote("host", "/x", "root")
+    link = open_link(where, "the command", Way(rsh=rsh.replace("\\", "\\\\")))
+    with open(link.from_peer, "rb", closefd=False) as file:  # a descriptor
+        assert file.read().decode() == expected
+    assert link.ended() == (0, "")
+    link.close()
+
+
+def test_a_port_is_given_to_a_program_that_says_nothing_of_it() -> None:
+    link = open_link(Remote("h", "/x", "", 2222), "c", Way(rsh="echo"))
+    with open(link.from_peer, "rb", closefd=False) as file:  # a descriptor
+        assert file.read() == b"-p 2222 h c\n"
+    link.close()
+
+
+def test_paths_here_are_made_absolute_for_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert remote_folder("h:", ["disk"]) == [Remote("h", f"{tmp_path}/disk")]
