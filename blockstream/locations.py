@@ -1,5 +1,6 @@
 """From what people type to the thing that it names: one line a kind of source or target."""
 
+import importlib.util
 import re
 import shlex
 import socket
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from blockstream.errors import UsageError
+from blockstream.errors import NotFoundError, UsageError
 from blockstream.interfaces import Source
 from blockstream.linux.identity import Node
 from blockstream.targets.disk import DiskTarget
@@ -138,6 +139,11 @@ def open_link(where: Remote, command: str, way: Way) -> CommandLink:
     """
     if way.rsh:
         return CommandLink(_rsh_command(where, command, way.rsh), where.account)
+    if importlib.util.find_spec("asyncssh") is None:
+        raise NotFoundError(
+            "our own ssh needs asyncssh, which is not installed here (the extra `ssh` brings it); "
+            "nothing was sent; give --rsh ssh to use the system's"
+        )
     ours: list[str] = [sys.executable, "-m", "blockstream.transports.ssh"]
     ours += ["--host-keys", way.host_keys]
     ours += ["--config", way.ssh_config] if way.ssh_config else []

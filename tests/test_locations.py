@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from blockstream.errors import UsageError
+from blockstream.errors import NotFoundError, UsageError
 from blockstream.locations import Remote, Way, open_link, remote, remote_folder
 
 
@@ -94,6 +94,12 @@ def test_a_port_is_given_to_a_program_that_says_nothing_of_it() -> None:
     with open(link.from_peer, "rb", closefd=False) as file:  # a descriptor
         assert file.read() == b"-p 2222 h c\n"
     link.close()
+
+
+def test_without_asyncssh_the_other_way_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(NotFoundError, match="give --rsh ssh"):
+        open_link(Remote("h", "/x"), "c", Way())
 
 
 def test_paths_here_are_made_absolute_for_there(

@@ -45,6 +45,8 @@ def saving_text(counts: Snapshot, *, full: bool) -> str:
         return text
     text += f", {size_text(counts.wire)} on the wire"
     factor = counts.size / counts.wire
+    if factor < 1.05:
+        return text
     return f"{text}, {factor:.{0 if factor >= 10 else 1}f}x less than a full copy"
 
 

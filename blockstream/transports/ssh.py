@@ -8,6 +8,7 @@ however many connections it has, so each connection gets one.
 import argparse
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -238,9 +239,12 @@ async def _known_hosts(where: Destination) -> asyncssh.SSHKnownHosts:
     known = asyncssh.read_known_hosts(where.config.files) if where.config.files else _nobody()
     host, port = where.address
     name = where.config.alias or host
-    keys, authorities, *_ = known.match(name, _address_of(host), port)
+    address = _address_of(host)
+    keys, authorities, *_ = known.match(name, address, port)
     if keys or authorities:
         return known
+    if not address and not where.config.proxied:
+        raise OSError(errno.ENOENT, "its name cannot be resolved")
     if where.policy is not HostKeyPolicy.ACCEPT_NEW:
         raise UnknownHostError(_advice(where, "its host key is not known"))
     config = [where.config_file] if where.config_file else ()
@@ -260,7 +264,7 @@ def _nobody() -> asyncssh.SSHKnownHosts:
 
 def _address_of(host: str) -> str:
     try:
-        return str(socket.gethostbyname(host))
+        return str(socket.getaddrinfo(host, None)[0][4][0])
     except OSError:
         return ""
 

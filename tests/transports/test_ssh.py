@@ -147,6 +147,14 @@ def test_no_server_is_no_connection(server: SshServer, tmp_path: Path) -> None:
     assert "no connection to lab: " in said
 
 
+def test_a_name_that_nobody_knows_is_no_question_of_trust(server: SshServer) -> None:
+    config = server.client("c", "none")
+    config.write_text(config.read_text().replace("HostName 127.0.0.1", "HostName nobody.invalid"))
+    status, said = connect(config)
+    assert status == 255
+    assert "no connection to lab: its name cannot be resolved" in said
+
+
 def test_a_command_that_was_killed_is_a_failure(server: SshServer) -> None:
     status, said = connect(server.config, command="kill -9 $$")
     assert status == 255
