@@ -307,7 +307,7 @@ def _received(
     try:
         everything.target.refuse_source(described_here(_greeting(frames).target))
     except BlockstreamError as error:
-        raise _with_next_step(error, everything) from error
+        raise _with_next_step(error, everything, duplex=answering is not None) from error
     facts = {"path": request.target, "apply": str(request.apply)}
     everything.journal.facts = facts
     if everything.spool_complete and not request.dry_run:
@@ -326,7 +326,7 @@ def _received(
     try:
         finish = supervised(engine.run, Work(engine.stop, engine.tick), progress, reporters)
     except BlockstreamError as error:
-        raise _with_next_step(error, everything) from error
+        raise _with_next_step(error, everything, duplex=answering is not None) from error
     finally:
         if isinstance(applier, StagedApplier):
             applier.close()
@@ -402,7 +402,9 @@ def _undo_saver(
     return save if request.apply is ApplyMode.UNDO else undo_dropper(everything)
 
 
-def _with_next_step(error: BlockstreamError, everything: OpenedTarget) -> BlockstreamError:
+def _with_next_step(
+    error: BlockstreamError, everything: OpenedTarget, *, duplex: bool
+) -> BlockstreamError:
     """Add the state of the target, and how to go on, to an error's message."""
     unfinished = everything.unfinished
     name = everything.target.name
@@ -418,8 +420,12 @@ def _with_next_step(error: BlockstreamError, everything: OpenedTarget) -> Blocks
             f"{error}; {name} is {state}, but all has arrived: `blockstream apply {name}` finishes "
             "it without the sender"
         )
-    return type(error)(
+    text = (
         f"{error}; {name} is {state}, {unfinished.covered} of {unfinished.plan.total} bytes are "
-        "durable; to continue, send again with\n"
-        f"  --resume {ResumeToken.of(unfinished)}"
+        "durable"
+    )
+    if duplex:
+        return type(error)(f"{text}; the same command continues from there")
+    return type(error)(
+        f"{text}; to continue, send again with\n  --resume {ResumeToken.of(unfinished)}"
     )

@@ -15,7 +15,7 @@ class Snapshot:
         data: Bytes that were read or written; zeros cost none.
         zeros: Bytes that travelled as zeros.
         wire: Bytes on the wire.
-        durable: How much of the plan the receiver made durable; 0 where nobody tells.
+        durable: How much of the plan is durable on the target; 0 where nobody tells.
         frames: EXTENTS frames.
     """
 

@@ -181,6 +181,7 @@ class Applying:
                 self._applier.record(state)
                 failpoint("recv.after_record")
                 following = self.event(lambda: session.recorded(state))
+                self._progress.durable = session.durable.covered
                 self._forget_kept()
                 return following
             case Flush():

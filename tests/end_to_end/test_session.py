@@ -182,6 +182,20 @@ def test_a_fetch_connects_again_by_itself(eager: Host, breaking: Callable[..., l
     ended = eager.run("send", f"lab:{disk}", copy, "--create", "--compress", "none", *way)
     assert ended.status == 0, ended.err
     assert ended.err.count("connecting again") == 2
+    assert "--resume" not in ended.err
+    assert copy.read_bytes() == disk.read_bytes()
+
+
+@pytest.mark.slow
+def test_only_cuts_without_progress_between_them_count(
+    eager: Host, breaking: Callable[..., list[str]]
+) -> None:
+    disk, copy = eager.disk("disk", 9 * MIB), eager.folder / "copy"
+    way = breaking({"to": 2_200_000}, {"to": 2_200_000}, far=far_command(eager))
+    words = ["--create", "--compress", "none", "--retry", "1"]
+    ended = eager.run("send", disk, f"lab:{copy}", *words, *way)
+    assert ended.status == 0, ended.err
+    assert ended.err.count("connecting again in 1 s") == 2
     assert copy.read_bytes() == disk.read_bytes()
 
 
