@@ -192,7 +192,8 @@ def test_only_cuts_without_progress_between_them_count(
 ) -> None:
     disk, copy = eager.disk("disk", 9 * MIB), eager.folder / "copy"
     way = breaking({"to": 2_200_000}, {"to": 2_200_000}, far=far_command(eager))
-    words = ["--create", "--compress", "none", "--retry", "1"]
+    # Slowly, so that answers are back before the cut.
+    words = ["--create", "--compress", "none", "--retry", "1", "--bwlimit", "4M"]
     ended = eager.run("send", disk, f"lab:{copy}", *words, *way)
     assert ended.status == 0, ended.err
     assert ended.err.count("connecting again in 1 s") == 2
