@@ -1,6 +1,5 @@
 """The limit on bytes per second, counted on the wire and changeable while it runs."""
 
-import threading
 import time
 from collections.abc import Callable
 
@@ -20,7 +19,6 @@ class Limiter:
         self.rate = rate
         self._clock = clock
         self._free = clock()
-        self._stopped = threading.Event()
 
     @property
     def slice_bytes(self) -> int:
@@ -34,7 +32,7 @@ class Limiter:
         """Wait until `count` bytes may be written; at most one writer at a time."""
         delay = self.delay(count)
         if delay > 0:
-            self._stopped.wait(delay)
+            time.sleep(delay)
 
     def delay(self, count: int) -> float:
         """Book `count` bytes and return how many seconds to wait before they are written."""
@@ -44,7 +42,3 @@ class Limiter:
         start = max(self._free, now - _BURST_SECONDS)
         self._free = start + count / self.rate
         return start - now
-
-    def stop(self) -> None:
-        """Let nobody wait any more."""
-        self._stopped.set()

@@ -66,7 +66,9 @@ class PipeOutlet:
         self._lanes = [WakeableWriter(lane) for lane in (fd, *more)]
         self._turn = 0
         self._lock = threading.Lock()
+        # The limit outlives us: another connection goes on with it.
         self._limiter = limiter
+        self._stopped = threading.Event()
         self._progress = progress
 
     def send(self, message: Message) -> None:
@@ -83,7 +85,7 @@ class PipeOutlet:
 
     def stop(self) -> None:
         """Let a write that waits for a full pipe fail."""
-        self._limiter.stop()
+        self._stopped.set()
         for lane in self._lanes:
             lane.stop()
 
@@ -130,7 +132,7 @@ class PipeOutlet:
             start = 0
             while start < len(part):
                 step = part[start : start + self._limiter.slice_bytes]
-                self._limiter.wait(len(step))
+                self._stopped.wait(max(0.0, self._limiter.delay(len(step))))
                 lane.write([step])
                 start += len(step)
                 failpoint("send.mid_frame")

@@ -1,12 +1,16 @@
 """No second carries more than the rate, and none much less while there is something to send."""
 
 import itertools
+import os
 import threading
 from bisect import bisect_left
 
 import pytest
 
 from blockstream.pipeline.limiter import Limiter
+from blockstream.pipeline.outlet import PipeOutlet
+from blockstream.pipeline.progress import Progress
+from blockstream_protocol import Ping
 
 MIB = 1 << 20
 Write = tuple[float, int]
@@ -107,14 +111,19 @@ def test_slices_are_a_fiftieth_of_a_second_within_bounds(rate: int, wanted: int)
     assert Limiter(rate).slice_bytes == wanted
 
 
-def test_whoever_waits_is_let_go_when_all_stops() -> None:
-    limiter = Limiter(1024)
-    limiter.wait(1024)
-    waiting = threading.Thread(target=limiter.wait, args=(1 << 30,), daemon=True)
-    waiting.start()
-    next_one = threading.Thread(target=limiter.wait, args=(1024,), daemon=True)
-    next_one.start()
-    limiter.stop()
-    for thread in (waiting, next_one):
-        thread.join(10)
-        assert not thread.is_alive()
+def test_an_outlet_that_stops_lets_go_and_leaves_the_limit_to_the_next() -> None:
+    limiter = Limiter(1)
+    limiter.delay(1 << 20)  # the line is taken for days
+    reading, writing = os.pipe()
+    try:
+        outlet = PipeOutlet(writing, limiter, Progress())
+        waiting = threading.Thread(target=outlet.send, args=(Ping(),), daemon=True)
+        waiting.start()
+        outlet.stop()
+        waiting.join(10)
+        assert not waiting.is_alive()
+        outlet.close()
+        assert limiter.delay(1) > 1000
+    finally:
+        os.close(reading)
+        os.close(writing)
