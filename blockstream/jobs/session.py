@@ -114,7 +114,7 @@ class Sending:
         """
         if not self._continued or self._fresh:
             return False
-        self._fresh = True
+        self._fresh, self._continued = True, False
         self.what = replace(self.what, opening=replace(self.what.opening, goal=str(uuid.uuid4())))
         return True
 
@@ -148,6 +148,8 @@ class Sending:
             compression=self._request.compression,
             record_intent=self._record_intent,
             choose=self._choose,
+            # The target says whose goal it is on the way to, and it may be another disk's.
+            may_trust=lambda: not self._continued,
             answers=True,
             before_end=self._before_end,
         )
@@ -176,7 +178,7 @@ class Sending:
             if told.get("id") in self._sent.unconfirmed(source, opening.base):
                 goal = str(told.get("id"))
         if is_id(goal) and goal != opening.base:
-            self._continued = True
+            self._continued |= goal != opening.goal
             self.what = replace(self.what, opening=replace(opening, goal=goal))
         return self.what.opening
 

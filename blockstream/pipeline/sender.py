@@ -49,6 +49,8 @@ class SendOptions:
         workers: Threads that read and pack; each holds one buffer.
         record_intent: Makes durable what the receiver must commit; called before END.
         choose: Gives the opening, now that the peer's HELLO tells what its target holds.
+        may_trust: Whether a source that cannot change is surely the one that an unfinished transfer
+            was made from; only then what it gave already is not read again.
         answers: Whether answers come from another thread, so that `run` has to wait for them.
         before_end: Called once everything is durable there and only END is left to say; None to
             say it without waiting for that.
@@ -58,6 +60,7 @@ class SendOptions:
     workers: int = field(default_factory=default_workers)
     record_intent: Callable[[Committed], None] = lambda _expected: None
     choose: Callable[[Hello], Open] | None = None
+    may_trust: Callable[[], bool] = lambda: True
     answers: bool = False
     before_end: Callable[[], None] | None = None
 
@@ -220,7 +223,7 @@ class SendEngine:
         """Let the workers begin; what a source that cannot change gave already is not read."""
         self._resume = frames
         following: list[Effect] = []
-        if self._source.immutable and frames:
+        if self._source.immutable and frames and self._options.may_trust():
             covered = sum(piece.covered for _, piece in islice(self._pieces, frames))
             following = self._locked(lambda: self._session.trusted(covered))
             self._turnstile = Turnstile(frames)

@@ -4,13 +4,14 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import blake3
 import pytest
 
-from blockstream.errors import ConnectionLostError
+from blockstream.errors import BlockstreamError, ConnectionLostError
+from blockstream.linux.streams import widen_pipe
 from blockstream.pipeline.limiter import Limiter
 from blockstream.pipeline.outlet import PipeOutlet
 from blockstream.pipeline.progress import Progress
@@ -73,3 +74,43 @@ def test_a_peer_that_takes_nothing_and_says_nothing_is_given_up(
         assert not thread.is_alive()
     assert isinstance(failed[0], ConnectionLostError)
     assert "silent" in str(failed[0])
+
+
+@pytest.mark.parametrize("trusts", [False, True])
+def test_a_source_that_cannot_change_is_read_again_unless_it_is_surely_the_same(
+    tmp_path: Path, pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch, trusts: bool
+) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(os.urandom(SIZE))
+    read: list[int] = []
+    real = DiskSource.read_into
+
+    def noted(self: DiskSource, offsets: list[int], lengths: list[int], buffer: memoryview) -> None:
+        read.extend(offsets)
+        real(self, offsets, lengths, buffer)
+
+    monkeypatch.setattr(DiskSource, "read_into", noted)
+    widen_pipe(pipe[1])
+    with (
+        closing(DiskSource(str(disk))) as source,
+        closing(PipeOutlet(pipe[1], Limiter(None), Progress())) as outlet,
+    ):
+        source.immutable = True
+        engine, _ = engine_for(source, outlet)
+        engine._options.may_trust = lambda: trusts
+        thread = threading.Thread(target=lambda: _quietly(engine), daemon=True)
+        thread.start()
+        engine.receive(Hello(duplex=True))
+        engine.receive(Ack(3, "0" * 64))
+        deadline = time.monotonic() + 10
+        while not read and time.monotonic() < deadline:
+            time.sleep(0.001)
+        engine.fail(ConnectionLostError("enough"))
+        thread.join(10)
+        assert not thread.is_alive()
+    assert min(read) == (3 << 20 if trusts else 0)
+
+
+def _quietly(engine: SendEngine) -> None:
+    with suppress(ConnectionLostError, BlockstreamError):
+        engine.run()
