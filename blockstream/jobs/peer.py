@@ -181,18 +181,30 @@ def push(
     Raises:
         BlockstreamError: With what the other end said.
     """
+    with contextlib.closing(open_source(request.source)) as source:
+        return _push_from(source, request, where, what, options, progress, reporters)
+
+
+def _push_from(
+    source: Source,
+    request: SendRequest,
+    where: Remote,
+    what: ReceiveRequest,
+    options: PeerOptions,
+    progress: Progress,
+    reporters: list[Reporter],
+) -> SendResult:
     words = target_options(what)
     if where.name:
         _check_named(what, options)
         request = replace(request, name=where.name)
-    with contextlib.closing(open_source(request.source)) as source:
-        sending = Sending(request, source, progress)
-        for text in sending.what.warnings:
-            options.tell(text)
-        job = Push(sending, where, words, options)
-        began = time.monotonic()
-        work = Work(job.stop, job.tick)
-        committed = supervised(lambda: job.run(progress), work, progress, reporters)
+    sending = Sending(request, source, progress)
+    for text in sending.what.warnings:
+        options.tell(text)
+    job = Push(sending, where, words, options)
+    began = time.monotonic()
+    work = Work(job.stop, job.tick)
+    committed = supervised(lambda: job.run(progress), work, progress, reporters)
     return SendResult(committed, progress.snapshot(), time.monotonic() - began, confirmed=True)
 
 
@@ -244,9 +256,11 @@ def push_differing(
     base = f"compared-{uuid.uuid4()}"
     with contextlib.closing(open_source(request.source)) as source:
         comparison = compared(source, where, options, reporters, adopt=base)
-    found = ExtentList(comparison.differing, Meaning.CHANGED, "comparison", comparison.size)
-    request = replace(request, base=base, changes=found)
-    return push(request, where, what, options, progress, reporters), comparison
+        found = ExtentList(comparison.differing, Meaning.CHANGED, "comparison", comparison.size)
+        request = replace(request, base=base, changes=found)
+        # The same open source: what is written to it from the first look on is noticed before END.
+        sent = _push_from(source, request, where, what, options, progress, reporters)
+    return sent, comparison
 
 
 def pull(

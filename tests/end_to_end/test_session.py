@@ -453,6 +453,25 @@ def test_only_what_differs_travels(host: Host, way: list[str], words: list[str])
 
 
 @pytest.mark.slow
+def test_a_source_that_is_written_after_it_was_compared_is_not_committed(
+    host: Host, breaking: Callable[..., list[str]]
+) -> None:
+    disk, copy = host.disk("disk", 3 * MIB), host.folder / "copy"
+    copy.write_bytes(disk.read_bytes())
+    spoilt(copy, 100)
+    # Between the comparison and the transfer, where the way to the other host is made again.
+    write = f"printf x | dd of={disk} bs=1 seek=2000000 conv=notrunc status=none"
+    far = f"{far_command(host)}"
+    script = host.folder / "far"
+    script.write_text(f'#!/bin/sh\ncase "$1" in recv) {write};; esac\nexec {far} "$@"\n')
+    script.chmod(0o755)
+    ended = host.run("send", disk, f"lab:{copy}", "--compare", *breaking(far=str(script)))
+    assert ended.status == 14, ended.err
+    assert "was written while it was read" in ended.err
+    assert far_status(host, copy)["state"] == "dirty"
+
+
+@pytest.mark.slow
 def test_a_half_written_disk_is_compared_and_made_whole(
     eager: Host, breaking: Callable[..., list[str]]
 ) -> None:
