@@ -140,7 +140,7 @@ class Push:
         with connected(self._where, words, self._options, self._patience) as links:
             lanes = [link.to_peer for link in links]
             try:
-                return self._sending.over(links[0].from_peer, *lanes)
+                return self._sending.over(links[0].from_peer, *lanes, name=links[0].name)
             except (ConnectionLostError, OutcomeUnknownError) as error:
                 raise explained(error, links, greeted=self._sending.greeted) from error
             finally:
@@ -175,36 +175,34 @@ def push(
     options: PeerOptions,
     progress: Progress,
     reporters: list[Reporter],
+    opened: Source | None = None,
 ) -> SendResult:
     """Send a disk of this host to another one, and return when it is committed there.
+
+    Args:
+        request: What to send.
+        where: Where it goes.
+        what: How it may be written there.
+        options: How its host is reached.
+        progress: Counted.
+        reporters: Who shows it.
+        opened: The disk, where the caller has it open already, and closes it.
 
     Raises:
         BlockstreamError: With what the other end said.
     """
-    with contextlib.closing(open_source(request.source)) as source:
-        return _push_from(source, request, where, what, options, progress, reporters)
-
-
-def _push_from(
-    source: Source,
-    request: SendRequest,
-    where: Remote,
-    what: ReceiveRequest,
-    options: PeerOptions,
-    progress: Progress,
-    reporters: list[Reporter],
-) -> SendResult:
-    words = target_options(what)
     if where.name:
         _check_named(what, options)
         request = replace(request, name=where.name)
-    sending = Sending(request, source, progress)
-    for text in sending.what.warnings:
-        options.tell(text)
-    job = Push(sending, where, words, options)
-    began = time.monotonic()
-    work = Work(job.stop, job.tick)
-    committed = supervised(lambda: job.run(progress), work, progress, reporters)
+    with contextlib.ExitStack() as stack:
+        source = opened or stack.enter_context(contextlib.closing(open_source(request.source)))
+        sending = Sending(request, source, progress)
+        for text in sending.what.warnings:
+            options.tell(text)
+        job = Push(sending, where, target_options(what), options)
+        began = time.monotonic()
+        work = Work(job.stop, job.tick)
+        committed = supervised(lambda: job.run(progress), work, progress, reporters)
     return SendResult(committed, progress.snapshot(), time.monotonic() - began, confirmed=True)
 
 
@@ -259,7 +257,7 @@ def push_differing(
         found = ExtentList(comparison.differing, Meaning.CHANGED, "comparison", comparison.size)
         request = replace(request, base=base, changes=found)
         # The same open source: what is written to it from the first look on is noticed before END.
-        sent = _push_from(source, request, where, what, options, progress, reporters)
+        sent = push(request, where, what, options, progress, reporters, source)
     return sent, comparison
 
 
@@ -338,6 +336,11 @@ def explained(error: BlockstreamError, links: Sequence[Link], *, greeted: bool) 
     said = f"; it said: {words}" if words else ""
     if greeted:
         return type(error)(f"the connection to {link.name} was lost: {error}{said}")
+    if status == _COMMAND_NOT_FOUND and PEER_COMMAND.split()[0] in words:
+        return NotFoundError(
+            f"{link.name} runs no `blockstream serve` for this key{said}; nothing was sent; the "
+            "line that `blockstream serve --show-key-line` prints there belongs before the key"
+        )
     if status == _COMMAND_NOT_FOUND:
         return NotFoundError(
             f"blockstream was not found on {link.name}{said}; nothing was sent; install it there, "

@@ -64,13 +64,14 @@ class Sending:
         self.what: SendPlan = planned(request, source)
         progress.size, progress.total = source.size, self.what.opening.total
 
-    def over(self, from_peer: int, to_peer: int, *more: int) -> Committed:
+    def over(self, from_peer: int, to_peer: int, *more: int, name: str = "") -> Committed:
         """Send over these descriptors, from where the receiver holds it durably.
 
         Args:
             from_peer: Where answers come from.
             to_peer: The first lane.
             more: Further lanes.
+            name: What people call the receiver's host.
 
         Raises:
             ConnectionLostError: If the connection ended first; another one continues.
@@ -87,7 +88,7 @@ class Sending:
             ) as outlet,
         ):
             engine = self._engine(outlet)
-            answers = Answers(reader, engine)
+            answers = Answers(reader, engine, name)
             self._current = (engine, outlet)
             if self._stopped:
                 engine.stop(self._stopped)

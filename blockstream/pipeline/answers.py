@@ -1,6 +1,7 @@
 """What a receiver answers, read for a sender in a thread of its own."""
 
 import threading
+from dataclasses import replace
 
 import blake3
 
@@ -10,13 +11,22 @@ from blockstream.linux.streams import WakeableReader
 from blockstream.pipeline.compression import Decompressor
 from blockstream.pipeline.receiver import FrameReader
 from blockstream.pipeline.sender import SendEngine
-from blockstream_protocol import EXTENTS_BYTES, LocalProtocolError, RemoteProtocolError, message_of
+from blockstream_protocol import (
+    EXTENTS_BYTES,
+    Abort,
+    LocalProtocolError,
+    Refuse,
+    RemoteProtocolError,
+    message_of,
+)
 
 
 class Answers:
     """Gives every answer to a sender, until the receiver hangs up."""
 
-    def __init__(self, reader: WakeableReader, engine: SendEngine) -> None:
+    def __init__(self, reader: WakeableReader, engine: SendEngine, name: str = "") -> None:
+        """Prepare; `name` is what people call the receiver's host, and goes before its words."""
+        self._name = name
         self._frames = FrameReader(reader)
         self._engine = engine
         self._thread = threading.Thread(target=self._run, name="answers", daemon=True)
@@ -48,6 +58,9 @@ class Answers:
             frame = self._frames.next(buffer)
             if frame is None:
                 break
-            self._engine.receive(message_of(frame, blake3.blake3, unpack))
+            message = message_of(frame, blake3.blake3, unpack)
+            if self._name and isinstance(message, Abort | Refuse):
+                message = replace(message, text=f"{self._name}: {message.text}")
+            self._engine.receive(message)
         if not self._frames.stopped:
             self._engine.hung_up()  # also inside a frame: what matters is what was said before

@@ -1,10 +1,12 @@
 """A command as a way to another host: its standard input and output are the link."""
 
 import contextlib
+import os
 import subprocess
 import threading
 from collections import deque
 from collections.abc import Sequence
+from typing import IO
 
 from blockstream.errors import NotFoundError
 from blockstream.linux.streams import widen_pipe
@@ -94,12 +96,12 @@ class CommandLink:
         if stderr is None:
             return
         with contextlib.suppress(OSError, ValueError):
-            while piece := stderr.read1(_PIECE):  # type: ignore[attr-defined]  # a BufferedReader
+            while piece := os.read(stderr.fileno(), _PIECE):
                 self._said.append(piece)
 
 
-def _fd(stream: object) -> int:
-    return stream.fileno()  # type: ignore[attr-defined,no-any-return]  # both are pipes
+def _fd(stream: IO[bytes] | None) -> int:
+    return -1 if stream is None else stream.fileno()
 
 
 def _plain(text: str) -> str:

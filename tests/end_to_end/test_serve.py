@@ -221,6 +221,10 @@ def test_a_real_key_gets_what_its_line_says(host: Host, server: SshServer) -> No
         refused = host.run("send", disk, f"lab:{vm}", "--ssh-config", server.config)
         assert refused.status == 10
         assert "this key runs one command only" in refused.err
+        server.authorize()
+        unbound = host.run("send", disk, "lab::vm", "--ssh-config", server.config)
+        assert unbound.status == 17
+        assert "runs no `blockstream serve` for this key" in unbound.err
     finally:
         server.authorize()
     assert vm.read_bytes() == disk.read_bytes()

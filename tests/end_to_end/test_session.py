@@ -111,7 +111,7 @@ def test_what_the_receiver_refuses_is_said_here_in_its_words(host: Host, way: li
     disk, small = host.disk("disk"), host.blank("small", 4096)
     ended = host.run("send", disk, f"lab:{small}", *way)
     assert ended.status == 10
-    assert "the source has 300000 bytes, the target only 4096" in ended.err
+    assert "lab: the source has 300000 bytes, the target only 4096" in ended.err
     assert "connecting again" not in ended.err
 
 
@@ -119,7 +119,7 @@ def test_what_the_receiver_refuses_is_said_here_in_its_words(host: Host, way: li
 def test_a_target_that_is_not_there_is_said_here(host: Host, way: list[str]) -> None:
     ended = host.run("send", host.disk("disk"), f"lab:{host.folder}/none", *way)
     assert ended.status == 10
-    assert f"{host.folder}/none does not exist; nothing was written" in ended.err
+    assert f"lab: {host.folder}/none does not exist; nothing was written" in ended.err
 
 
 @pytest.mark.slow
