@@ -23,6 +23,7 @@ class ExitStatus(IntEnum):
     NOT_FOUND = 17
     PARTLY = 18
     STALE = 19
+    STORE = 20
 
 
 class BlockstreamError(Exception):
@@ -102,6 +103,10 @@ class ReadBackError(IntegrityError):
     """The medium does not hold what was written to it. It is marked DIRTY."""
 
 
+class StoreDamagedError(IntegrityError):
+    """An object of a store is missing, or not what was stored."""
+
+
 class TargetError(BlockstreamError):
     """The target could not be written or flushed. It is marked DIRTY."""
 
@@ -120,6 +125,23 @@ class ExtentListError(SourceError):
     def __init__(self, origin: str, what: str, advice: str, entry: int | None = None) -> None:
         where = "" if entry is None else f", entry {entry}"
         super().__init__(f"list of extents ({origin}{where}): {what}; nothing was sent; {advice}")
+
+
+class ExceptionStoreError(SourceError):
+    """The exception store of a snapshot cannot be trusted. Nothing was committed."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"exception store: {what}")
+
+
+class SnapshotInvalidError(SourceError):
+    """A snapshot is not valid any more: it was filled, merged, or taken away."""
+
+
+class StoreError(BlockstreamError):
+    """A store could not be read or written. What was committed there stays."""
+
+    exit_status = ExitStatus.STORE
 
 
 class OutcomeUnknownError(BlockstreamError):

@@ -3,13 +3,18 @@
 Each interface has one contract suite in tests/contracts; an implementation is one parameter of it.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
 
 from blockstream.linux.identity import Identity, Node
 
 if TYPE_CHECKING:
     from blockstream.extents import ExtentMap  # numpy: 60 ms that `recv` need not wait
+
+
+# A large object travels in parts of this; larger ones, or many at a time, lose to the cache.
+PART_BYTES: Final = 8 << 20
 
 
 class Source(Protocol):
@@ -128,6 +133,100 @@ class Target(Protocol):
 
     def close(self) -> None:
         """Give the descriptor back. Nobody may be writing."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What a store says of an object.
+
+    Attributes:
+        key: Its name.
+        size: Its size in bytes.
+        modified: When it was written, in seconds since 1970.
+    """
+
+    key: str
+    size: int
+    modified: float
+
+
+class Objects(Protocol):
+    """A store of objects, each written once and whole. Methods may be called from several threads.
+
+    A key is words between slashes. Every method raises StoreError if the store fails, and
+    StoreDamagedError if an object is not what it must be.
+    """
+
+    @property
+    def name(self) -> str:
+        """What people call it; no secrets."""
+
+    def put_new(self, key: str, data: bytes) -> bool:
+        """Write an object that nobody has written; durable when this returns.
+
+        Returns:
+            Whether it is ours; of several writers exactly one hears that.
+        """
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object, in place of an older one; durable when this returns."""
+
+    def upload(self, key: str) -> "Upload":
+        """Begin to write a large object under a key that nobody else uses."""
+
+    def read(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Return a range of an object; all of it without `length`.
+
+        Raises:
+            StoreDamagedError: If it is not there, or ends too early.
+        """
+
+    def listed(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
+        """Give the objects whose keys begin so and come after that key, in order of their keys."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object; nothing happens if it is not there."""
+
+    def forget_unfinished(self, prefix: str, before: float) -> int:
+        """Give up uploads of others below a prefix that nobody finished.
+
+        Args:
+            prefix: What their keys begin with.
+            before: When they began at the latest, in seconds since 1970.
+
+        Returns:
+            How many there were.
+        """
+
+    def close(self) -> None:
+        """Give everything back."""
+
+
+class Upload(Protocol):
+    """An object under way. Nobody sees it before `finish`. One thread at a time."""
+
+    def write(self, parts: Sequence[memoryview]) -> None:
+        """Append bytes, which are the caller's again afterwards."""
+
+    def copy(self, key: str, offset: int, length: int) -> None:
+        """Append a range of an object of the same store, within the store if it can do that.
+
+        After an error only `abort` may follow.
+
+        Args:
+            key: The object.
+            offset: First byte of the range in it.
+            length: Size of the range, in bytes.
+
+        Raises:
+            StoreDamagedError: If it is not there, or ends too early.
+        """
+
+    def finish(self) -> None:
+        """Make it visible and durable."""
+
+    def abort(self) -> None:
+        """Forget it; may be called after anything failed."""
 
 
 class Link(Protocol):

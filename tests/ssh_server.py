@@ -62,13 +62,22 @@ class SshServer:
 
 @contextlib.contextmanager
 def ssh_server(
-    folder: Path, *, namespace: str = "", address: str = "127.0.0.1"
+    folder: Path,
+    *,
+    namespace: str = "",
+    address: str = "127.0.0.1",
+    host_certificate_by: Path | None = None,
 ) -> Iterator[SshServer]:
-    """Run one until the block ends, in a network namespace if one is named."""
+    """Run one until the block ends, in a network namespace if one is named.
+
+    With an authority's key it shows a certificate.
+    """
     for name in ("host", "user"):
-        subprocess.run(  # noqa: S603  # no shell
-            [_tool("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True
-        )
+        _keygen("-t", "ed25519", "-N", "", "-f", folder / name)
+    certificate = ""
+    if host_certificate_by is not None:
+        _keygen("-s", host_certificate_by, "-h", "-I", "lab", "-n", address, folder / "host.pub")
+        certificate = f"HostCertificate {folder / 'host-cert.pub'}\n"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -76,7 +85,7 @@ def ssh_server(
         f"Port {port}\nListenAddress {address}\nHostKey {folder / 'host'}\n"
         f"AuthorizedKeysFile {folder / 'authorized'}\nPidFile none\nStrictModes no\nUsePAM no\n"
         "UseDNS no\nMaxStartups 100\nPermitRootLogin yes\nPasswordAuthentication no\n"
-        "KbdInteractiveAuthentication no\n"
+        f"KbdInteractiveAuthentication no\n{certificate}"
     )
     server = SshServer(folder, port, address)
     server.authorize()
@@ -95,6 +104,10 @@ def ssh_server(
     finally:
         process.terminate()
         process.wait()
+
+
+def _keygen(*words: object) -> None:
+    subprocess.run([_tool("ssh-keygen"), "-q", *map(str, words)], check=True)  # noqa: S603
 
 
 def _tool(name: str) -> str:

@@ -15,7 +15,7 @@ from blockstream.jobs.send import SendPlan, SendRequest, planned
 from blockstream.jobs.stored import finish_staged, undo_dropper
 from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.jobs.targets import OpenedTarget, made_before, opened_or_removed
-from blockstream.locations import open_source, open_target
+from blockstream.locations import open_target
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.direct import DirectApplier
 from blockstream.pipeline.packer import PackedFrame
@@ -91,23 +91,23 @@ class LocalOutlet:
 
 
 def copy(
-    what: SendRequest, where: ReceiveRequest, progress: Progress, reporters: list[Reporter]
+    what: SendRequest,
+    source: Source,
+    where: ReceiveRequest,
+    progress: Progress,
+    reporters: list[Reporter],
 ) -> ReceiveResult:
     """Copy a disk, or its changes, on this host.
 
     Raises:
         BlockstreamError: As for `send` and `recv`.
     """
-    source = open_source(what.source)
-    try:
-        target, made = _target(what, where, source)
-        with opened_or_removed(target, where.state_dir, made=made) as everything:
-            everything.journal.facts = {"path": where.target, "apply": str(where.apply)}
-            if everything.spool_complete:
-                finish_staged(everything)
-            return _copied(what, where, source, everything, progress, reporters)
-    finally:
-        source.close()
+    target, made = _target(what, where, source)
+    with opened_or_removed(target, where.state_dir, made=made) as everything:
+        everything.journal.facts = {"path": where.target, "apply": str(where.apply)}
+        if everything.spool_complete:
+            finish_staged(everything)
+        return _copied(what, where, source, everything, progress, reporters)
 
 
 def _target(what: SendRequest, where: ReceiveRequest, source: Source) -> tuple[DiskTarget, bool]:

@@ -1,6 +1,5 @@
 """Several disks sent as one set: none is committed before all of them are durable there."""
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -8,12 +7,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from blockstream.errors import BlockstreamError, InterruptedTransferError, PartlyDoneError
+from blockstream.interfaces import Source
 from blockstream.jobs.peer import PeerOptions, Push, target_options
 from blockstream.jobs.receive import ReceiveRequest
 from blockstream.jobs.send import SendRequest, SendResult
 from blockstream.jobs.session import Sending
 from blockstream.jobs.supervision import Reporter, Work, supervised
-from blockstream.locations import Remote, open_source
+from blockstream.locations import Remote
 from blockstream.pipeline.progress import Progress, Snapshot
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class _Set:
         self._requests = requests
         self._barrier = threading.Barrier(len(requests))
         self.parts = [Progress() for _ in requests]
+        self.sendings: list[Sending] = []
         self.pushes: list[Push] = []
         self.done: dict[int, Committed] = {}
         self.errors: list[BlockstreamError] = []
@@ -105,6 +106,7 @@ class _Set:
 
 def push_set(
     requests: list[SendRequest],
+    sources: list[Source],
     places: list[Remote],
     what: ReceiveRequest,
     options: PeerOptions,
@@ -114,6 +116,7 @@ def push_set(
 
     Args:
         requests: What to send.
+        sources: The disks.
         places: Where each goes.
         what: How they may be written; its own target is not looked at.
         options: How the other host is reached.
@@ -124,15 +127,18 @@ def push_set(
         PartlyDoneError: If some were committed and others not; the same command finishes them.
     """
     together = _Set(requests)
-    with contextlib.ExitStack() as stack:
-        for request, place, part in zip(requests, places, together.parts, strict=True):
-            source = stack.enter_context(contextlib.closing(open_source(request.source)))
-            sending = Sending(request, source, part, together.waiting())
-            together.pushes.append(Push(sending, place, target_options(what), options))
-        began = time.monotonic()
-        work = Work(together.stop, together.tick)
-        supervised(together.run, work, _Together(together.parts), reporters)
+    for request, source, place, part in zip(requests, sources, places, together.parts, strict=True):
+        sending = Sending(request, source, part, together.waiting())
+        together.sendings.append(sending)
+        together.pushes.append(Push(sending, place, target_options(what), options))
+    began = time.monotonic()
+    work = Work(together.stop, together.tick)
+    supervised(together.run, work, _Together(together.parts), reporters)
     together.raise_failure()
+    # Only now, so that a set of which a part was committed is finished without that part
+    # travelling again.
+    for number, sending in enumerate(together.sendings):
+        sending.confirm(together.done[number])
     seconds = time.monotonic() - began
     return [
         SendResult(together.done[number], part.snapshot(), seconds, confirmed=True)

@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import secrets
+import select
 import shlex
 import threading
 import time
@@ -30,7 +31,7 @@ from blockstream.jobs.send import SendRequest, SendResult
 from blockstream.jobs.serve import PEER_COMMAND
 from blockstream.jobs.session import Sending
 from blockstream.jobs.supervision import Reporter, Work, supervised
-from blockstream.locations import Remote, Way, open_link, open_source, round_trip
+from blockstream.locations import Remote, Way, open_link, open_links, round_trip
 from blockstream.pipeline.progress import Progress
 from blockstream_protocol import IDLE_SECONDS, Committed
 
@@ -101,13 +102,22 @@ class _Patience:
 class Push:
     """Sends one disk to another host, connection after connection."""
 
-    def __init__(self, sending: Sending, where: Remote, words: list[str], options: PeerOptions):
-        """Prepare; `words` are options of `recv` there."""
+    def __init__(
+        self,
+        sending: Sending,
+        where: Remote,
+        words: list[str],
+        options: PeerOptions,
+        *,
+        again: bool = False,
+    ) -> None:
+        """Prepare; `words` are options of `recv` there, `again` as for `push`."""
         self._sending = sending
         self._where = where
         self._words = words
         self._options = options
-        self._patience = _Patience(options, streams=wished_streams(where, options))
+        streams = wished_streams(where, options)
+        self._patience = _Patience(options, connected=again, streams=streams)
 
     def run(self, progress: Progress) -> Committed:
         """Send it, and return when it is committed.
@@ -158,35 +168,90 @@ def connected(
         meeting = ["--meeting", f"{token}:{count - 1}"] if count > 1 else []
         commands = [remote_command(options, [*words, *meeting], where)]
         commands += [f"{options.command} join {token} {number}" for number in range(count - 1)]
-        links: list[Link] = []
-        for command in commands:
-            link = open_link(where, command, options.way)
-            links.append(stack.enter_context(contextlib.closing(link)))
+        links: list[Link] = [
+            stack.enter_context(contextlib.closing(link))
+            for link in open_links(where, commands, options.way)
+        ]
         for each in links:
             # Before any is waited for, because the programs there wait for each other.
             stack.callback(each.hang_up)
         yield links
 
 
+class Standing:
+    """A receiver that takes one disk after the other, so that only the first waits for it."""
+
+    def __init__(self, link: Link) -> None:
+        """Take over a link on which `recv --session --standing` runs."""
+        self._link = link
+        self._took_all = True
+        self._poll = select.poll()
+        self._poll.register(link.from_peer, select.POLLIN)
+
+    @property
+    def usable(self) -> bool:
+        """Whether it takes another one, as far as is known: one that says anything has ended."""
+        return self._took_all and not self._poll.poll(0)
+
+    def send(
+        self, request: SendRequest, source: Source, reporters: list[Reporter], progress: Progress
+    ) -> SendResult:
+        """Send a disk.
+
+        Raises:
+            BlockstreamError: With what the other end said; then it takes no other.
+        """
+        self._took_all = False
+        sending = Sending(request, source, progress)
+        link = self._link
+        began = time.monotonic()
+
+        def run() -> Committed:
+            try:
+                return sending.over(link.from_peer, link.to_peer, name=link.name)
+            except (ConnectionLostError, OutcomeUnknownError) as error:
+                raise explained(error, [link], greeted=sending.greeted) from error
+
+        committed = supervised(run, Work(sending.stop, sending.tick), progress, reporters)
+        sending.confirm(committed)
+        self._took_all = sending.ended_with_end
+        seconds = time.monotonic() - began
+        return SendResult(committed, progress.snapshot(), seconds, confirmed=True)
+
+
+@contextlib.contextmanager
+def standing(where: Remote, what: ReceiveRequest, options: PeerOptions) -> Iterator[Standing]:
+    """Start a receiver on another host, which takes what is sent before the block ends.
+
+    Its predecessor, whose connection was lost, may still hold the target: so it waits for that.
+    """
+    words = ["recv", "--session", "--standing", "--lock-wait", f"{_LOCK_WAIT_SECONDS:.0f}"]
+    with connected(where, [*words, *target_options(what)], options, _Patience(options)) as links:
+        yield Standing(links[0])
+
+
 def push(
     request: SendRequest,
+    source: Source,
     where: Remote,
     what: ReceiveRequest,
     options: PeerOptions,
     progress: Progress,
     reporters: list[Reporter],
-    opened: Source | None = None,
+    *,
+    again: bool = False,
 ) -> SendResult:
     """Send a disk of this host to another one, and return when it is committed there.
 
     Args:
         request: What to send.
+        source: The disk.
         where: Where it goes.
         what: How it may be written there.
         options: How its host is reached.
         progress: Counted.
         reporters: Who shows it.
-        opened: The disk, where the caller has it open already, and closes it.
+        again: Whether another connection was lost, which may hold the target a while yet.
 
     Raises:
         BlockstreamError: With what the other end said.
@@ -194,15 +259,14 @@ def push(
     if where.name:
         _check_named(what, options)
         request = replace(request, name=where.name)
-    with contextlib.ExitStack() as stack:
-        source = opened or stack.enter_context(contextlib.closing(open_source(request.source)))
-        sending = Sending(request, source, progress)
-        for text in sending.what.warnings:
-            options.tell(text)
-        job = Push(sending, where, target_options(what), options)
-        began = time.monotonic()
-        work = Work(job.stop, job.tick)
-        committed = supervised(lambda: job.run(progress), work, progress, reporters)
+    sending = Sending(request, source, progress)
+    for text in sending.what.warnings:
+        options.tell(text)
+    job = Push(sending, where, target_options(what), options, again=again)
+    began = time.monotonic()
+    work = Work(job.stop, job.tick)
+    committed = supervised(lambda: job.run(progress), work, progress, reporters)
+    sending.confirm(committed)
     return SendResult(committed, progress.snapshot(), time.monotonic() - began, confirmed=True)
 
 
@@ -238,6 +302,7 @@ def compared(
 
 def push_differing(
     request: SendRequest,
+    source: Source,
     where: Remote,
     what: ReceiveRequest,
     options: PeerOptions,
@@ -252,13 +317,11 @@ def push_differing(
     if where.name:
         raise UsageError("HOST::NAME can be compared by `verify`, but not sent what differs")
     base = f"compared-{uuid.uuid4()}"
-    with contextlib.closing(open_source(request.source)) as source:
-        comparison = compared(source, where, options, reporters, adopt=base)
-        found = ExtentList(comparison.differing, Meaning.CHANGED, "comparison", comparison.size)
-        request = replace(request, base=base, changes=found)
-        # The same open source: what is written to it from the first look on is noticed before END.
-        sent = push(request, where, what, options, progress, reporters, source)
-    return sent, comparison
+    comparison = compared(source, where, options, reporters, adopt=base)
+    found = ExtentList(comparison.differing, Meaning.CHANGED, "comparison", comparison.size)
+    request = replace(request, base=base, changes=found)
+    # The same open source: what is written to it from the first look on is noticed before END.
+    return push(request, source, where, what, options, progress, reporters), comparison
 
 
 def pull(

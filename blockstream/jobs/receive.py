@@ -1,6 +1,7 @@
 """`recv`: a stream from a pipe onto a target."""
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ import blake3
 from blockstream.errors import (
     BlockstreamError,
     BusyError,
+    ConnectionLostError,
     InterruptedTransferError,
     RefusedError,
 )
@@ -49,6 +51,10 @@ from blockstream_protocol import (
     Refuse,
     RemoteProtocolError,
     TargetState,
+    Unknown,
+    Verdict,
+    decide,
+    told,
 )
 
 T = TypeVar("T")
@@ -142,12 +148,14 @@ class Answering:
         """Write to `fd`, which stays the caller's."""
         self._outlet = PipeOutlet(fd, Limiter(None), Progress())
         self._said_all = False
+        self._lock = threading.Lock()
 
     def send(self, message: Message) -> None:
-        """Say something, if anybody still listens."""
-        self._said_all = isinstance(message, Refuse | Abort | Committed)
-        with contextlib.suppress(InterruptedTransferError):
-            self._outlet.send(message)
+        """Say something, if anybody still listens; nothing follows the last word of a session."""
+        with self._lock, contextlib.suppress(InterruptedTransferError):
+            if not self._said_all:
+                self._said_all = isinstance(message, Refuse | Abort | Committed)
+                self._outlet.send(message)
 
     def explain(self, error: BlockstreamError) -> None:
         """Say why nothing comes of it, where the session itself did not."""
@@ -181,18 +189,52 @@ def receive(
     Raises:
         BlockstreamError: With the state of the target and what to do next in its message.
     """
-    with contextlib.ExitStack() as stack:
-        readers = []
-        for lane in (fd, *lanes):
-            widen_pipe(lane)
-            readers.append(stack.enter_context(contextlib.closing(WakeableReader(lane))))
-        frames = FrameReader(*readers)
+    with _reading(fd, *lanes) as frames:
         if answer_fd is None:
             return receive_frames(request, frames, None, progress, reporters)
-        answering = stack.enter_context(contextlib.closing(Answering(answer_fd)))
-        try:
+        with _explained(answer_fd) as answering:
             greeting_in_time(frames)
             return receive_frames(request, frames, answering, progress, reporters)
+
+
+def receive_sessions(
+    request: ReceiveRequest, fd: int, answer_fd: int, reporters: list[Reporter]
+) -> None:
+    """Take one session after the other from `fd`, until the sender hangs up (SPEC 4.6).
+
+    Between two of them it waits as long as the connection lasts, and holds nothing.
+
+    Raises:
+        BlockstreamError: As `receive`; no other session follows then.
+    """
+    while True:
+        with _reading(fd) as frames, _explained(answer_fd) as answering:
+            try:
+                _greeting(frames)
+            except ConnectionLostError:
+                if frames.wire_bytes:
+                    raise
+                return
+            receive_frames(request, frames, answering, Progress(), reporters)
+
+
+@contextlib.contextmanager
+def _reading(*lanes: int) -> Iterator[FrameReader]:
+    """Read frames from descriptors, which stay the caller's."""
+    with contextlib.ExitStack() as stack:
+        readers = []
+        for lane in lanes:
+            widen_pipe(lane)
+            readers.append(stack.enter_context(contextlib.closing(WakeableReader(lane))))
+        yield FrameReader(*readers)
+
+
+@contextlib.contextmanager
+def _explained(answer_fd: int) -> Iterator[Answering]:
+    """Answer a sender; tell it, too, why nothing comes of it."""
+    with contextlib.closing(Answering(answer_fd)) as answering:
+        try:
+            yield answering
         except BlockstreamError as error:
             answering.explain(error)
             raise
@@ -222,6 +264,8 @@ def receive_frames(
     reporters: list[Reporter],
 ) -> ReceiveResult:
     """Take a stream whose frames may have been looked at already. See `receive`."""
+    if request.dry_run and request.create and not os.path.lexists(request.target):
+        return _would_make(request, _translating(frames.opening))
     with _opened(request, frames, duplex=answering is not None) as everything:
         return _received(request, everything, frames, answering, progress, reporters)
 
@@ -248,6 +292,21 @@ def _opened(
         yield everything
 
 
+def _would_make(request: ReceiveRequest, opening: Open) -> ReceiveResult:
+    """Say what a dry run would make.
+
+    Raises:
+        RefusedError: If nothing can be made there, or nothing may go onto a new disk.
+    """
+    folder = Path(request.target).absolute().parent
+    if not os.access(folder, os.W_OK):
+        raise RefusedError(f"{folder} is not there or cannot be written; nothing was made")
+    decision = decide(opening, Plan.whole(0), Unknown(), force_base=request.force_base)
+    if decision.verdict is Verdict.REFUSE:
+        raise RefusedError(f"{decision.reason}; nothing was made")
+    return ReceiveResult(opening, None, False, Progress().snapshot(), 0.0, 0)
+
+
 def _target(
     request: ReceiveRequest, frames: FrameReader, *, duplex: bool
 ) -> tuple[DiskTarget, bool]:
@@ -271,10 +330,6 @@ def _target(
         )
     if made:
         return open_target(request.target, force_in_use=request.force_in_use), False
-    if request.dry_run:
-        raise RefusedError(
-            f"with -n nothing is made: {request.target} would be a sparse file of {size} bytes"
-        )
     return open_target(request.target, create=size), True
 
 
@@ -313,7 +368,8 @@ def _received(
     if everything.spool_complete and not request.dry_run:
         finish_staged(everything)
     state, applier = _applier(request, everything, frames, facts, duplex=answering is not None)
-    session = new_receiver(everything, state, request.policy, _told(everything, state))
+    facts_told = {"size": everything.target.size} | told(state)
+    session = new_receiver(everything, state, request.policy, facts_told)
     applying = Applying(
         session,
         applier,
@@ -341,16 +397,6 @@ def _received(
         seconds=time.monotonic() - began,
         untouched_tail=everything.target.size - opening.size,
     )
-
-
-def _told(everything: OpenedTarget, state: TargetState) -> dict[str, object]:
-    """Return what HELLO tells a sender of the target (SPEC 4.1)."""
-    told: dict[str, object] = {"size": everything.target.size}
-    if isinstance(state, Clean):
-        return told | {"state": "clean", "id": state.id}
-    if isinstance(state, Dirty):
-        return told | {"state": "dirty", "base": state.base, "goal": state.goal}
-    return told | {"state": "unknown"}
 
 
 def _applier(

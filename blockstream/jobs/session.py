@@ -16,13 +16,12 @@ from blockstream.jobs.sent import Intent, SentTransfers
 from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.linux.identity import described
 from blockstream.linux.streams import WakeableReader, widen_pipe
-from blockstream.locations import open_source
 from blockstream.pipeline.answers import Answers
 from blockstream.pipeline.faults import translated
 from blockstream.pipeline.outlet import PipeOutlet
 from blockstream.pipeline.progress import Progress
 from blockstream.pipeline.sender import SendEngine, SendOptions
-from blockstream_protocol import Committed, Hello, Open, Sender, is_id
+from blockstream_protocol import Committed, End, Hello, Open, Sender, goal_to_continue
 
 # A receiver that hung up may have said why; what it said is on its way.
 _LAST_WORDS_SECONDS = 10.0
@@ -61,6 +60,8 @@ class Sending:
         self._current: tuple[SendEngine, PipeOutlet] | None = None
         self._stopped = ""
         self.greeted = False
+        # Whether the connection can carry another session: nothing of this one is on its way.
+        self.ended_with_end = False
         self.what: SendPlan = planned(request, source)
         progress.size, progress.total = source.size, self.what.opening.total
 
@@ -105,8 +106,12 @@ class Sending:
                 answers.stop()
         if finish.committed is None:
             raise OutcomeUnknownError("the session ended without saying what was committed")
-        self._sent.confirm(finish.committed)
+        self.ended_with_end = engine.is_silent and outlet.said is End
         return finish.committed
+
+    def confirm(self, committed: Committed) -> None:
+        """Note that the target holds it; until then the same command asks for it again."""
+        self._sent.confirm(committed)
 
     def start_anew(self) -> bool:
         """Send under a new goal what did not continue what is on the target; False if it may not.
@@ -168,17 +173,12 @@ class Sending:
     def _choose(self, hello: Hello) -> Open:
         """Continue what is unfinished on the target; a goal that was asked for stays."""
         self.greeted = True
-        told, opening = hello.target, self.what.opening
+        opening = self.what.opening
         if self._fresh or self._request.goal or self._request.resume:
             return opening
-        goal = ""
-        if told.get("state") == "dirty" and told.get("base") == opening.base:
-            goal = str(told.get("goal"))
-        elif told.get("state") == "clean":
-            source = absolute(self._request.source)
-            if told.get("id") in self._sent.unconfirmed(source, opening.base):
-                goal = str(told.get("id"))
-        if is_id(goal) and goal != opening.base:
+        sent = self._sent.unconfirmed(absolute(self._request.source), opening.base)
+        goal = goal_to_continue(hello.target, opening.base, sent)
+        if goal is not None:
             self._continued |= goal != opening.goal
             self.what = replace(self.what, opening=replace(opening, goal=goal))
         return self.what.opening
@@ -190,6 +190,7 @@ class Sending:
 
 def send_session(
     request: SendRequest,
+    source: Source,
     from_peer: int,
     lanes: Sequence[int],
     progress: Progress,
@@ -200,15 +201,14 @@ def send_session(
     Raises:
         BlockstreamError: As `Sending.over` does.
     """
-    with contextlib.closing(open_source(request.source)) as source:
-        sending = Sending(request, source, progress)
-        began = time.monotonic()
+    sending = Sending(request, source, progress)
+    began = time.monotonic()
 
-        def run() -> Committed:
-            return sending.over(from_peer, *lanes)
+    def run() -> Committed:
+        return sending.over(from_peer, *lanes)
 
-        work = Work(sending.stop, sending.tick)
-        committed = supervised(run, work, progress, reporters)
+    committed = supervised(run, Work(sending.stop, sending.tick), progress, reporters)
+    sending.confirm(committed)
     return SendResult(committed, progress.snapshot(), time.monotonic() - began, confirmed=True)
 
 

@@ -1,10 +1,11 @@
 """Runs the threads of a transfer under asyncio: signals, ticks, and reports on the side."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -14,6 +15,7 @@ from blockstream.pipeline.progress import Progress
 T = TypeVar("T")
 
 _TICK_SECONDS = 0.5
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Reporter(Protocol):
@@ -52,12 +54,32 @@ def supervised(
     Raises:
         BlockstreamError: Whatever `run` raised.
     """
+    before = {number: signal.getsignal(number) for number in (*_STOPS, signal.SIGUSR1)}
     try:
         return asyncio.run(_supervised(run, work, progress, reporters))
     except BaseExceptionGroup as group:
         if len(group.exceptions) > 1:
             raise
         raise group.exceptions[0] from group.exceptions[0].__cause__
+    finally:
+        # The loop leaves the system's own, by which a signal would end us without a word.
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def undisturbed(tell: Callable[[str], None]) -> Iterator[None]:
+    """Let no signal stop what must not be left half done."""
+
+    def wait(number: int, _frame: object) -> None:
+        tell(f"{signal.Signals(number).name} comes too late: this must not be left half done")
+
+    before = {number: signal.signal(number, wait) for number in _STOPS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 async def _supervised(
@@ -129,7 +151,7 @@ def _install_signals(
         stopping = True
         work.stop(f"stopped by {name}")
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _STOPS:
         loop.add_signal_handler(number, stop, number.name)
 
     def show() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import zstandard
 
-from blockstream.errors import UsageError
+from blockstream.errors import IntegrityError, UsageError
 from blockstream_protocol import Buffer, Codec, RemoteProtocolError
 
 # No frame of ours needs more: it holds little over 1 MiB.
@@ -62,6 +62,19 @@ class Compressor:
 
     def __init__(self) -> None:
         self._contexts: dict[int, zstandard.ZstdCompressor] = {}
+        self._decompress = Decompressor()
+
+    def check(self, packed: Packed, raw: memoryview) -> None:
+        """Unpack again, and compare.
+
+        Raises:
+            IntegrityError: If something else comes out.
+        """
+        if packed.codec is Codec.ZSTD and self._decompress(packed.payload, len(raw)) != raw:
+            raise IntegrityError(
+                "a frame does not unpack to what was packed: the memory of this host is not to be "
+                "trusted; nothing was committed"
+            )
 
     def packed(self, raw: memoryview, level: int) -> Packed:
         """Return `raw` packed if that is worth it; a sample tells for what cannot be packed."""

@@ -70,6 +70,7 @@ class PipeOutlet:
         self._limiter = limiter
         self._stopped = threading.Event()
         self._progress = progress
+        self.said: type[Message] | None = None  # last
 
     def send(self, message: Message) -> None:
         """Write a message."""
@@ -79,7 +80,7 @@ class PipeOutlet:
             frame = message.frame
         else:
             frame = control_frame(message, blake3.blake3)
-        self._write_frame(frame)
+        self._write_frame(frame, type(message))
         self._progress.control(frame.wire_len)
         failpoint(_FAILPOINTS.get(type(message), ""))
 
@@ -97,13 +98,14 @@ class PipeOutlet:
     def send_frame(self, frame: Frame, packed: "PackedFrame") -> None:
         """Write a data frame."""
         failpoint("send.first_data")
-        self._write_frame(frame)
+        self._write_frame(frame, Extents)
         self._progress.frame(data=len(packed.data), covered=packed.covered, wire=frame.wire_len)
 
-    def _write_frame(self, frame: Frame) -> None:
+    def _write_frame(self, frame: Frame, kind: type[Message]) -> None:
         payload = memoryview(frame.payload)
         head = encode_head(frame.kind, frame.codec, frame.raw_len, len(payload), frame.digest)
         with self._lock:
+            self.said = kind
             if self._turn < len(self._lanes):
                 head = MAGIC + head
             lane = self._lanes[self._turn % len(self._lanes)]

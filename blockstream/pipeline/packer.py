@@ -153,11 +153,7 @@ class Packer:
 
     def _laid_out(self, piece: Piece, size: int) -> PackedFrame:
         """Put the table right before the data and digest both."""
-        count = len(piece.offsets)
-        rows = np.empty(count, _ROW)
-        rows["offset"], rows["length"], rows["kind"] = piece.offsets, piece.lengths, piece.kinds
-        table = count.to_bytes(4, "little") + rows.tobytes()
-        return self._digested(table, size, piece, covered=piece.covered)
+        return self._digested(frame_table(piece), size, piece, covered=piece.covered)
 
     def _digested(self, table: bytes, size: int, piece: Piece, *, covered: int) -> PackedFrame:
         begin = _TABLE_ROOM - len(table)
@@ -172,6 +168,13 @@ class Packer:
             lengths=piece.lengths,
             kinds=piece.kinds,
         )
+
+
+def frame_table(piece: Piece) -> bytes:
+    """Return the table that a payload of these extents begins with (SPEC 4.4)."""
+    rows = np.empty(len(piece.offsets), _ROW)
+    rows["offset"], rows["length"], rows["kind"] = piece.offsets, piece.lengths, piece.kinds
+    return len(rows).to_bytes(4, "little") + rows.tobytes()
 
 
 @dataclass(frozen=True, slots=True)

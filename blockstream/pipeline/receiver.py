@@ -20,6 +20,7 @@ from blockstream_protocol import (
     EXTENTS_BYTES,
     CheckSamples,
     Code,
+    Committed,
     Effect,
     Extent,
     Extents,
@@ -152,7 +153,8 @@ class Applying:
         Returns:
             What to raise: the error that decided, with its companion if there is one.
         """
-        for error in errors:
+        # A frame that came before a cut may be found to be bad only after it.
+        for error in sorted(errors, key=lambda error: code_of(error) is Code.INTERRUPTED):
             self._tell(error)
         for _ in range(2):  # the session gives up without a barrier the second time
             try:
@@ -170,8 +172,7 @@ class Applying:
         session = self.session
         match effect:
             case Send(message):
-                if self._answer is not None:
-                    self._answer(message)
+                self._say(message)
             case CheckSamples(expected):
                 same = self._applier.samples() == expected
                 return self.event(lambda: session.samples_checked(same))
@@ -201,6 +202,12 @@ class Applying:
                 self.finish = effect
                 self.on_finish()
         return []
+
+    def _say(self, message: Message) -> None:
+        if isinstance(message, Committed):
+            self.on_finish()  # what comes after it may be the next session's
+        if self._answer is not None:
+            self._answer(message)
 
     def _prepare(self, plan: Plan, *, resumed: bool) -> list[Effect]:
         opening = self.session.opening

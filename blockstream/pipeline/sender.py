@@ -35,6 +35,7 @@ from blockstream_protocol import (
     RemoteProtocolError,
     Send,
     Sender,
+    State,
     Stream,
     Validate,
 )
@@ -52,6 +53,8 @@ class SendOptions:
         may_trust: Whether a source that cannot change is surely the one that an unfinished transfer
             was made from; only then what it gave already is not read again.
         answers: Whether answers come from another thread, so that `run` has to wait for them.
+        check_packing: Whether each frame is unpacked again and compared, because nobody else does
+            so before the source may be gone.
         before_end: Called once everything is durable there and only END is left to say; None to
             say it without waiting for that.
     """
@@ -62,6 +65,7 @@ class SendOptions:
     choose: Callable[[Hello], Open] | None = None
     may_trust: Callable[[], bool] = lambda: True
     answers: bool = False
+    check_packing: bool = False
     before_end: Callable[[], None] | None = None
 
 
@@ -148,11 +152,15 @@ class SendEngine:
 
     def receive(self, message: Message) -> None:
         """Take an answer of the receiver, from any thread."""
-        if isinstance(message, Hello) and self._options.choose is not None:
-            self._session.aim(self._options.choose(message))
+        if isinstance(message, Hello) and self._session.state is State.GREET:
+            self._greeted(message)
         self.perform(self._locked(lambda: self._session.receive(message, time.monotonic())))
         if isinstance(message, Ack):
             self._count_durable(message.frames)
+
+    def _greeted(self, hello: Hello) -> None:
+        if self._options.choose is not None:
+            self._session.aim(self._options.choose(hello))
 
     def hung_up(self) -> None:
         """Take the end of the answers.
@@ -173,6 +181,11 @@ class SendEngine:
         if effects and not self._pinging.is_alive():
             self._pinging = threading.Thread(target=self._ping, args=(effects,), daemon=True)
             self._pinging.start()
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether no ping is still on its way into the line."""
+        return not self._pinging.is_alive()
 
     def _ping(self, effects: list[Effect]) -> None:
         with suppress(BlockstreamError):  # whoever sends data hears of it, too
@@ -256,6 +269,8 @@ class SendEngine:
                 self._replay(seq, packed)
                 continue
             wire = compressor.packed(packed.raw, self._level.level)
+            if self._options.check_packing:
+                compressor.check(wire, packed.raw)
             frame = Frame(
                 FrameType.EXTENTS, wire.codec, len(packed.raw), packed.digest, wire.payload
             )

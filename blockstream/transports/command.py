@@ -6,7 +6,8 @@ import subprocess
 import threading
 from collections import deque
 from collections.abc import Sequence
-from typing import IO
+from dataclasses import dataclass
+from typing import Protocol
 
 from blockstream.errors import NotFoundError
 from blockstream.linux.streams import widen_pipe
@@ -18,8 +19,82 @@ _PIECE = 1024
 _PATIENCE_SECONDS = 5.0
 
 
-class CommandLink:
-    """A running command. See `interfaces.Link` for what each method promises."""
+class Running(Protocol):
+    """A process that somebody started."""
+
+    def wait(self, seconds: float) -> int | None:
+        """Return its exit status, negative for a signal; None if it still runs after so long."""
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+
+    def kill(self) -> None:
+        """End it."""
+
+
+class PipedLink:
+    """A process with three pipes to it. See `interfaces.Link` for what each method promises.
+
+    Attributes:
+        name: What people call the other end.
+        to_peer: Descriptor of what the other end reads.
+        from_peer: Descriptor of what the other end writes.
+    """
+
+    def __init__(self, process: Running, pipes: tuple[int, int, int], name: str) -> None:
+        """Take over a process and our ends of its standard input, output and error."""
+        self._process = process
+        self.to_peer, self.from_peer, self._stderr = pipes
+        self.name = name
+        self._open = set(pipes)
+        widen_pipe(self.to_peer)
+        widen_pipe(self.from_peer)
+        self._said: deque[bytes] = deque(maxlen=_LAST_WORDS_BYTES // _PIECE)
+        self._listener = threading.Thread(target=self._listen, name="stderr", daemon=True)
+        self._listener.start()
+
+    def hang_up(self) -> None:
+        """End our direction, so that the other end sees an end of input."""
+        self._close(self.to_peer)
+
+    def ended(self) -> tuple[int, str]:
+        """Wait a moment for the end, then force it; return exit status and last words.
+
+        Nothing can be read any more: what still writes to us must notice.
+        """
+        self.hang_up()
+        self._close(self.from_peer)
+        status = self._process.wait(_PATIENCE_SECONDS)
+        if status is None:
+            self._process.terminate()
+            status = self._process.wait(_PATIENCE_SECONDS)
+        while status is None:
+            self._process.kill()
+            status = self._process.wait(_PATIENCE_SECONDS)
+        # A grandchild may hold the pipe open for ever.
+        self._listener.join(1.0)
+        words = b"".join(self._said).decode(errors="replace")
+        return status, _plain(words)
+
+    def close(self) -> None:
+        """Give everything back."""
+        self.ended()
+        if not self._listener.is_alive():
+            self._close(self._stderr)
+
+    def _close(self, fd: int) -> None:
+        if fd in self._open:
+            self._open.remove(fd)
+            os.close(fd)
+
+    def _listen(self) -> None:
+        with contextlib.suppress(OSError):
+            while piece := os.read(self._stderr, _PIECE):
+                self._said.append(piece)
+
+
+class CommandLink(PipedLink):
+    """A running command."""
 
     def __init__(self, command: Sequence[str], name: str) -> None:
         """Start it.
@@ -31,77 +106,47 @@ class CommandLink:
         Raises:
             NotFoundError: If there is no such program here.
         """
-        self.name = name
+        ours, theirs = pipes_to_process()
         try:
             # In our own process group and session: it may have to ask for a passphrase.
-            self._process = subprocess.Popen(  # noqa: S603  # what the user asked to run
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            process = subprocess.Popen(  # noqa: S603  # what the user asked to run
+                command, stdin=theirs[0], stdout=theirs[1], stderr=theirs[2]
             )
         except OSError as error:
+            for fd in ours:
+                os.close(fd)
             raise NotFoundError(
                 f"{command[0]} cannot be started: {error.strerror}; nothing was sent"
             ) from error
-        widen_pipe(self.to_peer)
-        widen_pipe(self.from_peer)
-        self._said: deque[bytes] = deque(maxlen=_LAST_WORDS_BYTES // _PIECE)
-        self._listener = threading.Thread(target=self._listen, name="stderr", daemon=True)
-        self._listener.start()
+        finally:
+            for fd in theirs:
+                os.close(fd)
+        super().__init__(_Program(process), ours, name)
 
-    @property
-    def to_peer(self) -> int:
-        """Descriptor of what the other end reads."""
-        return _fd(self._process.stdin)
 
-    @property
-    def from_peer(self) -> int:
-        """Descriptor of what the other end writes."""
-        return _fd(self._process.stdout)
+@dataclass(frozen=True, slots=True)
+class _Program:
+    """A program as `Running`."""
 
-    def hang_up(self) -> None:
-        """End our direction, so that the other end sees an end of input."""
-        with contextlib.suppress(OSError):
-            if self._process.stdin is not None:
-                self._process.stdin.close()
+    process: subprocess.Popen[bytes]
 
-    def ended(self) -> tuple[int, str]:
-        """Wait a moment for the end, then force it; return exit status and last words.
-
-        Nothing can be read any more: what still writes to us must notice.
-        """
-        self.hang_up()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+    def wait(self, seconds: float) -> int | None:
         try:
-            self._process.wait(_PATIENCE_SECONDS)
+            return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
-            self._process.terminate()
-            try:
-                self._process.wait(_PATIENCE_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-        # A grandchild may hold the pipe open for ever.
-        self._listener.join(1.0)
-        words = b"".join(self._said).decode(errors="replace")
-        return self._process.returncode, _plain(words)
+            return None
 
-    def close(self) -> None:
-        """Give everything back."""
-        self.ended()
-        if self._process.stderr is not None and not self._listener.is_alive():
-            self._process.stderr.close()
+    def terminate(self) -> None:
+        self.process.terminate()
 
-    def _listen(self) -> None:
-        stderr = self._process.stderr
-        if stderr is None:
-            return
-        with contextlib.suppress(OSError, ValueError):
-            while piece := os.read(stderr.fileno(), _PIECE):
-                self._said.append(piece)
+    def kill(self) -> None:
+        self.process.kill()
 
 
-def _fd(stream: IO[bytes] | None) -> int:
-    return -1 if stream is None else stream.fileno()
+def pipes_to_process() -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Make pipes for a process; return our ends and its ends: input, output, error."""
+    (their_in, our_in), (our_out, their_out), (our_err, their_err) = (os.pipe() for _ in range(3))
+    return (our_in, our_out, our_err), (their_in, their_out, their_err)
 
 
 def _plain(text: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 _USER_FILES = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2")
 _GLOBAL_FILES = ("/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2")
+_SSH = "ssh"
 _SECONDS = 20.0
 
 
@@ -22,6 +23,10 @@ class HostKeyPolicy(StrEnum):
 
     STRICT = "strict"
     ACCEPT_NEW = "accept-new"
+
+
+class SshConfigError(Exception):
+    """The system's ssh refuses its own configuration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +40,8 @@ class SshConfig:
         alias: Name under which its key is looked up; empty for its own.
         user_files: Files of known hosts; a new one is added to the first.
         global_files: The same, of the system.
-        proxied: Whether the way leads through another host or a command.
+        jumps: Hosts that the way leads through, as `ProxyJump` has them; empty for none.
+        command: Whether it leads through a command.
     """
 
     hostname: str = ""
@@ -44,7 +50,13 @@ class SshConfig:
     alias: str = ""
     user_files: tuple[Path, ...] = field(default_factory=lambda: _paths(_USER_FILES))
     global_files: tuple[Path, ...] = field(default_factory=lambda: _paths(_GLOBAL_FILES))
-    proxied: bool = False
+    jumps: str = ""
+    command: bool = False
+
+    @property
+    def proxied(self) -> bool:
+        """Whether it is not reached directly."""
+        return bool(self.jumps) or self.command
 
     @property
     def files(self) -> list[str]:
@@ -56,9 +68,18 @@ class SshConfig:
         return found
 
 
+def has_ssh() -> bool:
+    """Return whether the system's ssh is there to be asked."""
+    return shutil.which(_SSH) is not None
+
+
 def ssh_config(host: str, *, port: int = 0, user: str = "", config_file: str = "") -> SshConfig:
-    """Ask `ssh -G` what it would do; without it, return the defaults."""
-    program = shutil.which("ssh")
+    """Ask `ssh -G` what it would do; without it, return the defaults.
+
+    Raises:
+        SshConfigError: If ssh does not understand its configuration.
+    """
+    program = shutil.which(_SSH)
     if program is None or host.startswith("-"):
         return SshConfig()
     command = [program, "-G"]
@@ -73,6 +94,8 @@ def ssh_config(host: str, *, port: int = 0, user: str = "", config_file: str = "
             timeout=_SECONDS,
             check=True,
         )
+    except subprocess.CalledProcessError as error:
+        raise SshConfigError(error.stderr.decode(errors="replace").strip()) from error
     except (OSError, subprocess.SubprocessError):
         return SshConfig()
     return parsed(done.stdout.decode(errors="replace"))
@@ -92,7 +115,8 @@ def parsed(text: str) -> SshConfig:
         alias=_unless_none(values, "hostkeyalias"),
         user_files=_files(values, "userknownhostsfile", _USER_FILES),
         global_files=_files(values, "globalknownhostsfile", _GLOBAL_FILES),
-        proxied=bool(_unless_none(values, "proxyjump") or _unless_none(values, "proxycommand")),
+        jumps=_unless_none(values, "proxyjump"),
+        command=bool(_unless_none(values, "proxycommand")),
     )
 
 

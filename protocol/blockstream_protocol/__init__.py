@@ -48,6 +48,8 @@ from blockstream_protocol._frames import (
     FrameType,
     encode,
     encode_head,
+    encode_optional,
+    frame_in,
     plain_frame,
     unpacked,
 )
@@ -100,6 +102,8 @@ from blockstream_protocol._target import (
     Unknown,
     Verdict,
     decide,
+    goal_to_continue,
+    told,
 )
 
 __all__ = [
@@ -187,7 +191,10 @@ __all__ = [
     "decide",
     "encode",
     "encode_head",
+    "encode_optional",
     "encode_table",
+    "frame_in",
+    "goal_to_continue",
     "is_id",
     "link",
     "message_of",
@@ -195,5 +202,6 @@ __all__ = [
     "plain_frame",
     "plain_text",
     "table_bytes",
+    "told",
     "unpacked",
 ]

@@ -97,6 +97,12 @@ def encode(frame: Frame) -> bytes:
     return head + bytes(frame.payload)
 
 
+def encode_optional(kind: int, payload: bytes, new_digest: NewDigest) -> bytes:
+    """Return a whole frame of a type that whoever does not know it skips."""
+    head = _HEAD.pack(kind, Codec.NONE, len(payload), len(payload))
+    return head + _CRC.pack(zlib.crc32(head)) + new_digest(payload).digest() + payload
+
+
 def plain_frame(kind: FrameType, payload: bytes, new_digest: NewDigest) -> Frame:
     """Return the frame of a payload that is not packed."""
     digest = new_digest(payload).digest()
@@ -214,12 +220,7 @@ class FrameDecoder:
         return None
 
     def _take_head(self) -> Frame | None:
-        head = bytes(self._head[: _HEAD.size])
-        (crc,) = _CRC.unpack_from(self._head, _HEAD.size)
-        if zlib.crc32(head) != crc:
-            raise RemoteProtocolError("the head of a frame is damaged")
-        number, codec_number, raw_len, wire_len = _HEAD.unpack(head)
-        digest = bytes(self._head[HEAD_BYTES - DIGEST_BYTES : HEAD_BYTES])
+        number, codec_number, raw_len, wire_len, digest = _parsed_head(self._head)
         if number >= OPTIONAL:
             if wire_len > EXTENTS_BYTES:
                 raise RemoteProtocolError(f"an optional frame of {wire_len} bytes is too long")
@@ -248,6 +249,33 @@ class FrameDecoder:
         """Wait for a head, or for the next stretch of a frame that is being skipped."""
         self._have = 0
         self._want = self._head[: min(self._skip, HEAD_BYTES) or HEAD_BYTES]
+
+
+def frame_in(data: Buffer) -> Frame:
+    """Return the one frame that these bytes are; its payload is a view of them.
+
+    Raises:
+        RemoteProtocolError: If they are no frame, or not one alone.
+    """
+    view = memoryview(data).cast("B")
+    if len(view) < HEAD_BYTES:
+        raise RemoteProtocolError("the stream ends inside a frame", Code.INTERRUPTED)
+    number, codec_number, raw_len, wire_len, digest = _parsed_head(view)
+    kind, codec = _checked_head(number, codec_number, raw_len, wire_len)
+    if len(view) != HEAD_BYTES + wire_len:
+        raise RemoteProtocolError("a frame has another length than it should")
+    return Frame(kind, codec, raw_len, digest, view[HEAD_BYTES:])
+
+
+def _parsed_head(head: memoryview) -> tuple[int, int, int, int, bytes]:
+    """Return type, codec, both lengths and the digest that a head states."""
+    stated = bytes(head[: _HEAD.size])
+    (crc,) = _CRC.unpack_from(head, _HEAD.size)
+    if zlib.crc32(stated) != crc:
+        raise RemoteProtocolError("the head of a frame is damaged")
+    digest = bytes(head[HEAD_BYTES - DIGEST_BYTES : HEAD_BYTES])
+    number, codec, raw_len, wire_len = _HEAD.unpack(stated)
+    return number, codec, raw_len, wire_len, digest
 
 
 def _checked_head(

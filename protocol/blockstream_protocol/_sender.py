@@ -220,7 +220,12 @@ class Sender:
         return effects
 
     def settle(self) -> list[Effect]:
-        """Ask that everything sent so far be durable, without saying END yet; see `settled`."""
+        """Take the end of the plan, but ask only that all of it be durable; see `settled`.
+
+        Raises:
+            RemoteProtocolError: As `source_ended` does.
+        """
+        self._check_whole()
         if self.settled:
             return []
         self._unmarked = 0
@@ -237,10 +242,7 @@ class Sender:
         Raises:
             RemoteProtocolError: With code SOURCE, if the source gave less than was planned.
         """
-        if self._covered != self._plan.total or self._frames < self._resume[0]:
-            raise RemoteProtocolError(
-                f"the source gave {self._covered} of {self._plan.total} planned bytes", Code.SOURCE
-            )
+        self._check_whole()
         return [Validate()]
 
     def validated(self) -> list[Effect]:
@@ -279,6 +281,14 @@ class Sender:
         return [Send(Abort(code, text[:1000])), Finish(code, text)]
 
     # Inside.
+
+    def _check_whole(self) -> None:
+        if self._covered != self._plan.total or self._frames < self._resume[0]:
+            raise RemoteProtocolError(
+                f"the source gave {self._covered} of {self._plan.total} planned bytes in "
+                f"{self._frames} frames, which is not what this transfer began with",
+                Code.SOURCE,
+            )
 
     @property
     def _peer_is_done(self) -> bool:

@@ -1,9 +1,10 @@
 """What a target is known to hold, and whether a transfer may go onto it (SPEC 7)."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from blockstream_protocol._messages import Open
+from blockstream_protocol._messages import Open, is_id
 from blockstream_protocol._plan import Plan
 
 
@@ -119,6 +120,37 @@ def continues(opening: Open, plan: Plan, state: Clean) -> bool:
 def supersedes(opening: Open, plan: Plan, state: Dirty) -> bool:
     """Tell whether a transfer makes good everything that an unfinished one may have written."""
     return bool(state.base) and state.base == opening.base and plan.covers(state.plan)
+
+
+def told(state: TargetState) -> dict[str, object]:
+    """Return what HELLO tells a sender of the target's state (SPEC 4.1)."""
+    match state:
+        case Clean():
+            return {"state": "clean", "id": state.id}
+        case Dirty():
+            return {"state": "dirty", "base": state.base, "goal": state.goal}
+    return {"state": "unknown"}
+
+
+def goal_to_continue(
+    target: Mapping[str, object], base: str, unconfirmed: Collection[str]
+) -> str | None:
+    """Return the goal of an unfinished transfer that a new sender may go on with, or None.
+
+    Nothing becomes safe or unsafe by it: the receiver decides by its journal, and the chain tells
+    whether it is the same content.
+
+    Args:
+        target: What the receiver's HELLO tells of its target.
+        base: The state that the sender starts from.
+        unconfirmed: Goals that were sent from this base, and of whose commit nobody knows.
+    """
+    goal = None
+    if target.get("state") == "dirty" and target.get("base") == base:
+        goal = target.get("goal")
+    elif target.get("state") == "clean" and target.get("id") in unconfirmed:
+        goal = target.get("id")
+    return goal if isinstance(goal, str) and is_id(goal) and goal != base else None
 
 
 def _why_not(opening: Open, state: TargetState) -> str:

@@ -1,13 +1,20 @@
-"""One zygote for all tests, one host for each."""
+"""One zygote for all tests, one host for each, and the ways to another host."""
 
+import json
+import shlex
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.hosts import Host, Zygote
+from tests.end_to_end.far_host import far_command
+from tests.end_to_end.hosts import OFTEN, Host, Zygote
+from tests.ssh_server import SshServer, ssh_server
+
+CUTTER = Path(__file__).with_name("cutter.py")
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +36,7 @@ def quick(zygote: Zygote) -> Iterator[Host]:
     """A host whose disks lie in memory, for thousands of runs."""
     with (
         tempfile.TemporaryDirectory(dir="/dev/shm") as folder,
-        closing(Host(Path(folder), zygote, often=True)) as made,
+        closing(Host(Path(folder), zygote, limits=OFTEN)) as made,
     ):
         yield made
 
@@ -37,5 +44,42 @@ def quick(zygote: Zygote) -> Iterator[Host]:
 @pytest.fixture
 def eager(tmp_path: Path, zygote: Zygote) -> Iterator[Host]:
     """A host whose senders ask for a barrier after each frame."""
-    with closing(Host(tmp_path, zygote, often=True)) as made:
+    with closing(Host(tmp_path, zygote, limits=OFTEN)) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshServer]:
+    with ssh_server(tmp_path_factory.mktemp("sshd")) as running:
+        yield running
+
+
+@pytest.fixture(
+    params=[
+        "pipe",
+        pytest.param("system ssh", marks=pytest.mark.needs("sshd")),
+        pytest.param("our ssh", marks=pytest.mark.needs("sshd")),
+    ]
+)
+def way(request: pytest.FixtureRequest, host: Host) -> list[str]:
+    """The options that lead to the other host."""
+    options = ["--remote-command", far_command(host)]
+    if request.param == "pipe":
+        return [*options, "--rsh", "sh -c {command}"]
+    lab: SshServer = request.getfixturevalue("server")
+    if request.param == "our ssh":
+        return [*options, "--ssh-config", str(lab.config)]
+    return [*options, "--rsh", f"ssh -F {lab.config}"]
+
+
+@pytest.fixture
+def breaking(host: Host) -> Callable[..., list[str]]:
+    """Return options of a way that breaks as planned, a dict a connection."""
+
+    def plan(*connections: dict[str, int], far: str = "") -> list[str]:
+        path = host.folder / "plan"
+        path.write_text("\n".join(map(json.dumps, connections)))
+        rsh = shlex.join([sys.executable, str(CUTTER), str(path), "{command}"])
+        return ["--remote-command", far or far_command(host), "--rsh", rsh]
+
+    return plan

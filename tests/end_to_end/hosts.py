@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -148,6 +149,9 @@ class Piped:
 
 Words = Sequence[str | Path]
 
+# A CHECKPOINT after each frame, so that small disks have something durable to resume.
+OFTEN = {"CHECKPOINT_SECONDS": 0.0}
+
 
 @dataclass(slots=True)
 class Host:
@@ -156,17 +160,19 @@ class Host:
     Attributes:
         folder: Where disks lie.
         zygote: What processes fork from.
-        often: Let every sender ask for a barrier after each frame.
+        limits: Limits of the protocol that are others for it, by name.
         uid: Whose processes they are; 0 for our own.
         file_limit: How large its processes may make a file, in bytes; 0 for no limit.
+        environment: Additions to the environment of all its processes.
         started: Its processes.
     """
 
     folder: Path
     zygote: Zygote
-    often: bool = False
+    limits: Mapping[str, float] = field(default_factory=dict)
     uid: int = 0
     file_limit: int = 0
+    environment: dict[str, str] = field(default_factory=dict)
     started: list[Process] = field(default_factory=list)
 
     @property
@@ -198,7 +204,7 @@ class Host:
         order = {
             "arguments": list(map(str, words)),
             "environment": self._environment(environment),
-            "often": self.often,
+            "limits": dict(self.limits),
             "uid": self.uid,
             "file_limit": self.file_limit,
             "as": [0, 1, 2, *more],
@@ -216,11 +222,13 @@ class Host:
         """End what a failed test left behind."""
         for process in self.started:
             if process.ended is None:
-                process.signal(signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    process.signal(signal.SIGKILL)
                 process.wait()
 
     def _environment(self, more: Mapping[str, str] | None) -> dict[str, str]:
         basic = {"PATH": os.environ["PATH"], "HOME": str(self.folder), "LC_ALL": "C.UTF-8"}
+        basic |= self.environment
         return basic | {"BLOCKSTREAM_STATE_DIR": str(self.state_dir)} | dict(more or {})
 
     def run(

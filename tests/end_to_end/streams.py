@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from blockstream.errors import NotFoundError
 from blockstream.jobs.receive import ReceiveRequest, ReceiveResult, receive
 from blockstream.jobs.send import SendRequest, send
 from blockstream.jobs.targets import read_status
+from blockstream.locations import open_source
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.progress import Progress
 from blockstream_protocol import HEAD_BYTES, MAGIC, Clean, Dirty, FrameType
@@ -31,7 +32,8 @@ def stored(request: SendRequest, path: Path) -> Path:
     plain = replace(request, compression=CompressionChoice(0))
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     try:
-        send(plain, fd, Progress(), [])
+        with closing(open_source(plain.source)) as source:
+            send(plain, source, fd, Progress(), [])
     finally:
         os.close(fd)
     return path

@@ -685,6 +685,9 @@ def test_limit_in_a_file_may_change_meanwhile(host: Host) -> None:
     disk.write_bytes(os.urandom(4 << 20))
     process = host.start(["send", disk, "--bwlimit", f"@{rate}", "--json"])
     wait_until(lambda: '"progress"' in process.said())
+    rate.write_text("")
+    time.sleep(1)  # it looks more often than that
+    assert process.state() in {"S", "R"}  # an emptied file is one that is being written anew
     rate.write_text("nonsense")
     wait_until(lambda: "the limit stays as it was" in process.said())
     began = time.monotonic()

@@ -1,78 +1,24 @@
 """A session with another host ends committed, or says why, whatever becomes of its connections."""
 
-import contextlib
-import json
 import os
 import shlex
-import sys
+import signal
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
 from blockstream.linux.identity import lock_holder_of
-from tests.end_to_end.hosts import COMMAND, ROOT, Ended, Host, Words, failing_at, wait_until
-from tests.ssh_server import SshServer, ssh_server
+from blockstream_protocol import MAGIC
+from tests.devices import rigged
+from tests.end_to_end.far_host import far_command, far_status
+from tests.end_to_end.hosts import Ended, Host, Words, Zygote, failing_at, wait_until
+from tests.ssh_server import SshServer
 
 MIB = 1 << 20
-CUTTER = Path(__file__).with_name("cutter.py")
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshServer]:
-    with ssh_server(tmp_path_factory.mktemp("sshd")) as running:
-        yield running
-
-
-def far_command(host: Host) -> str:
-    """Return what blockstream is called on "the other host": with that host's own state."""
-    path = f"PYTHONPATH={ROOT}:{ROOT / 'protocol'}"
-    state = f"BLOCKSTREAM_STATE_DIR={host.folder / 'far-state'}"
-    return shlex.join(["env", path, state, *COMMAND])
-
-
-@pytest.fixture(
-    params=[
-        "pipe",
-        pytest.param("system ssh", marks=pytest.mark.needs("sshd")),
-        pytest.param("our ssh", marks=pytest.mark.needs("sshd")),
-    ]
-)
-def way(request: pytest.FixtureRequest, host: Host) -> list[str]:
-    """The options that lead to the other host."""
-    options = ["--remote-command", far_command(host)]
-    if request.param == "pipe":
-        return [*options, "--rsh", "sh -c {command}"]
-    lab: SshServer = request.getfixturevalue("server")
-    if request.param == "our ssh":
-        return [*options, "--ssh-config", str(lab.config)]
-    return [*options, "--rsh", f"ssh -F {lab.config}"]
-
-
-@pytest.fixture
-def breaking(host: Host) -> Callable[..., list[str]]:
-    """Return options of a way that breaks as planned, a dict a connection."""
-
-    def plan(*connections: dict[str, int], far: str = "") -> list[str]:
-        path = host.folder / "plan"
-        path.write_text("\n".join(map(json.dumps, connections)))
-        rsh = shlex.join([sys.executable, str(CUTTER), str(path), "{command}"])
-        return ["--remote-command", far or far_command(host), "--rsh", rsh]
-
-    return plan
-
-
-def far_status(host: Host, target: Path) -> dict[str, object]:
-    """Return what the other host's journal says."""
-    far = Host(host.folder, host.zygote)
-    ended = far.run(
-        "status",
-        "--json",
-        target,
-        environment={"BLOCKSTREAM_STATE_DIR": f"{host.folder}/far-state"},
-    )
-    return ended.results[0] if ended.results else {"state": "unheard of"}
 
 
 # From one end to the other.
@@ -157,6 +103,24 @@ def test_a_transfer_whose_both_ends_were_killed_is_continued_by_the_same_command
     assert isinstance(counts, dict)
     assert counts["covered"] == 5 * MIB
     assert counts["wire"] < 5 * MIB  # what was durable did not travel again
+
+
+@pytest.mark.slow
+def test_a_rehearsal_asks_the_target_and_changes_nothing(host: Host, way: list[str]) -> None:
+    disk, copy = host.disk("disk"), host.blank("copy", 300_000)
+    ended = host.run("send", "-n", disk, f"lab:{copy}", "--goal", "A", *way)
+    assert ended.status == 0, ended.err
+    assert f"lab: {copy} would take a full copy to A; nothing was written" in ended.err
+    made = host.folder / "made"
+    ended = host.run("send", "-n", disk, f"lab:{made}", "--create", *way)
+    assert ended.status == 0, ended.err
+    assert not made.exists()
+    changes = host.list_everything("list", 300_000)
+    ended = host.run("send", "-n", disk, f"lab:{copy}", "--base", "B", "--extents", changes, *way)
+    assert ended.status == 10
+    assert "lab: the increment starts from base 'B', but nothing is known" in ended.err
+    assert copy.read_bytes() == bytes(300_000)
+    assert far_status(host, copy)["state"] in {"unknown", "unheard of"}
 
 
 # Connections that break.
@@ -281,7 +245,7 @@ class Wire:
 def _pump(reading: int, writing: int, limit: int | None) -> None:
     """Move at most `limit` bytes, and then let neither side see the other any more."""
     left = limit
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         while left is None or left > 0:
             data = os.read(reading, 65_536 if left is None else min(left, 65_536))
             if not data:
@@ -309,6 +273,61 @@ def test_a_session_cut_anywhere_ends_and_the_next_one_finishes_it(
         assert copy.read_bytes() == disk.read_bytes()
         copy.unlink()
         quick.blank("copy", 9_000)
+
+
+@pytest.mark.slow
+@pytest.mark.root
+@pytest.mark.needs("nbdkit:python", "nbdfuse")
+@pytest.mark.parametrize("pings", [True, False])
+def test_a_flush_may_take_longer_than_a_peer_may_be_silent(
+    zygote: Zygote, tmp_path: Path, pings: bool
+) -> None:
+    patience = {"IDLE_SECONDS": 2.0, "PING_SECONDS": 0.2 if pings else 60.0}
+    with closing(Host(tmp_path, zygote, limits=patience)) as host:
+        disk, blank = host.disk("disk", MIB), host.blank("t", MIB)
+        with rigged(tmp_path, blank) as rig:
+            rig.order(slow=4)
+            near, far = Wire(host, disk, Path(rig.devices["t"])).run()
+            assert rig.hits() > 0
+            if pings:
+                assert (near.status, far.status) == (0, 0), (near.err, far.err)
+                assert rig.image("t").read_bytes() == disk.read_bytes()
+            else:
+                assert near.status in {11, 15}
+                assert "the receiver was silent for 2 s" in near.err
+
+
+# Several sessions.
+
+
+@pytest.mark.slow
+def test_a_receiver_takes_one_session_after_the_other(host: Host) -> None:
+    disk, copy = host.disk("disk", 3 * MIB), host.blank("copy", 3 * MIB)
+    answers, far_out = os.pipe()
+    far_in, stream = os.pipe()
+    far = host.start(["recv", "--session", "--standing", copy], stdin=far_in, stdout=far_out)
+    os.close(far_in)
+    os.close(far_out)
+    for number in range(20):
+        content = bytearray(disk.read_bytes())
+        content[number * 100 : number * 100 + 9] = b"%09d" % number
+        disk.write_bytes(content)
+        near = host.start(["send", "--session", disk], stdin=answers, stdout=stream).wait()
+        assert near.status == 0, near.err
+        assert copy.read_bytes() == disk.read_bytes()
+    os.close(stream)
+    ended = far.wait()
+    os.close(answers)
+    assert (ended.status, ended.err) == (0, "")
+
+
+def test_a_receiver_whose_next_session_is_cut_says_so(host: Host) -> None:
+    copy = host.blank("copy", MIB)
+    ended = host.run("recv", "--session", "--standing", copy, data=b"")
+    assert (ended.status, ended.err) == (0, "")
+    ended = host.run("recv", "--session", "--standing", copy, data=MAGIC[:-1])
+    assert (ended.status, "ends inside a frame" in ended.err) == (11, True), ended.err
+    assert host.run("recv", "--standing", copy, data=b"").status == 2
 
 
 # Several connections.
@@ -400,6 +419,53 @@ def test_a_disk_of_a_set_that_loses_its_connection_is_waited_for(
     assert ended.err.count("connecting again") == 1
     for disk in disks:
         assert (there / disk.name).read_bytes() == disk.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [signal.SIGKILL, signal.SIGCONT])
+def test_a_set_of_which_only_a_part_was_committed_is_told_so(
+    host: Host, killed: signal.Signals
+) -> None:
+    disks = [host.disk(f"disk{number}", MIB, number) for number in range(2)]
+    there, early, late = (host.folder / name for name in ("there", "early", "late"))
+    there.mkdir()
+    stopping = "export BLOCKSTREAM_TESTING=1 BLOCKSTREAM_FAILPOINT=recv.before_clean:1:stop"
+    script = host.folder / "far"
+    script.write_text(
+        f'#!/bin/sh\ncase "$*" in\n*disk1*) mkdir {late}.once && {stopping} && echo $$ > {late};;\n'
+        f'*) {far_command(host)} "$@"; echo $? > {early}; exit;;\n'
+        f'esac\nexec {far_command(host)} "$@"\n'
+    )
+    script.chmod(0o755)
+    way = ["--rsh", "sh -c {command}", "--remote-command", str(script), "--retry", "0"]
+    words: list[str | Path] = ["send", *disks, f"lab:{there}/", "--create", *way]
+    sender = host.start(words)
+    wait_until(lambda: late.exists() and late.read_text().endswith("\n"))
+    late_one = int(late.read_text())
+    wait_until(lambda: state_of(late_one) == "T")
+    wait_until(early.exists)
+    time.sleep(0.3)  # what it said last is on its way
+    os.kill(late_one, killed)
+    ended = sender.wait()
+    if killed is signal.SIGCONT:
+        assert ended.status == 0, ended.err
+        return
+    assert ended.status == 18, ended.err
+    assert f"{disks[0]} had been committed by then" in ended.err
+    assert far_status(host, there / "disk0")["state"] == "clean"
+    assert far_status(host, there / "disk1")["state"] == "dirty"
+    ended = host.run(*words, "--json")
+    assert ended.status == 0, ended.err
+    for disk in disks:
+        assert (there / disk.name).read_bytes() == disk.read_bytes()
+        assert far_status(host, there / disk.name)["state"] == "clean"
+    for event in ended.events:  # nothing travelled twice
+        assert event["event"] != "sent" or event["counts"]["wire"] < MIB // 8  # type: ignore[index]
+
+
+def state_of(pid: int) -> str:
+    """Return the kernel's letter for what a process does."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 # Compared by digests.

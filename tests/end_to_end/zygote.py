@@ -77,9 +77,8 @@ def execute(order: dict[str, Any]) -> None:
         os.setgid(order["uid"])
         os.setuid(order["uid"])
     sys.argv = ["blockstream", *order["arguments"]]
-    if order["often"]:
-        # A CHECKPOINT after each frame, so that small images have something durable to resume.
-        vars(sys.modules["blockstream_protocol._sender"])["CHECKPOINT_SECONDS"] = 0.0
+    for side in ("_sender", "_receiver"):
+        vars(sys.modules[f"blockstream_protocol.{side}"]).update(order["limits"])
     from blockstream.__main__ import main
 
     try:

@@ -3,7 +3,7 @@
 import blake3
 import pytest
 
-from blockstream.errors import InterruptedTransferError, ReadBackError, TargetError
+from blockstream.errors import IntegrityError, InterruptedTransferError, ReadBackError, TargetError
 from blockstream.pipeline.progress import Progress
 from blockstream.pipeline.receiver import Applying
 from blockstream_protocol import (
@@ -108,6 +108,16 @@ def test_a_bad_target_after_a_cut_is_flushed_no_more(
     assert error.exceptions[0] is later
     assert applier.flushes == 0
     assert applying.session.durable.frames == 0
+
+
+def test_a_bad_frame_that_came_before_a_cut_decides_although_it_was_found_later(
+    applying: Applying, applier: CountingApplier
+) -> None:
+    bad = IntegrityError("no table")
+    error = applying.given_up([InterruptedTransferError("cut"), bad])
+    assert isinstance(error, BaseExceptionGroup)
+    assert error.exceptions[0] is bad
+    assert applier.flushes == 1
 
 
 def test_a_last_barrier_that_fails_is_not_repeated(

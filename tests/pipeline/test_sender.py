@@ -111,6 +111,21 @@ def test_a_source_that_cannot_change_is_read_again_unless_it_is_surely_the_same(
     assert min(read) == (3 << 20 if trusts else 0)
 
 
+def test_a_peer_that_greets_twice_breaks_a_rule(tmp_path: Path, pipe: tuple[int, int]) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(SIZE))
+    with (
+        closing(DiskSource(str(disk))) as source,
+        closing(PipeOutlet(pipe[1], Limiter(None), Progress())) as outlet,
+    ):
+        engine, session = engine_for(source, outlet)
+        engine._options.choose = lambda _hello: session._opening
+        engine.perform(session.start())
+        engine.receive(Hello(duplex=True))
+        with pytest.raises(RemoteProtocolError, match="Hello came when"):
+            engine.receive(Hello(duplex=True))
+
+
 def _quietly(engine: SendEngine) -> None:
     with suppress(ConnectionLostError, BlockstreamError):
         engine.run()

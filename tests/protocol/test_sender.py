@@ -261,16 +261,16 @@ def test_a_source_that_gives_less_than_planned_is_not_the_source(given: int) -> 
     sender = streaming()
     for frame, covered in FRAMES[:given]:
         sender.frame(frame, covered)
-    code, text = refused(sender.source_ended)
-    assert (code, text) == (
-        Code.SOURCE,
-        f"the source gave {given * 512} of 1536 planned bytes",
-    )
+    for end in (sender.settle, sender.source_ended):
+        code, text = refused(end)
+        assert code is Code.SOURCE
+        assert text.startswith(f"the source gave {given * 512} of 1536 planned bytes in {given} fr")
 
 
 def test_a_source_that_ends_before_the_resume_point_is_not_the_source() -> None:
     sender = streaming(acked=3)
     sender.replayed(FRAMES[0][0].digest, 1536)
+    assert refused(sender.settle)[0] is Code.SOURCE
     assert refused(sender.source_ended)[0] is Code.SOURCE
 
 
@@ -487,3 +487,17 @@ def test_what_was_on_its_way_when_we_gave_up_changes_nothing(late: Message) -> N
 def test_a_refusal_counts_at_any_time(sender: Callable[[], Sender]) -> None:
     code, said = refused(sender().receive, Refuse(10, "it does not fit any more"))
     assert (code, said) == (Code.REFUSED, "it does not fit any more")
+
+
+def test_what_was_sent_is_settled_when_it_is_acknowledged() -> None:
+    sender = streaming()
+    for frame, covered in FRAMES:
+        sender.frame(frame, covered)
+    assert sender.settle() == [Send(Checkpoint(3, chain_at(3)))]
+    assert not sender.settled
+    sender.receive(Ack(2, chain_at(2)))
+    assert not sender.settled
+    sender.receive(Ack(3, chain_at(3)))
+    assert sender.settled
+    assert sender.settle() == []
+    assert sender.source_ended() == [Validate()]

@@ -4,7 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockstream_protocol import Clean, Dirty, Plan, TargetState, Unknown, Verdict, decide
+from blockstream_protocol import (
+    Clean,
+    Dirty,
+    Plan,
+    TargetState,
+    Unknown,
+    Verdict,
+    decide,
+    goal_to_continue,
+    told,
+)
 from tests.protocol.host import opening_of, sectors
 
 SIZE = 4096
@@ -83,3 +93,29 @@ def test_an_increment_is_never_applied_where_an_unfinished_one_wrote_more(
         assert isinstance(state, Clean | Dirty)
         at_base = isinstance(state, Clean) and state.id == base
         assert at_base or plan.covers(state.plan)
+
+
+@pytest.mark.parametrize(
+    ("state", "base", "goal"),
+    [
+        (Unknown(), "b", None),
+        (dirty("b"), "b", "h"),
+        (dirty(""), "", "h"),
+        (dirty("b"), "", None),
+        (dirty("b"), "other", None),
+        (dirty("b", goal="b"), "b", None),
+        (clean("sent", "b"), "b", "sent"),
+        (clean("b"), "b", None),
+        (clean("of somebody"), "b", None),
+    ],
+)
+def test_only_what_was_begun_from_the_same_base_is_continued(
+    state: TargetState, base: str, goal: str | None
+) -> None:
+    assert goal_to_continue(told(state), base, ["sent", "b"]) == goal
+
+
+@pytest.mark.parametrize("goal", [None, 7, [], "", " blank", "x" * 257, "\x1b[2J"])
+def test_what_a_hostile_target_says_is_no_goal(goal: object) -> None:
+    target = {"state": "dirty", "base": "b", "goal": goal}
+    assert goal_to_continue(target, "b", []) is None

@@ -6,6 +6,7 @@ which ends in the next event.
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,7 @@ from blockstream_protocol import (
     message_of,
     parse_table,
     plain_frame,
+    told,
     unpacked,
 )
 from tests.simulation.world import Pipe, SenderRecord, below
@@ -151,6 +153,7 @@ class ReceiverDriver:
             state=self.journal.state,
             new_digest=blake3,
             policy=world.policy,
+            facts=told(self.journal.state),
             now=world.now,
         )
         self.decoder = FrameDecoder()
@@ -393,6 +396,7 @@ class SenderDriver:
         self._outlet = Outlet(world.forward)
         self._next: int | None = None
         self._resume = 0
+        self._settling = False
         self._jobs: list[Validate | RecordIntent] = []
         self.promised: dict[int, list[tuple[int, bytes]]] = {}
         self.image = b""
@@ -407,6 +411,8 @@ class SenderDriver:
             actions.append(self.take)
         if self._next is not None and len(self._world.forward.flight) < WINDOW:
             actions.append(self.produce)
+        if self._settling and self.sender.settled:
+            actions.append(self.end_source)
         if self._jobs:
             actions.append(self.work)
 
@@ -421,10 +427,25 @@ class SenderDriver:
         try:
             for frame in self._decoder.feed(wire):
                 message = message_in(frame)
+                if isinstance(message, Hello) and self.sender.state is State.GREET:
+                    self._greeted(message)
                 self.perform(self.sender.receive(message, self._world.now))
                 self._world.check_ack(self, message)
         except RemoteProtocolError as error:
             self.fail(error.code, str(error))
+
+    def _greeted(self, hello: Hello) -> None:
+        """Continue what is unfinished on the target."""
+        world = self._world
+        if not world.aiming:
+            return
+        intent = world.store.view.intent
+        sent = [intent.goal] if intent is not None else []
+        self.goal = world.command.goal_for(hello, self.opening.base, sent)
+        self.opening = replace(self.opening, goal=self.goal)
+        self.sender.aim(self.opening)
+        world.source.rename(self.goal)
+        world.tell("sender aims at %s", self.goal)
 
     def _end(self) -> list[Effect]:
         self._decoder.end()
@@ -438,7 +459,8 @@ class SenderDriver:
         frames = self._world.source.frames
         if index >= len(frames):
             self._next = None
-            self._report(self.sender.source_ended)
+            self._settling = self._world.in_a_set
+            self._report(self.sender.settle if self._settling else self.sender.source_ended)
             return
         piece = frames[index]
         self._next = index + 1
@@ -448,6 +470,12 @@ class SenderDriver:
         else:
             now = self._world.now
             self._report(lambda: self.sender.frame(piece.frame, piece.covered, now))
+
+    def end_source(self) -> None:
+        """Let the set go on: all of it is durable."""
+        self._settling = False
+        self._world.check_settled(self)
+        self._report(self.sender.source_ended)
 
     def work(self) -> None:
         """Carry out the slow effect under way."""
@@ -514,15 +542,20 @@ class SenderDriver:
 
     def _start_stream(self, frames: int) -> None:
         self._next, self._resume = 0, frames
-        if frames and self._world.trusted:
+        if frames and self.may_trust():
             before = self._world.source.frames[:frames]
             self.promised.update(enumerate(piece.pieces for piece in before))
             self._next = frames
             covered = sum(piece.covered for piece in before)
             self._report(lambda: self.sender.trusted(covered))
 
+    def may_trust(self) -> bool:
+        """Tell whether the source is surely the one that gave what the receiver holds."""
+        return self._world.trusted and not self._world.command.continued
+
     def _finish(self, effect: Finish) -> None:
         self._next = None
+        self._settling = False
         self._jobs.clear()
         if effect.code == 0 and self._world.duplex:
             self._world.advance(self.goal, self.image)

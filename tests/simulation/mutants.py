@@ -6,7 +6,7 @@ the rules; all else is what is shipped.
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 
 from blake3 import blake3
@@ -26,6 +26,7 @@ from blockstream_protocol import (
     Finish,
     Flush,
     Frame,
+    Hello,
     Mark,
     Open,
     Plan,
@@ -267,6 +268,29 @@ class NoValidation(SenderDriver):
         return True
 
 
+class TrustContinued(SenderDriver):
+    def may_trust(self) -> bool:
+        return self._world.trusted
+
+
+class NoSettling(Sender):
+    @property
+    def settled(self) -> bool:
+        return True
+
+
+class AimAtAnything(SenderDriver):
+    """Opens with whatever goal the target is on the way to, or at."""
+
+    def _greeted(self, hello: Hello) -> None:
+        goal = str(hello.target.get("goal") or hello.target.get("id") or self.goal)
+        self._world.command.continued = True
+        self.goal = goal
+        self.opening = replace(self.opening, goal=goal)
+        self.sender.aim(self.opening)
+        self._world.source.rename(goal)
+
+
 class NoIntent(SenderDriver):
     def record_intent(self, expected: Committed) -> None:
         pass
@@ -370,6 +394,16 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "no-validation": Mutant(
         "the source is validated before END", Rules(sender_driver=NoValidation)
+    ),
+    "continued-is-trusted": Mutant(
+        "what another run began is read again", Rules(sender_driver=TrustContinued)
+    ),
+    "aim-at-anything": Mutant(
+        "only a transfer of the same base is continued",
+        Rules(sender_driver=AimAtAnything),
+    ),
+    "no-settling": Mutant(
+        "a set is committed only when all of it is durable", Rules(sender=NoSettling)
     ),
     "no-intent": Mutant("the intent is recorded before END", Rules(sender_driver=NoIntent)),
 }

@@ -11,6 +11,7 @@ The promises that are checked, by number:
     I7  nothing but the foreseen errors is raised
     I8  nobody is told that the source changed when it did not
     I9  a receipt is equal to an intent that is durable
+    I10 when a set of disks may be committed, each of them is durable
 """
 
 import re
@@ -28,6 +29,7 @@ from blockstream_protocol import (
     Code,
     Dirty,
     Finish,
+    Hello,
     Message,
     Open,
     Plan,
@@ -35,6 +37,7 @@ from blockstream_protocol import (
     ReceiverPolicy,
     Sender,
     TargetState,
+    goal_to_continue,
 )
 from blockstream_protocol import _sender as sender_module
 from tests.simulation.drivers import ReceiverDriver, SenderDriver, samples_of
@@ -99,6 +102,34 @@ class Outcome:
     steps: int
 
 
+class Command:
+    """What one run of `send` keeps in mind, over as many sessions as it takes.
+
+    It invents the goal's name, unless an unfinished transfer on the target may be continued.
+    """
+
+    def __init__(self, number: int) -> None:
+        """Start with a name that nobody used."""
+        self.goal = f"invented-{number}"
+        self._fresh = False
+        self.continued = False
+
+    def goal_for(self, hello: Hello, base: str, unconfirmed: list[str]) -> str:
+        """Return the goal to open with, now that the target is known."""
+        goal = None if self._fresh else goal_to_continue(hello.target, base, unconfirmed)
+        if goal is not None:
+            self.continued |= goal != self.goal
+            self.goal = goal
+        return self.goal
+
+    def start_anew(self, number: int) -> bool:
+        """Give up what does not continue; False if there was nothing of the kind."""
+        if not self.continued or self._fresh:
+            return False
+        self.goal, self._fresh, self.continued = f"invented-{number}", True, False
+        return True
+
+
 class World:
     """Two hosts, a link, and the operator who starts the transfer again until it is over."""
 
@@ -122,6 +153,8 @@ class World:
         self.duplex = rng.random() < 0.7
         self.full = rng.random() < 0.2
         self.trusted = rng.random() < 0.4
+        self.aiming = self.duplex and rng.random() < 0.4
+        self.in_a_set = self.duplex and rng.random() < 0.3
         self.policy = ReceiverPolicy(read_back=rng.random() < 0.2)
         self._cycles = 1 if rng.random() < 0.6 else 2
         # A path as long as this moves the sectors' border through the journal's record.
@@ -139,6 +172,9 @@ class World:
         self._fruitless = self._faults_before = 0
         self._tampered = False
         self._lost_snapshot = False
+        self._invented = 0
+        self.command = Command(0)
+        self._goes_on = False
         self._token: tuple[str, int, str] | None = None
         self._stale = False
         self._over = ""
@@ -229,6 +265,11 @@ class World:
 
     def _boot_sender(self) -> None:
         self.store.settle()
+        if self.aiming:
+            if not self._goes_on and self.rng.random() < 0.5:
+                self._run_anew()
+            self._goes_on = False
+            self.source.rename(self.command.goal)
         self.sender = self.rules.sender_driver(self)
         self.tell("sender opens %s", self.sender.opening)
 
@@ -237,7 +278,9 @@ class World:
         if self._hopeless or self.full or self.rng.random() > 0.02:
             return
         state = self._journal_state()
-        if isinstance(state, Clean) and state.id != self.source.goal:
+        intent = self.store.view.intent
+        sent = {self.source.goal, intent.goal if intent is not None else ""}
+        if isinstance(state, Clean) and state.id not in sent:
             self.faults.count("tamper", "somebody writes to the target")
             block = below(self.rng, BLOCKS)
             # Short enough for the last block, which may be.
@@ -297,6 +340,11 @@ class World:
             return
         self._check_progress()
         codes = {end.code for end in (sent, received) if end is not None}
+        if codes & {Code.REFUSED, Code.SOURCE} and self.command.start_anew(self._invented + 1):
+            self._invented += 1
+            self._goes_on = True
+            self.tell("the command starts anew, with %s", self.command.goal)
+            return
         if Code.REFUSED in codes:
             self._refused()
         if self._lost_snapshot or (self.source.mutated and codes & {Code.REFUSED, Code.SOURCE}):
@@ -306,7 +354,13 @@ class World:
         elif Code.UNKNOWN in codes and self.rng.random() < 0.2:
             self._renew()
 
+    def _run_anew(self) -> None:
+        """Let the command be given again, by somebody who knows only what is written down."""
+        self._invented += 1
+        self.command = Command(self._invented)
+
     def _renew(self) -> None:
+        self._run_anew()
         self._lost_snapshot = False
         self.source.renew()
         self.tell("a new snapshot: %s, blocks %s", self.source.goal, self.source.blocks)
@@ -318,6 +372,7 @@ class World:
             self._over = "done"
             return
         self.full = False
+        self._run_anew()
         self.source.advance(self.images[self.source.goal])
         self.tell("next cycle: %s, blocks %s", self.source.goal, self.source.blocks)
 
@@ -554,6 +609,16 @@ class World:
         )
         self.images[state.id] = wanted
         self._tampered = False
+
+    def check_settled(self, sender: SenderDriver) -> None:
+        """Check I10 when only END is left to say."""
+        for pieces in sender.promised.values():
+            for offset, data in pieces:
+                self._require(
+                    self._tampered or self.disk.durable[offset : offset + len(data)] == data,
+                    "I10",
+                    f"END may be said of {sender.goal}, but offset {offset} is not durable",
+                )
 
     def check_ack(self, sender: SenderDriver, message: Message) -> None:
         """Check I1 when an ACK came that is not the resume point."""

@@ -75,6 +75,7 @@ class Source:
         self._base = self.image = base
         self.generation = 0
         self.narrow = False
+        self.goal = ""
         self._touched: set[int] = set()
         self._new(below(rng, 12))
 
@@ -92,6 +93,12 @@ class Source:
             block = sorted(self._touched)[below(self._rng, len(self._touched))]
             self._put(block, self._base[block * BLOCK : (block + 1) * BLOCK])
         self._new(below(self._rng, 4))
+
+    def rename(self, goal: str) -> None:
+        """Go on under the goal that a command invented for it, or found at the target."""
+        if goal != self.goal:
+            self.goal = goal
+            self.mutated = False
 
     def widen(self) -> None:
         """Plan all that was ever planned since the base, as the receiver demands."""
