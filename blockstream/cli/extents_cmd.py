@@ -1,54 +1,105 @@
 """`blockstream extents`."""
 
+import contextlib
+from pathlib import Path
+
 import click
 
 from blockstream.cli.console import show
-from blockstream.cli.options import cleared, reporters, warn, with_progress
+from blockstream.cli.options import (
+    cleared,
+    parse_size,
+    reporters,
+    warn,
+    with_progress,
+    with_state_dir,
+)
+from blockstream.errors import UsageError
+from blockstream.extents import ExtentMap
 from blockstream.formats.extent_lists import Meaning, written
+from blockstream.interfaces import Source
 from blockstream.jobs.compare import changes
-from blockstream.jobs.supervision import Work, supervised
+from blockstream.jobs.snapshots import stored_changes, tracked_changes
+from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.locations import open_source
 from blockstream.pipeline.progress import Progress
+
+_STORE = "cow:"
 
 
 @click.command("extents", short_help="List which parts of a disk hold data, or changed.")
 @click.argument("source")
-@click.option("--since", metavar="OLD", help="List what differs from this older copy instead.")
+@click.option(
+    "--since",
+    metavar="OLD",
+    help="List what changed since OLD: a snapshot of the logical volume SOURCE, which knows it, or "
+    "an older copy that is compared.",
+)
+@click.option(
+    "--size", default="", metavar="SIZE", help="With cow:FILE, the size of the disk that it is of."
+)
 @with_progress
+@with_state_dir
 def command(
-    source: str, since: str | None, as_json: bool, quiet: bool, progress_fd: int | None
+    source: str,
+    since: str | None,
+    size: str,
+    state_dir: Path,
+    as_json: bool,
+    quiet: bool,
+    progress_fd: int | None,
 ) -> None:
     """Write the extents of SOURCE to standard output, as JSON that `send --extents` reads.
+
+    SOURCE is a disk, or cow:FILE: a copy of the exception store of a snapshot, or what thin_delta
+    wrote.
 
     \b
     Examples:
       blockstream extents disk.img
+      blockstream extents /dev/vg/vm --since vm-snap
       blockstream extents disk.img --since yesterday.img > changed.json
       blockstream send --base A --goal B --extents changed.json disk.img | ...
     """  # noqa: D301
-    new = open_source(source)
-    try:
+    if size and not source.startswith(_STORE):
+        raise UsageError("--size is for cow:FILE; every other SOURCE tells its own")
+    if source.startswith(_STORE):
+        if since is not None:
+            raise UsageError("cow:FILE says itself what changed; leave --since out")
+        bytes_of_disk = parse_size(size) if size else 0
+        found = stored_changes(source.removeprefix(_STORE), bytes_of_disk)
+        if not bytes_of_disk:
+            text = "the disk is taken to end with the last change; --size tells its real size"
+            warn(text, as_json=as_json)
+        _show(found.extents, Meaning.CHANGED)
+        return
+    tracked = tracked_changes(source, since, state_dir) if since is not None else None
+    if tracked is not None:
+        _show(tracked.extents, Meaning.CHANGED)
+        return
+    with contextlib.closing(open_source(source)) as new:
         for text in new.warnings:
             warn(text, as_json=as_json)
         if since is None:
-            extents, meaning = new.extents(), Meaning.ALLOCATED
-        else:
-            seen = reporters("compare", as_json=as_json, quiet=quiet, progress_fd=progress_fd)
-            old, progress = open_source(since), Progress()
-            stopped: list[str] = []
-            try:
-                extents = supervised(
-                    lambda: changes(new, old, progress, stopped),
-                    Work(stopped.append),
-                    progress,
-                    seen,
-                )
-            finally:
-                old.close()
-                cleared(seen)
-            new.validate()
-            meaning = Meaning.CHANGED
+            _show(new.extents(), Meaning.ALLOCATED)
+            return
+        seen = reporters("compare", as_json=as_json, quiet=quiet, progress_fd=progress_fd)
+        with contextlib.closing(open_source(since)) as old:
+            extents = _compared(new, old, seen)
+        new.validate()
+    _show(extents, Meaning.CHANGED)
+
+
+def _compared(new: Source, old: Source, seen: list[Reporter]) -> ExtentMap:
+    progress, stopped = Progress(), list[str]()
+    try:
+        return supervised(
+            lambda: changes(new, old, progress, stopped), Work(stopped.append), progress, seen
+        )
     finally:
-        new.close()
+        cleared(seen)
+
+
+def _show(extents: ExtentMap, meaning: Meaning) -> None:
     for text in written(extents, meaning):
         show(text)

@@ -1,6 +1,7 @@
 """Where state lies: a directory per target, its journal, its lock."""
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import socket
@@ -10,6 +11,8 @@ from pathlib import Path
 from blockstream.errors import BusyError, RefusedError
 
 _SLOTS = 2
+_AT_FDCWD = -100  # fcntl.h
+_RENAME_NOREPLACE = 1  # linux/fs.h; Python has no name for it
 
 
 def default_state_directory() -> Path:
@@ -65,6 +68,20 @@ def write_durably(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def rename_new(old: Path, new: Path) -> None:
+    """Rename a file, and replace nothing.
+
+    Raises:
+        FileExistsError: If the new name is taken.
+        OSError: If the file system cannot do that.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = (os.fsencode(old), os.fsencode(new))
+    if libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_NOREPLACE):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(new))
 
 
 class JournalFiles:

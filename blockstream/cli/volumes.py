@@ -1,0 +1,58 @@
+"""The options of what a logical volume's snapshots can do."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import click
+
+from blockstream.cli.options import parse_size
+from blockstream.jobs.snapshots import SnapshotWish
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def with_snapshot_options(function: F) -> F:
+    """Add --since, --quiesced, --rotate and --snapshot-size."""
+    for option in (
+        click.option(
+            "--snapshot-size",
+            default="",
+            metavar="SIZE",
+            help="Room for what is written to a thick volume meanwhile. [default: a fifth of it]",
+        ),
+        click.option(
+            "--rotate",
+            is_flag=True,
+            help="Keep the new snapshot for the next `--since last`, once it is committed.",
+        ),
+        click.option(
+            "--quiesced",
+            is_flag=True,
+            help="Nobody writes the logical volume: read it itself, make no snapshot.",
+        ),
+        click.option(
+            "--since",
+            default="",
+            metavar="SNAPSHOT",
+            help="Of a logical volume, only what changed since this snapshot of it; `last` is the "
+            "one that --rotate kept for this TARGET.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def wish_of(options: Mapping[str, Any], target: str) -> SnapshotWish:
+    """Return what was asked for.
+
+    Raises:
+        UsageError: If the size is none.
+    """
+    store = parse_size(options["snapshot_size"]) if options["snapshot_size"] else 0
+    return SnapshotWish(
+        since=options["since"],
+        quiesced=options["quiesced"],
+        store=-(-store // 512) * 512,
+        rotate=options["rotate"],
+        target=target,
+    )

@@ -1,0 +1,285 @@
+"""Whoever uses the volumes that move: how it is made to stand still, and to go on elsewhere."""
+
+import contextlib
+import os
+import select
+import shlex
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from blockstream.errors import BlockstreamError, ConnectionLostError, InterruptedTransferError
+from blockstream.interfaces import Link
+from blockstream.jobs.peer import PeerOptions
+from blockstream.linux.buffers import write_stream
+from blockstream.locations import Remote, open_link
+
+_NO_CONNECTION: Final = 255
+_PIECE: Final = 65_536
+_LONGEST: Final = 1 << 20
+COMMAND_SECONDS: Final = 600.0
+_CONNECT_SECONDS: Final = 60.0
+_READY: Final = "blockstream-ready"
+
+
+class Guest(Protocol):
+    """Whoever uses the volumes. Each method but the first raises a BlockstreamError if it fails."""
+
+    def problems(self) -> list[str]:
+        """Return why it cannot be moved, as far as is found without a change."""
+
+    def prepare(self) -> bool:
+        """Do what takes long, while the guest runs on.
+
+        Returns:
+            Whether it still runs: one that idles may be stopped by then.
+        """
+
+    def call_off(self) -> None:
+        """Undo `prepare`, even after a run that died in it; it may not have been called."""
+
+    def pause(self) -> float:
+        """Let it stand still: when this returns, nothing is written any more.
+
+        Returns:
+            When it began to stand still, by the clock of `time.monotonic`.
+        """
+
+    def start_there(self) -> None:
+        """Let it run on the other host.
+
+        Raises:
+            ConnectionLostError: If nobody knows whether it does. OutcomeUnknownError as well.
+            BlockstreamError: If it does not.
+        """
+
+    def roll_back(self) -> None:
+        """Let it run here again, whether `pause` was done or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class FarHost:
+    """Where the guest goes, as a place for commands.
+
+    Attributes:
+        where: The other host.
+        options: How it is reached.
+    """
+
+    where: Remote
+    options: PeerOptions
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return self.where.account
+
+    def readied(self, command: str, what: str) -> "ReadyCommand":
+        """Connect, and let a command wait there until it is told to run."""
+        return ReadyCommand(self, command, what)
+
+    def run(self, command: str, what: str, *, data: Iterable[bytes] = ()) -> str:
+        """Run a command of its shell; return what it wrote.
+
+        Args:
+            command: For the shell there.
+            what: What it is for, in messages.
+            data: Given to it as standard input.
+
+        Raises:
+            ConnectionLostError: If nobody knows how it ended.
+            InterruptedTransferError: If it failed.
+        """
+        link = open_link(self.where, command, self.options.way)
+        with contextlib.closing(link):
+            with contextlib.suppress(BrokenPipeError):
+                for piece in data:
+                    write_stream(link.to_peer, [memoryview(piece)])
+            return _outcome(link, what)
+
+
+class ReadyCommand:
+    """A command that waits on the other host for one line, so that no handshake is in its way."""
+
+    def __init__(self, far: FarHost, command: str, what: str) -> None:
+        """Connect, without waiting until that is done."""
+        self._far = far
+        self._command = command
+        self._what = what
+        # Without the line, because the connection ended, nothing is run.
+        script = f"echo {_READY}; read line && {{ {command}\n}}"
+        waiting = f"sh -c {shlex.quote(script)}"
+        self._link = open_link(far.where, waiting, far.options.way)
+        self._is_ready = self._waited = False
+
+    def wait(self) -> None:
+        """Wait until it is ready there; where nobody is reached, `run` says so."""
+        if self._waited:
+            return
+        self._waited = True
+        wanted, said = _READY.encode() + b"\n", b""
+        poll = select.poll()
+        poll.register(self._link.from_peer, select.POLLIN)
+        while not self._is_ready and poll.poll(_CONNECT_SECONDS * 1000):
+            piece = os.read(self._link.from_peer, 1)  # what follows is the command's
+            if not piece:
+                return
+            said += piece
+            self._is_ready = said.endswith(wanted)
+
+    def run(self) -> None:
+        """Let it run, over another connection if this one has ended meanwhile.
+
+        Raises:
+            ConnectionLostError: If nobody knows how it ended.
+            InterruptedTransferError: If it failed.
+        """
+        with contextlib.closing(self._link):
+            self.wait()
+            if self._is_ready and not self._has_ended():
+                with contextlib.suppress(BrokenPipeError):
+                    write_stream(self._link.to_peer, [memoryview(b"run\n")])
+                _outcome(self._link, self._what)
+                return
+        self._far.run(self._command, self._what)
+
+    def close(self) -> None:
+        """Forget it."""
+        self._link.close()
+
+    def _has_ended(self) -> bool:
+        poll = select.poll()
+        poll.register(self._link.from_peer, select.POLLIN)
+        return bool(poll.poll(0))
+
+
+def _outcome(link: Link, what: str) -> str:
+    """Wait for the end of a command on the other host; return what it wrote.
+
+    Raises:
+        ConnectionLostError: If nobody knows how it ended.
+        InterruptedTransferError: If it failed.
+    """
+    said = bytearray()
+    link.hang_up()
+    deadline = time.monotonic() + COMMAND_SECONDS
+    poll = select.poll()
+    poll.register(link.from_peer, select.POLLIN)
+    while len(said) < _LONGEST:
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            raise ConnectionLostError(
+                f"{what} did not end on {link.name} within {COMMAND_SECONDS:.0f} s; what it leaves "
+                "running must not hold its output: `CMD >/dev/null 2>&1 &`"
+            )
+        piece = os.read(link.from_peer, _PIECE)
+        if not piece:
+            break
+        said += piece
+    status, words = link.ended()
+    if status == _NO_CONNECTION or status < 0:
+        raise ConnectionLostError(f"the connection to {link.name} was lost: {what}: {words}")
+    if status:
+        raise InterruptedTransferError(
+            f"{what} failed on {link.name} with status {status}: {words or 'without a word'}"
+        )
+    return said.decode(errors="replace")
+
+
+def run_here(command: str | Sequence[str], what: str) -> str:
+    """Run a command on this host, for the shell if it is a line; return what it wrote.
+
+    Raises:
+        InterruptedTransferError: If it failed.
+    """
+    try:
+        done = subprocess.run(  # noqa: S603  # the user's own command
+            command,
+            shell=isinstance(command, str),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=COMMAND_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise InterruptedTransferError(
+            f"{what} did not end within {COMMAND_SECONDS:.0f} s"
+        ) from None
+    except OSError as error:
+        raise InterruptedTransferError(f"{what} cannot be run: {error.strerror}") from error
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip()[-500:] or "without a word"
+        raise InterruptedTransferError(f"{what} failed with status {done.returncode}: {said}")
+    return done.stdout
+
+
+def problem_of(ask: Callable[[], object]) -> list[str]:
+    """Return what an attempt complained of, as a list of none or one."""
+    try:
+        ask()
+    except BlockstreamError as error:
+        return [str(error)]
+    return []
+
+
+@dataclass(slots=True)
+class CommandGuest:
+    """A guest that is known by commands; an empty one does nothing.
+
+    Attributes:
+        pause_here: Lets it stand still, on this host.
+        start_command: Lets it run, on the other host.
+        wake: Lets it run here again.
+        far: The other host.
+        tell: Says what is done.
+    """
+
+    pause_here: str
+    start_command: str
+    wake: str
+    far: FarHost
+    tell: Callable[[str], None]
+    _ready: ReadyCommand | None = None
+
+    def problems(self) -> list[str]:
+        """Nothing is known of it."""
+        return []
+
+    def prepare(self) -> bool:
+        """Connect, so that the guest need not wait for that. See `Guest`."""
+        if self.start_command:
+            self._ready = self.far.readied(self.start_command, "--start")
+            self._ready.wait()
+        return True
+
+    def call_off(self) -> None:
+        """Give the connection back. See `Guest`."""
+        if self._ready is not None:
+            self._ready.close()
+            self._ready = None
+
+    def pause(self) -> float:
+        """Let it stand still. See `Guest`."""
+        began = time.monotonic()
+        self._here("--pause", self.pause_here)
+        return began
+
+    def start_there(self) -> None:
+        """Let it run on the other host. See `Guest`."""
+        if self.start_command:
+            self.tell(f"on {self.far.name}: {self.start_command}")
+            ready = self._ready or self.far.readied(self.start_command, "--start")
+            self._ready = None
+            ready.run()
+
+    def roll_back(self) -> None:
+        """Let it run here again. See `Guest`."""
+        self._here("--roll-back", self.wake)
+
+    def _here(self, option: str, command: str) -> None:
+        if command:
+            self.tell(f"here: {command}")
+            run_here(command, option)

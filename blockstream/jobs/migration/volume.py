@@ -1,0 +1,333 @@
+"""One volume of a guest on its way to another host.
+
+Each round is a transfer from a new snapshot, whose uuid is the state that the target holds then. So
+a run that died is gone on with by looking at which snapshots of ours there are, and which of them
+the target holds.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from blockstream.errors import ConnectionLostError, OutcomeUnknownError, RefusedError
+from blockstream.formats.extent_lists import ExtentList
+from blockstream.jobs.migration.landing import Landing, LandingWish, ask
+from blockstream.jobs.peer import (
+    PeerOptions,
+    Standing,
+    compared,
+    push,
+    push_differing,
+    standing,
+)
+from blockstream.jobs.receive import ReceiveRequest
+from blockstream.jobs.send import SendRequest, SendResult
+from blockstream.jobs.snapshots import (
+    changes_between,
+    ident_of,
+    is_ours,
+    make_ours,
+    name_of,
+    number_of,
+    room_for,
+)
+from blockstream.jobs.supervision import Reporter
+from blockstream.linux import lvm
+from blockstream.linux.lvm import Volume
+from blockstream.locations import Remote
+from blockstream.pipeline.compression import CompressionChoice
+from blockstream.pipeline.limiter import Limiter
+from blockstream.pipeline.progress import Progress
+from blockstream.sources.volume import VolumeSource, flush
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One volume, and where it goes.
+
+    Attributes:
+        source: The volume as it was named.
+        where: Its device on the other host.
+        wish: What is to become of it there.
+    """
+
+    source: str
+    where: Remote
+    wish: LandingWish
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What volumes are moved with.
+
+    Attributes:
+        state_dir: Where journals lie.
+        options: How the other host is reached.
+        reporters: Who shows progress.
+        tell: Says a line to people.
+        compression: Codec and level.
+        limiter: Limit on wire bytes, but for the last pass.
+    """
+
+    state_dir: Path
+    options: PeerOptions
+    reporters: list[Reporter] = field(default_factory=list)
+    tell: Callable[[str], None] = lambda _text: None
+    compression: CompressionChoice = field(default_factory=lambda: CompressionChoice(None))
+    limiter: Limiter = field(default_factory=lambda: Limiter(None))
+
+
+class MovingVolume:
+    """A volume under way.
+
+    Attributes:
+        volume: The volume.
+        made: When the snapshot was made whose state the target holds.
+        filled: How full the snapshot was that the last round was counted from, in per cent.
+        preparing: Seconds that it took to find out what changed, last.
+    """
+
+    def __init__(self, move: Move, volume: Volume, means: Means, store: int) -> None:
+        """Name it; nothing is done.
+
+        Args:
+            move: Where it goes.
+            volume: What was found under its name.
+            means: What it is moved with.
+            store: Bytes for each classic snapshot; 0 to decide by the volume's size.
+        """
+        self.volume = volume
+        self.made = 0.0
+        self._move = move
+        self._means = means
+        self._store = store
+        self._ident = ident_of(volume, str(move.where))
+        self._held: Volume | None = None  # None before the whole copy
+        self._room = 0
+        self._line: Standing | None = None  # a receiver that takes round after round
+        self._spent: Volume | None = None  # a snapshot that nothing is counted from any more
+        self._closing = contextlib.ExitStack()
+        self.filled = self.preparing = 0.0
+
+    @property
+    def where(self) -> Remote:
+        """Its device on the other host."""
+        return self._move.where
+
+    def ours(self) -> list[Volume]:
+        """Return our snapshots of it, oldest first."""
+        there = lvm.volumes(self.volume.group)
+        mine = [v for v in there if v.origin == self.volume.name and is_ours(v, self._ident)]
+        return sorted(mine, key=number_of)
+
+    def has_overflowed(self) -> bool:
+        """Tell whether so much was changed that nobody knows what."""
+        spent = {self._spent.uuid} if self._spent is not None else set()
+        return any(each.is_invalid for each in self.ours() if each.uuid not in spent)
+
+    def drop_snapshots(self) -> None:
+        """Remove our snapshots of it."""
+        for snapshot in self.ours():
+            lvm.remove(snapshot)
+        self._spent = None
+
+    def problem(self) -> str:
+        """Return why it cannot be moved; empty if it can."""
+        volume = self.volume
+        if volume.suspended:
+            return f"{volume} is suspended: `dmsetup resume {volume.dm_path}`"
+        if not volume.is_active:
+            return f"{volume} is not active"
+        if volume.attributes[:1] not in {"-", "o", "V", "m", "r", "R"}:
+            return f"{volume} is a snapshot, a part of a pool, or being merged into"
+        if lvm.origin_merges(volume):
+            return f"a snapshot is being merged into {volume}"
+        if volume.is_thin or self.ours():
+            return ""
+        room = room_for(volume, self._store)
+        return room if isinstance(room, str) else ""
+
+    def asked(
+        self, *, dry_run: bool = False, remove: bool = False, settle: bool = False
+    ) -> Landing:
+        """Ask the other host for its place there, or tell it what became of it.
+
+        Raises:
+            BlockstreamError: If it is not reached.
+        """
+        wish = replace(
+            self._move.wish,
+            size=self.volume.size,
+            mark=f"blockstream_{self._ident}",
+            dry_run=dry_run,
+            remove=remove,
+            settle=settle,
+        )
+        return ask(self.where, wish, self._means.options)
+
+    def enlarge(self) -> bool:
+        """Let the next snapshots have twice the room; tell whether there is that much."""
+        self.close()
+        if self.volume.is_thin:
+            return False
+        self.drop_snapshots()
+        before = self._store or room_for(self.volume, 0)
+        if isinstance(before, str) or isinstance(room_for(self.volume, before * 2), str):
+            return False
+        self._store = before * 2
+        self._held, self._room = None, 0
+        return True
+
+    def begin(self, landing: Landing, *, compare: bool) -> SendResult | None:
+        """Bring it over, or go on with what an earlier run began.
+
+        Args:
+            landing: What the target is known to hold.
+            compare: Whether it holds most of it, so that only what differs need go over.
+
+        Returns:
+            What went over; None if an earlier run had sent it.
+
+        Raises:
+            BlockstreamError: If it fails.
+        """
+        ours = {each.uuid: each for each in self.ours() if not each.is_invalid}
+        held = ours.get(landing.holds)
+        if landing.state == "clean" and held is not None:
+            self._held, self.made = held, time.monotonic()
+            self._means.tell(f"{self.volume}: an earlier run brought it to {held}")
+            self._drop_others()
+            return None
+        base = ours.get(landing.base)
+        if landing.state == "dirty" and held is not None and (base or not landing.base):
+            self._means.tell(f"{self.volume}: an unfinished round is gone on with")
+            sent = self._send(held, base)
+            self._drop_others()
+            return sent
+        self.drop_snapshots()
+        return self._send(self._snapshot(), None, compare=compare)
+
+    def round(self) -> SendResult:
+        """Send what changed, from a new snapshot.
+
+        Raises:
+            SnapshotInvalidError: If so much did that nobody knows what.
+            BlockstreamError: If it fails.
+        """
+        self._drop_spent()
+        older, line = self._held, self._standing()
+        return self._send(self._snapshot(), older, line=line)
+
+    def stand_by(self) -> None:
+        """Let a receiver wait there for the last pass."""
+        self._standing()
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._line = None
+        self._closing.close()
+
+    def rest(self) -> SendResult:
+        """Send what changed since the last snapshot, from the volume itself: nobody writes it now.
+
+        Raises:
+            SnapshotInvalidError: If so much did that nobody knows what.
+            BlockstreamError: If it fails.
+        """
+        older, line = self._held, self._standing()
+        if older is None:
+            raise RefusedError("there was no first round")
+        flush(self.volume)
+        changes = changes_between(older, self.volume, self._means.state_dir)
+        with contextlib.closing(VolumeSource(self.volume, depends_on=[older])) as source:
+            source.warnings.clear()  # nobody writes it now
+            request = replace(self._asking("", older, changes), limiter=Limiter(None))
+            return line.send(request, source, self._means.reporters, Progress())
+
+    def differing(self) -> int:
+        """Return how many bytes differ between both sides."""
+        with contextlib.closing(VolumeSource(self.volume)) as source:
+            found = compared(source, self.where, self._means.options, self._means.reporters)
+        return found.differing.total()
+
+    def _snapshot(self) -> Volume:
+        if self._held is None or not (self.volume.is_thin or self._room):
+            room = room_for(self.volume, self._store)
+            self._room = room if isinstance(room, int) else 0
+            return make_ours(self.volume, self._ident, self._store)
+        # Without looking again: each command of LVM takes a tenth of a second.
+        name = name_of(self._ident, number_of(self._held) + 1)
+        return lvm.make_snapshot(self.volume, name, self._room)
+
+    def _standing(self) -> Standing:
+        if self._line is None or not self._line.usable:
+            self.close()
+            what = ReceiveRequest(self.where.path, self._means.state_dir)
+            opening = standing(self.where, what, self._means.options)
+            self._line = self._closing.enter_context(opening)
+        return self._line
+
+    def _send(
+        self,
+        newer: Volume,
+        older: Volume | None,
+        *,
+        line: Standing | None = None,
+        compare: bool = False,
+    ) -> SendResult:
+        """Send one snapshot, or what changed since an older one."""
+        made, means = time.monotonic(), self._means
+        what = ReceiveRequest(self.where.path, means.state_dir)
+        with lvm.activated(newer) as snapshot:
+            watched = [older] if older is not None else []
+            began = time.monotonic()
+            changes = changes_between(older, snapshot, means.state_dir) if older else None
+            self.preparing = time.monotonic() - began if older else 0.0
+            with contextlib.closing(VolumeSource(snapshot, depends_on=watched)) as source:
+                request = self._asking(newer.uuid, older, changes)
+                progress = Progress()
+                over = (request, source, self.where, what, means.options, progress)
+                if compare:
+                    sent, _ = push_differing(*over, means.reporters)
+                elif line is not None:
+                    try:
+                        sent = line.send(request, source, means.reporters, progress)
+                    except (ConnectionLostError, OutcomeUnknownError) as error:
+                        means.tell(f"{error}; connecting again")
+                        self.close()
+                        # The receiver of the lost connection may still hold the target.
+                        sent = push(*over, means.reporters, again=True)
+                else:
+                    sent = push(*over, means.reporters)
+        self._held, self.made = newer, made
+        if older is None:
+            self._drop_others()
+        else:
+            self.filled = lvm.filled(older)
+            self._spent = older
+        return sent
+
+    def _asking(self, goal: str, older: Volume | None, changes: ExtentList | None) -> SendRequest:
+        return SendRequest(
+            source=self._move.source,
+            state_dir=self._means.state_dir,
+            base=older.uuid if older is not None else "",
+            goal=goal,
+            compression=self._means.compression,
+            limiter=self._means.limiter,
+            changes=changes,
+        )
+
+    def _drop_spent(self) -> None:
+        """Remove what the last round was counted from; the last pass does not wait for that."""
+        if self._spent is not None:
+            lvm.remove(self._spent)
+            self._spent = None
+
+    def _drop_others(self) -> None:
+        for each in self.ours():
+            if self._held is None or each.uuid != self._held.uuid:
+                lvm.remove(each)
+        self._spent = None

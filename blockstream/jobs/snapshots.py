@@ -1,0 +1,436 @@
+"""What `send` reads of a logical volume: a snapshot that it makes, and what changed since another.
+
+A snapshot of ours is named `blockstream_ID_NUMBER`, where ID stands for the volume and the target,
+so that whoever goes on with an unfinished transfer finds it again.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from blockstream.errors import (
+    BlockstreamError,
+    BusyError,
+    InterruptedTransferError,
+    NotFoundError,
+    OutcomeUnknownError,
+    RefusedError,
+    SourceError,
+    UsageError,
+)
+from blockstream.extents import ExtentMap
+from blockstream.formats import thin_delta
+from blockstream.formats.exception_store import exceptions, read_with
+from blockstream.formats.extent_lists import ExtentList, Meaning
+from blockstream.interfaces import Source
+from blockstream.jobs.send import SendRequest
+from blockstream.linux import lvm
+from blockstream.linux.lvm import Volume
+from blockstream.linux.state_directory import make_directory
+from blockstream.locations import open_source
+from blockstream.sources.volume import VolumeSource, changed_since, flush
+from blockstream_protocol import DEVICE_BYTES
+
+_PREFIX = "blockstream_"
+_OURS = re.compile(r"blockstream_([0-9a-f]{8})_(\d+)")
+# Of a classic snapshot's origin, this much may change before it overflows, if nobody says more.
+_STORE_PART = 5
+_LEAST_STORE = 8 << 20
+_UUID_BYTES = 64
+_ALL_UNIT = 1 << 20
+_EXTENT = 4 << 20  # LVM rounds up to its own extents
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotWish:
+    """How a volume is read.
+
+    Attributes:
+        since: A snapshot of it: only what changed since then; `last` for the one that was kept.
+        quiesced: Whether nobody writes the volume, so that it can be read itself.
+        store: Bytes for a classic snapshot; 0 to decide by the volume's size.
+        rotate: Keep the new snapshot for the next time, in place of the old one.
+        target: Where it goes, so that each target has a snapshot of its own.
+    """
+
+    since: str = ""
+    quiesced: bool = False
+    store: int = 0
+    rotate: bool = False
+    target: str = ""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing was asked for."""
+        return not (self.since or self.quiesced or self.store or self.rotate)
+
+
+@contextlib.contextmanager
+def opened(
+    request: SendRequest, wish: SnapshotWish, *, rehearsal: bool = False
+) -> Iterator[tuple[Source, SendRequest]]:
+    """Open what is read, and complete the request by what is sent of it.
+
+    Args:
+        request: What to send.
+        wish: How a volume is read.
+        rehearsal: Make no snapshot: nothing will be sent.
+
+    Raises:
+        UsageError: If something was asked for that only a logical volume has.
+        BlockstreamError: As LVM, or whoever uses what was opened, fails.
+    """
+    volume = _volume_at(request.source)
+    if volume is None:
+        if not wish.is_plain:
+            raise UsageError(
+                f"{request.source} {_why_no_volume(request.source)}: --since, --quiesced, "
+                "--rotate and --snapshot-size are for logical volumes; nothing was sent"
+            )
+        with contextlib.closing(open_source(request.source)) as source:
+            yield source, request
+        return
+    _check(volume, request, wish)
+    if request.resume is not None:
+        with _resumed(volume, request) as found:
+            yield found
+        return
+    own_list = bool(request.extents or request.base)
+    if rehearsal or wish.quiesced or own_list or not volume.is_written:
+        with _itself(volume, request, wish) as found:
+            yield found
+        return
+    with _fresh(volume, request, wish) as found:
+        yield found
+
+
+def _volume_at(path: str) -> Volume | None:
+    """Return the volume that is meant, where LVM is there and we may ask it."""
+    if os.geteuid() != 0 or shutil.which("lvs") is None:
+        return None
+    return lvm.volume_at(path)
+
+
+def _why_no_volume(path: str) -> str:
+    if os.geteuid() != 0:
+        return "is not asked of LVM, which needs root"
+    if shutil.which("lvs") is None:
+        return "is not asked of LVM, which is not installed"
+    return "is no logical volume"
+
+
+def _check(volume: Volume, request: SendRequest, wish: SnapshotWish) -> None:
+    """Refuse what cannot be read, or makes no sense.
+
+    Raises:
+        RefusedError: If the volume cannot be read now.
+        UsageError: If options contradict each other.
+    """
+    if wish.since and (request.base or request.extents or request.resume):
+        raise UsageError("--since finds out base and changes; leave --base, --extents, --resume")
+    if wish.rotate and (wish.quiesced or request.goal):
+        raise UsageError("--rotate keeps a snapshot, whose uuid is the goal")
+    if volume.suspended:
+        raise RefusedError(
+            f"{volume} is suspended, so reading it would hang; nothing was sent; "
+            f"`dmsetup resume {volume.dm_path}` wakes it"
+        )
+    if volume.attributes[:1] in {"t", "T", "e"}:
+        raise RefusedError(f"{volume} is a part of a thin pool, not a disk; nothing was sent")
+    if volume.attributes[:1] == "O" or (volume.is_active and lvm.origin_merges(volume)):
+        raise RefusedError(f"a snapshot is being merged into {volume}; nothing was sent")
+
+
+@contextlib.contextmanager
+def _itself(
+    volume: Volume, request: SendRequest, wish: SnapshotWish
+) -> Iterator[tuple[Source, SendRequest]]:
+    """Read the volume itself, which nobody writes."""
+    with lvm.activated(volume) as active:
+        last = remembered(request.state_dir, ident_of(volume, wish.target))
+        older = _since(active, wish, last) if wish.since else None
+        if older is not None:
+            flush(active)
+        changes = changes_between(older, active, request.state_dir) if older else None
+        watched = [older] if older is not None else []
+        with contextlib.closing(VolumeSource(active, depends_on=watched)) as source:
+            goal = request.goal or (active.uuid if source.immutable else "")
+            base = older.uuid if older is not None else request.base
+            yield source, replace(request, base=base, goal=goal, changes=changes)
+
+
+@contextlib.contextmanager
+def _resumed(volume: Volume, request: SendRequest) -> Iterator[tuple[Source, SendRequest]]:
+    """Read the snapshot that a token tells of, if it was kept; else the volume itself."""
+    token = request.resume
+    mine = [v for v in lvm.volumes(volume.group) if v.origin == volume.name]
+    by_uuid = {each.uuid: each for each in mine}
+    kept = by_uuid.get(token.goal) if token is not None else None
+    older = by_uuid.get(token.base) if token is not None else None
+    with lvm.activated(kept or volume) as active:
+        changes = None
+        if older is not None and not request.extents:
+            changes = changes_between(older, active, request.state_dir)
+        watched = [older] if older is not None else []
+        with contextlib.closing(VolumeSource(active, depends_on=watched)) as source:
+            yield source, replace(request, changes=changes)
+    if kept is not None and _OURS.fullmatch(kept.name):
+        lvm.remove(kept)
+
+
+@contextlib.contextmanager
+def _fresh(
+    volume: Volume, request: SendRequest, wish: SnapshotWish
+) -> Iterator[tuple[Source, SendRequest]]:
+    """Read a snapshot that is made for it, or was, when the transfer was begun."""
+    ident = ident_of(volume, wish.target)
+    with _locked(request.state_dir, ident) as memory:
+        older = _since(volume, wish, memory.last) if wish.since else None
+        ours, made = _unfinished(volume, ident, older, memory.last), False
+        if ours is None:
+            ours, made = make_ours(volume, ident, wish.store), True
+        try:
+            with lvm.activated(ours) as snapshot:
+                changes = changes_between(older, snapshot, request.state_dir) if older else None
+                watched = [older] if older is not None else []
+                with contextlib.closing(VolumeSource(snapshot, depends_on=watched)) as source:
+                    yield (
+                        source,
+                        replace(
+                            request,
+                            base=older.uuid if older is not None else "",
+                            goal=request.goal or ours.uuid,
+                            changes=changes,
+                        ),
+                    )
+        except (InterruptedTransferError, OutcomeUnknownError) as error:
+            text = f"the snapshot {ours} is kept, so that the same command goes on with it"
+            raise type(error)(f"{error}; {text}") from error
+        except BaseException:
+            if made:
+                with contextlib.suppress(BlockstreamError):
+                    lvm.remove(ours)
+            raise
+        memory.note(ours.uuid)
+        if not wish.rotate:
+            lvm.remove(ours)
+        elif older is not None and is_ours(older, ident):
+            lvm.remove(older)
+
+
+def tracked_changes(source: str, since: str, state_dir: Path) -> ExtentList | None:
+    """Return what a snapshot says has changed in its volume since; None where none can say.
+
+    Raises:
+        BlockstreamError: As LVM fails, or the snapshot is not valid.
+    """
+    volume = _volume_at(source)
+    if volume is None:
+        return None
+    try:
+        older = lvm.of_origin(volume, since)
+    except (NotFoundError, RefusedError):
+        if Path(since).exists():
+            return None  # two disks to be compared
+        raise
+    with lvm.activated(volume) as active:
+        flush(active)
+        return changes_between(older, active, state_dir)
+
+
+def stored_changes(path: str, size: int) -> ExtentList:
+    """Return what a file says that holds an exception store, or what thin_delta wrote.
+
+    Args:
+        path: The file.
+        size: Bytes of the disk; 0 to take the end of the last chunk for it.
+
+    Raises:
+        NotFoundError: If it cannot be read.
+        SourceError: If it is neither.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise NotFoundError(f"{path} cannot be read: {error.strerror}") from error
+    size_or_all = size or DEVICE_BYTES // _ALL_UNIT * _ALL_UNIT
+    if data.lstrip()[:1] == b"<":
+        found = thin_delta.read(data, size_or_all)
+    else:
+        try:
+            table = read_with(
+                exceptions(len(data), size_or_all),
+                lambda ranges: b"".join(data[start : start + length] for start, length in ranges),
+            )
+        except SourceError as error:
+            raise SourceError(f"{path}: {error}; nothing is known of what changed") from error
+        found = ExtentList(table.extents, Meaning.CHANGED, "exception store", None)
+    if size:
+        return found
+    end = int((found.extents.offsets + found.extents.lengths).max(initial=0))
+    extents = ExtentMap(found.extents.offsets, found.extents.lengths, found.extents.kinds, end)
+    return replace(found, extents=extents)
+
+
+def changes_between(older: Volume, newer: Volume, state_dir: Path) -> ExtentList:
+    """Return what changed between a snapshot and a later one of the same volume, or the volume.
+
+    Raises:
+        SnapshotInvalidError: If a classic one is not valid.
+        SourceError: If it cannot be told.
+        RefusedError: If somebody else holds the metadata of the pool.
+    """
+    if not older.is_thin:
+        found = changed_since(older)
+        return ExtentList(found.extents, Meaning.CHANGED, "exception store", newer.size)
+    pool = lvm.find(older.group, older.pool)
+    with lvm.metadata_reserved(pool, state_dir / "lvm"):
+        text = lvm.thin_delta(pool, older, newer)
+    return thin_delta.read(text, newer.size)
+
+
+def remembered(state_dir: Path, ident: str) -> str:
+    """Return the uuid of the snapshot that a target held last; empty for none."""
+    try:
+        return (state_dir / "lvm" / f"volume-{ident}").read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def _since(volume: Volume, wish: SnapshotWish, last: str) -> Volume | None:
+    """Return the snapshot that the changes are counted from; None for a first whole copy.
+
+    Raises:
+        NotFoundError: If there is none of that name.
+        RefusedError: If it is none of this volume.
+        SnapshotInvalidError: If it is not valid.
+    """
+    if wish.since != "last":
+        return lvm.of_origin(volume, wish.since)
+    ident = ident_of(volume, wish.target)
+    for each in lvm.volumes(volume.group):
+        if each.origin == volume.name and is_ours(each, ident) and each.uuid == last:
+            return each
+    if not wish.rotate:
+        raise NotFoundError(
+            f"no snapshot of {volume} was kept for this target; nothing was sent; --rotate keeps "
+            "one, and begins with a whole copy"
+        )
+    return None
+
+
+def _unfinished(volume: Volume, ident: str, older: Volume | None, last: str) -> Volume | None:
+    """Return the snapshot that an unfinished transfer was made from; others of it are removed."""
+    found = [
+        each
+        for each in lvm.volumes(volume.group)
+        if each.origin == volume.name and is_ours(each, ident)
+    ]
+    found = [each for each in found if older is None or each.uuid != older.uuid]
+    useful = None
+    for each in sorted(found, key=number_of):
+        if each.is_invalid or each.uuid == last:
+            lvm.remove(each)
+        else:
+            useful = each
+    return useful
+
+
+def make_ours(volume: Volume, ident: str, store: int = 0) -> Volume:
+    """Make a snapshot of ours.
+
+    Args:
+        volume: What it is of.
+        ident: What is in its name.
+        store: Bytes for what a classic one keeps; 0 to decide by the volume's size.
+
+    Raises:
+        SourceError: If LVM cannot, for lack of room most of all.
+    """
+    taken = [number_of(each) for each in lvm.volumes(volume.group) if is_ours(each, ident)]
+    name = name_of(ident, max(taken, default=0) + 1)
+    room = 0 if volume.is_thin else room_for(volume, store)
+    if isinstance(room, str):
+        raise SourceError(
+            f"{room}; nothing was sent; give it some, or stop who writes the volume and use "
+            "--quiesced"
+        )
+    return lvm.make_snapshot(volume, name, room)
+
+
+def room_for(volume: Volume, store: int) -> int | str:
+    """Return the bytes that a classic snapshot gets, or why it cannot have them."""
+    free = lvm.free_bytes(volume.group)
+    room = store or min(max(volume.size // _STORE_PART, _LEAST_STORE), free)
+    if not store:
+        room -= room % _EXTENT
+    if _EXTENT <= room <= free:
+        return room
+    return (
+        f"a snapshot of {volume} needs room in {volume.group}, which has {free} bytes free of "
+        f"{store or _LEAST_STORE}"
+    )
+
+
+def ident_of(volume: Volume, target: str) -> str:
+    """Return what our snapshots of a volume for a target have in their names."""
+    return hashlib.blake2s(f"{volume.uuid} {target}".encode(), digest_size=4).hexdigest()
+
+
+def name_of(ident: str, number: int) -> str:
+    """Return the name of a snapshot of ours."""
+    return f"{_PREFIX}{ident}_{number}"
+
+
+def is_ours(volume: Volume, ident: str) -> bool:
+    """Tell whether a snapshot is one of ours with that id."""
+    found = _OURS.fullmatch(volume.name)
+    return found is not None and found[1] == ident
+
+
+def number_of(volume: Volume) -> int:
+    """Return the number in the name of a snapshot of ours."""
+    found = _OURS.fullmatch(volume.name)
+    return int(found[2]) if found else 0
+
+
+class _Memory:
+    """Which snapshot the target held last; a file that nobody else may use meanwhile."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self.last = os.pread(fd, _UUID_BYTES, 0).decode(errors="replace")
+
+    def note(self, uuid: str) -> None:
+        """Make it durable."""
+        os.pwrite(self._fd, uuid.encode(), 0)
+        os.ftruncate(self._fd, len(uuid))
+        os.fsync(self._fd)
+        self.last = uuid
+
+
+@contextlib.contextmanager
+def _locked(state_dir: Path, ident: str) -> Iterator[_Memory]:
+    """Let nobody else make or remove snapshots of this volume for this target meanwhile.
+
+    Raises:
+        BusyError: If somebody does.
+    """
+    folder = state_dir / "lvm"
+    make_directory(folder)
+    # Not for appending, which would ignore where something is written.
+    fd = os.open(folder / f"volume-{ident}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "r+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BusyError(
+                "another blockstream sends this volume to this target; nothing was sent"
+            ) from None
+        yield _Memory(file.fileno())

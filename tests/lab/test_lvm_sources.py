@@ -1,0 +1,359 @@
+"""Snapshots of real LVM as sources: what is sent is what the snapshot holds, and nothing stays."""
+
+import json
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.lab.conftest import figure
+from tests.lab.guest import Done, Guest, Running
+
+MIB = 1 << 20
+CYCLES = int(os.environ.get("LAB_CYCLES", "3"))
+
+
+def make_thick(lab: Guest, name: str = "vm", mib: int = 32, *options: str) -> None:
+    more = " ".join(options)
+    lab.run(f"lvcreate -qq -y -Wn -Zn -n {name} -L {mib}M {more} vg")
+
+
+def make_thin(lab: Guest, name: str = "vm", mib: int = 32, chunk: str = "64k") -> None:
+    lab.run(
+        f"lvs vg/pool >/dev/null 2>&1 || "
+        f"lvcreate -qq -y -Zn -c {chunk} -L 200M --poolmetadatasize 4M --thinpool pool vg"
+    )
+    lab.run(f"lvcreate -qq -y -Wn -V {mib}M --thinpool pool -n {name} vg")
+
+
+def scribble(
+    lab: Guest, device: str, seed: int, count: int, size: int = 4096, mib: int = 32
+) -> None:
+    """Write random blocks at random places, past the page cache."""
+    rng = random.Random(seed)  # noqa: S311  # the same each time
+    blocks = sorted({rng.randrange(mib * MIB // size) for _ in range(count)})
+    script = (
+        "import os, mmap, random, json, sys\n"
+        f"fd = os.open({device!r}, os.O_WRONLY | os.O_DIRECT)\n"
+        f"page = mmap.mmap(-1, {size})\n"
+        f"rng = random.Random({seed})\n"
+        f"for block in {blocks}:\n"
+        f"    page[:] = rng.randbytes({size})\n"
+        f"    os.pwrite(fd, page, block * {size})\n"
+        "os.fsync(fd)\n"
+    )
+    lab.run("python3 -", data=script.encode())
+
+
+def digest(lab: Guest, path: str) -> str:
+    direct = "iflag=direct" if path.startswith("/dev/") else ""
+    return lab.run(f"dd if={path} {direct} bs=1M status=none | sha256sum").split()[0]
+
+
+def uuid(lab: Guest, name: str) -> str:
+    return lab.run(f"lvs --noheadings -o lv_uuid vg/{name}").strip()
+
+
+def names(lab: Guest) -> set[str]:
+    return set(lab.run("lvs --noheadings -o lv_name vg").split())
+
+
+def state(lab: Guest, target: str) -> dict[str, object]:
+    done = lab.blockstream("status", "--json", target)
+    assert done.status == 0, done.err
+    found: dict[str, object] = json.loads(done.out.splitlines()[0])
+    return found
+
+
+def ok(done: Done) -> Done:
+    assert done.status == 0, done.err
+    return done
+
+
+MAKERS: dict[str, Callable[..., None]] = {"thick": make_thick, "thin": make_thin}
+
+
+@pytest.mark.parametrize("kind", ["thick", "thin"])
+def test_a_volume_that_is_written_is_sent_from_a_snapshot_that_does_not_stay(
+    lab: Guest, kind: str
+) -> None:
+    MAKERS[kind](lab)
+    scribble(lab, "/dev/vg/vm", 1, 300)
+    before = names(lab)
+    done = ok(lab.blockstream("send", "/dev/vg/vm", "/root/copy", "--create"))
+    assert digest(lab, "/root/copy") == digest(lab, "/dev/vg/vm")
+    assert names(lab) == before
+    assert "in use" not in done.err
+
+
+@pytest.mark.parametrize("kind", ["thick", "thin"])
+@pytest.mark.parametrize("quiesced", [False, True])
+def test_what_changed_since_a_snapshot_is_sent(lab: Guest, kind: str, quiesced: bool) -> None:
+    MAKERS[kind](lab)
+    scribble(lab, "/dev/vg/vm", 1, 300)
+    snapshot(lab, kind, "first")
+    ok(lab.blockstream("send", "vg/first", "/root/copy", "--create"))
+    assert state(lab, "/root/copy")["id"] == uuid(lab, "first")
+    scribble(lab, "/dev/vg/vm", 2, 100)
+    words = ["--quiesced"] if quiesced else []
+    before = names(lab)
+    done = ok(
+        lab.blockstream("send", "/dev/vg/vm", "/root/copy", "--since", "first", "--json", *words)
+    )
+    committed = [json.loads(line) for line in done.err.splitlines()][-1]
+    assert committed["counts"]["covered"] <= 100 * (4096 if kind == "thick" else 65536)
+    assert digest(lab, "/root/copy") == digest(lab, "/dev/vg/vm")
+    assert names(lab) == before
+
+
+def snapshot(lab: Guest, kind: str, name: str, store: str = "16M") -> None:
+    how = f"-c 4k -L {store}" if kind == "thick" else "-kn -ay"
+    lab.run(f"lvcreate -qq -y -s -pr {how} -n {name} vg/vm")
+
+
+@pytest.mark.parametrize("chunk", ["4k", "64k", "512k"])
+def test_every_size_of_chunk_is_understood(lab: Guest, chunk: str) -> None:
+    make_thick(lab)
+    scribble(lab, "/dev/vg/vm", 1, 100)
+    lab.run(f"lvcreate -qq -y -s -pr -c {chunk} -L 40M -n first vg/vm")
+    ok(lab.blockstream("send", "vg/first", "/root/copy", "--create"))
+    scribble(lab, "/dev/vg/vm", 2, 60)
+    found = json.loads(lab.blockstream("extents", "/dev/vg/vm", "--since", "first").out)
+    allocated, metadata = snapshot_status(lab, "first")
+    size = int(chunk[:-1]) << 10
+    assert sum(e["length"] for e in found["extents"]) == (allocated - metadata) * 512
+    assert all(e["offset"] % size == 0 for e in found["extents"])
+    ok(lab.blockstream("send", "/dev/vg/vm", "/root/copy", "--since", "first"))
+    assert digest(lab, "/root/copy") == digest(lab, "/dev/vg/vm")
+
+
+def snapshot_status(lab: Guest, name: str) -> tuple[int, int]:
+    words = lab.run(f"dmsetup status vg-{name}").split()
+    return int(words[3].split("/")[0]), int(words[4])
+
+
+def test_several_areas_of_a_table_are_read(lab: Guest) -> None:
+    make_thick(lab)
+    snapshot(lab, "thick", "first", "24M")
+    ok(lab.blockstream("send", "vg/first", "/root/copy", "--create"))
+    scribble(lab, "/dev/vg/vm", 2, 1500)
+    ok(lab.blockstream("send", "/dev/vg/vm", "/root/copy", "--since", "first", "--quiesced"))
+    assert digest(lab, "/root/copy") == digest(lab, "/dev/vg/vm")
+
+
+def test_a_snapshot_that_overflowed_is_refused(lab: Guest) -> None:
+    make_thick(lab)
+    snapshot(lab, "thick", "first", "4M")
+    scribble(lab, "/dev/vg/vm", 2, 2000)
+    done = lab.blockstream(
+        "send", "/dev/vg/vm", "/root/copy", "--since", "first", "--quiesced", "--create"
+    )
+    assert done.status == 14, done.err
+    assert "not valid any more" in done.err
+    assert lab.blockstream("extents", "/dev/vg/vm", "--since", "first").status == 14
+
+
+def test_a_snapshot_that_overflows_while_it_is_sent_ends_without_end(lab: Guest) -> None:
+    make_thick(lab)
+    scribble(lab, "/dev/vg/vm", 1, 2000)
+    before = names(lab)
+    words = ["send", "/dev/vg/vm", "/root/copy", "--create", "--snapshot-size", "4M"]
+    sending = stopped_at(lab, "recv.before_write", *words)
+    scribble(lab, "/dev/vg/vm", 2, 2000)
+    sending.signal("CONT")
+    done = sending.wait()
+    assert done.status == 14, done.err
+    assert names(lab) == before
+    assert state(lab, "/root/copy")["state"] != "clean"
+
+
+@pytest.mark.parametrize("kind", ["thick", "thin"])
+def test_a_killed_send_leaves_what_the_same_command_goes_on_with(lab: Guest, kind: str) -> None:
+    MAKERS[kind](lab)
+    scribble(lab, "/dev/vg/vm", 1, 2000)
+    before = names(lab)
+    words = ["send", "/dev/vg/vm", "/root/copy", "--create"]
+    sending = stopped_at(lab, "send.before_intent", *words)
+    (kept,) = names(lab) - before
+    held = digest(lab, f"/dev/vg/{kept}")
+    scribble(lab, "/dev/vg/vm", 2, 50)
+    sending.signal("KILL")
+    assert sending.wait().status == -9
+    assert names(lab) == before | {kept}
+    ok(lab.blockstream(*words))
+    assert digest(lab, "/root/copy") == held
+    assert names(lab) == before
+
+
+def test_a_token_finds_the_snapshot_that_was_kept(lab: Guest) -> None:
+    make_thick(lab)
+    scribble(lab, "/dev/vg/vm", 1, 2000)
+    before = names(lab)
+    lab.run("truncate -s 32M /root/copy")
+    limited = "blockstream send --compress none /dev/vg/vm | head -c 2500000"
+    lab.run(f"{limited} | blockstream recv /root/copy; true")
+    (kept,) = names(lab) - before
+    held = digest(lab, f"/dev/vg/{kept}")
+    scribble(lab, "/dev/vg/vm", 2, 50)
+    token = state(lab, "/root/copy")["token"]
+    lab.run(f"blockstream send --resume {token} /dev/vg/vm | blockstream recv /root/copy")
+    assert digest(lab, "/root/copy") == held
+    assert names(lab) == before
+
+
+def test_a_reservation_that_a_killed_run_held_is_given_back_by_the_next(lab: Guest) -> None:
+    make_thin(lab)
+    snapshot(lab, "thin", "first")
+    ok(lab.blockstream("send", "vg/first", "/root/copy", "--create"))
+    scribble(lab, "/dev/vg/vm", 2, 50)
+    slow = "#!/bin/sh\nkill -KILL $PPID\n"
+    lab.run(
+        "mkdir -p /root/bin && cat >/root/bin/thin_delta && chmod +x /root/bin/*",
+        data=slow.encode(),
+    )
+    words = ["send", "/dev/vg/vm", "/root/copy", "--since", "first", "--quiesced"]
+    path = lab.run("printf %s /root/bin:$PATH")
+    assert lab.blockstream(*words, PATH=path).status == -9
+    assert held_root(lab) != "-"
+    ok(lab.blockstream(*words))
+    assert held_root(lab) == "-"
+    assert digest(lab, "/root/copy") == digest(lab, "/dev/vg/vm")
+
+
+def test_a_reservation_of_somebody_else_is_left_alone(lab: Guest) -> None:
+    make_thin(lab)
+    snapshot(lab, "thin", "first")
+    lab.run("dmsetup message vg-pool-tpool 0 reserve_metadata_snap")
+    done = lab.blockstream("extents", "/dev/vg/vm", "--since", "first")
+    assert done.status == 10, done.err
+    assert "reserved by somebody else" in done.err
+    assert held_root(lab) != "-"
+
+
+def held_root(lab: Guest) -> str:
+    return lab.run("dmsetup status vg-pool-tpool").split()[6]
+
+
+@pytest.mark.parametrize("kind", ["thick", "thin"])
+def test_rotation_keeps_one_snapshot_and_turns_it_over_when_committed(
+    lab: Guest, kind: str
+) -> None:
+    MAKERS[kind](lab)
+    words = ["send", "/dev/vg/vm", "/root/copy", "--since", "last", "--rotate"]
+    done = lab.blockstream(*words[:-1], "--create")
+    assert done.status == 17, done.err
+    before = names(lab)
+    kept: set[str] = set()
+    for round_ in range(4):
+        scribble(lab, "/dev/vg/vm", round_, 60)
+        done = ok(lab.blockstream(*words, "--json", *(["--create"] if not round_ else [])))
+        counts = json.loads(done.err.splitlines()[-1])["counts"]
+        assert round_ == 0 or counts["covered"] <= 60 * 65536
+        assert len(names(lab) - before) == 1
+        assert names(lab) - before != kept
+        kept = names(lab) - before
+        assert digest(lab, "/root/copy") == digest(lab, f"/dev/vg/{next(iter(kept))}")
+        assert state(lab, "/root/copy")["id"] == uuid(lab, next(iter(kept)))
+
+
+@pytest.mark.timeout(120 + 30 * CYCLES)
+@pytest.mark.parametrize("kind", ["thick", "thin"])
+def test_every_cycle_equals_its_snapshot_while_somebody_writes(lab: Guest, kind: str) -> None:
+    MAKERS[kind](lab)
+    lab.run("cat >/root/writer.py", data=(Path(__file__).parent / "writer.py").read_bytes())
+    lab.run("setsid python3 /root/writer.py /dev/vg/vm /root/log 50 >/dev/null 2>&1 </dev/null &")
+    try:
+        words = ["send", "/dev/vg/vm", "/root/copy", "--since", "last", "--rotate"]
+        before = names(lab)
+        for cycle in range(CYCLES):
+            ok(lab.blockstream(*words, *(["--create"] if not cycle else [])))
+            (kept,) = names(lab) - before
+            assert digest(lab, "/root/copy") == digest(lab, f"/dev/vg/{kept}")
+        assert digest(lab, "/root/copy") != digest(lab, "/dev/vg/vm")
+        figure("cycles", kind=kind, cycles=CYCLES)
+    finally:
+        lab.run("pkill -KILL -f [w]riter.py; sleep 0.2")
+
+
+def test_discarded_chunks_of_a_thin_volume_travel_as_zeros(lab: Guest) -> None:
+    make_thin(lab)
+    scribble(lab, "/dev/vg/vm", 1, 200, 65536)
+    snapshot(lab, "thin", "first")
+    ok(lab.blockstream("send", "vg/first", "/root/copy", "--create"))
+    lab.run("blkdiscard -o 4M -l 8M /dev/vg/vm")
+    done = ok(lab.blockstream("send", "/dev/vg/vm", "/root/copy", "--since", "first", "--json"))
+    counts = json.loads(done.err.splitlines()[-1])["counts"]
+    assert counts["zeros"] >= counts["covered"] > 0
+    assert counts["data"] == 0
+    assert digest(lab, "/root/copy") == digest(lab, "/dev/vg/vm")
+
+
+@pytest.mark.parametrize("kind", ["thick", "thin"])
+def test_names_with_dashes_are_names(lab: Guest, kind: str) -> None:
+    MAKERS[kind](lab, "my-vm--disk-1")
+    lab.run(
+        f"lvcreate -qq -y -s -pr {'-c 4k -L 8M' if kind == 'thick' else '-kn -ay'} "
+        "-n a-snap- vg/my-vm--disk-1"
+    )
+    ok(lab.blockstream("send", "vg/a-snap-", "/root/copy", "--create"))
+    scribble(lab, "/dev/vg/my-vm--disk-1", 2, 50)
+    words = ["/dev/mapper/vg-my--vm----disk--1", "/root/copy", "--since", "/dev/vg/a-snap-"]
+    ok(lab.blockstream("send", *words))
+    assert digest(lab, "/root/copy") == digest(lab, "/dev/vg/my-vm--disk-1")
+
+
+@pytest.mark.parametrize(
+    "options", [("-i", "2"), ("--type", "mirror", "-m", "1"), ("--type", "raid1", "-m", "1")]
+)
+def test_striped_and_mirrored_volumes_are_sent(lab: Guest, options: tuple[str, ...]) -> None:
+    make_thick(lab, "vm", 32, *options, "--nosync" if "-m" in options else "")
+    lab.run("blkdiscard -z /dev/vg/vm")  # legs that were never written may differ
+    scribble(lab, "/dev/vg/vm", 1, 300)
+    snapshot(lab, "thick", "first")
+    ok(lab.blockstream("send", "vg/first", "/root/copy", "--create"))
+    scribble(lab, "/dev/vg/vm", 2, 100)
+    ok(lab.blockstream("send", "/dev/vg/vm", "/root/copy", "--since", "first"))
+    assert digest(lab, "/root/copy") == digest(lab, "/dev/vg/vm")
+
+
+@pytest.mark.parametrize("kind", ["thick", "thin"])
+def test_what_is_not_active_is_activated_and_put_back(lab: Guest, kind: str) -> None:
+    MAKERS[kind](lab)
+    scribble(lab, "/dev/vg/vm", 1, 100)
+    snapshot(lab, kind, "first")
+    held = digest(lab, "/dev/vg/vm")
+    lab.run("lvchange -qq -an vg/first" if kind == "thin" else "lvchange -qq -an vg/vm")
+    ok(lab.blockstream("send", "vg/first", "/root/copy", "--create"))
+    active = lab.run("lvs --noheadings -o lv_active vg/first").split()
+    assert active == []
+    assert digest(lab, "/root/copy") == held
+
+
+def test_a_merge_is_noticed(lab: Guest) -> None:
+    make_thick(lab)
+    snapshot(lab, "thick", "first", "24M")
+    scribble(lab, "/dev/vg/vm", 1, 1500)
+    lab.run("exec 3</dev/vg/vm; lvconvert -qq --merge vg/first")  # begins at the next activation
+    done = lab.blockstream("send", "/dev/vg/vm", "/root/copy", "--since", "first", "--create")
+    assert done.status in {10, 14, 17}, done.err
+    assert "merge" in done.err or "no volume" in done.err
+
+
+def test_without_room_for_a_snapshot_it_is_said_what_to_do(lab: Guest) -> None:
+    make_thick(lab, "vm", 32)
+    lab.run("lvcreate -qq -y -Wn -Zn -n full -l 100%FREE vg")
+    done = lab.blockstream("send", "/dev/vg/vm", "/root/copy", "--create")
+    assert done.status == 14, done.err
+    assert "needs room in vg" in done.err
+    assert "--quiesced" in done.err
+    ok(lab.blockstream("send", "/dev/vg/vm", "/root/copy", "--create", "--quiesced"))
+    assert digest(lab, "/root/copy") == digest(lab, "/dev/vg/vm")
+
+
+def stopped_at(lab: Guest, point: str, *words: str) -> Running:
+    """Start a command that stops itself at a point, and wait until it has."""
+    running = lab.start_blockstream(*words, BLOCKSTREAM_FAILPOINT=f"{point}:1:stop")
+    running.wait_for_stop()
+    return running

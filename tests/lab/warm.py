@@ -1,0 +1,110 @@
+"""Runs blockstream in a guest without loading it each time, which takes an emulated processor 5 s.
+
+Not a test: it is copied into the guest. Each connection brings one line of JSON, {"words": [...],
+"environment": {...}}; a process forks for it, and its end is answered: {"status", "out", "err"}.
+Or the line is words in hex, each ended by a zero byte: the rest of the connection is the standard
+input and output of that process then, which is what `blockstream-warm` in a guest uses.
+"""
+
+import gc
+import importlib
+import json
+import os
+import pkgutil
+import signal
+import socket
+import sys
+import tempfile
+
+PORT = 4040
+OTHERS = (
+    "transports.ssh",
+    "transports.destination",
+    "stores.s3",
+    "stores.encrypted",
+    "stores.keys",
+)
+
+
+def load() -> None:
+    """Import every module but those of other libraries, whose threads would not survive a fork."""
+    os.environ |= {"BLOCKSTREAM_TESTING": "1", "BLOCKSTREAM_FAILPOINT": "none:0:kill"}
+    import blockstream
+
+    for module in pkgutil.walk_packages(blockstream.__path__, "blockstream."):
+        if not any(module.name == f"blockstream.{name}" for name in OTHERS):
+            importlib.import_module(module.name)
+    gc.freeze()
+
+
+def serve() -> None:
+    """Take connections for ever."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that answer
+    listener = socket.create_server(("", PORT))
+    while True:
+        connection, _ = listener.accept()
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            listener.close()
+            answer(connection)
+            os._exit(0)
+        connection.close()
+
+
+def answer(connection: socket.socket) -> None:
+    """Run one command and tell how it ended."""
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        line += connection.recv(1)  # what follows is not ours
+    if not line.startswith(b"{"):
+        converse(connection, bytes.fromhex(line.decode()).decode().split("\0")[:-1])
+    order = json.loads(line)
+    files = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115  # the process ends soon
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for number, file in enumerate(files, 1):
+            os.dup2(file.fileno(), number)
+        connection.close()
+        os.environ.update(order["environment"])
+        execute(order["words"])
+    connection.sendall(f"{pid}\n".encode())
+    _, status = os.waitpid(pid, 0)
+    texts = []
+    for file in files:
+        file.seek(0)
+        texts.append(file.read().decode(errors="replace"))
+    out, err = texts
+    values = {"status": os.waitstatus_to_exitcode(status), "out": out, "err": err}
+    connection.sendall(json.dumps(values).encode() + b"\n")
+
+
+def converse(connection: socket.socket, words: list[str]) -> None:
+    """Be a command that somebody speaks with."""
+    log = os.open("/root/warm-errors", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for number, fd in enumerate((connection.fileno(), connection.fileno(), log)):
+        os.dup2(fd, number)
+    connection.close()
+    execute(words)
+
+
+def execute(words: list[str]) -> None:
+    """Be the command."""
+    sys.argv = ["blockstream", *words]
+    from blockstream.__main__ import main
+
+    status = 1
+    try:
+        main()
+    except SystemExit as leaving:
+        status = leaving.code if isinstance(leaving.code, int) else 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    load()
+    sys.stdout.write("READY\n")
+    sys.stdout.flush()
+    serve()
