@@ -11,16 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blockstream.errors import NotFoundError, UsageError
-from blockstream.interfaces import Source
+from blockstream.interfaces import Objects, Source
 from blockstream.linux.identity import Node
+from blockstream.stores.folder import FolderObjects
 from blockstream.targets.disk import DiskTarget
-from blockstream.transports.command import CommandLink
+from blockstream.transports.command import CommandLink, PipedLink
 
 _ROUND_TRIP_SECONDS = 5.0
 _HOST = r"(?:(?P<user>[A-Za-z0-9._@+-]+)@)?(?P<host>\[[0-9A-Za-z:.%_-]+\]|[A-Za-z0-9._-]+)"
 _SHORT = re.compile(rf"{_HOST}:(?P<path>/.+)", re.DOTALL)
 _NAMED = re.compile(rf"{_HOST}::(?P<path>[A-Za-z0-9._-]{{1,64}})")
 _LONG = re.compile(rf"ssh://{_HOST}(?::(?P<port>\d{{1,5}}))?(?P<path>/.+)", re.DOTALL)
+
+_STORE = re.compile(
+    r"(?P<store>dir:.*?|s3://[^/]+.*?)(?:/(?P<disk>[^/@]+)(?:@(?P<point>[^/@]*))?)?/?", re.DOTALL
+)
+_PASSWORD = re.compile(r"(//[^/@:]*:)[^/]*@")
 
 
 def open_source(location: str, *, from_medium: bool = False) -> Source:
@@ -48,6 +54,68 @@ def open_target(
         RefusedError: If it must not be written.
     """
     return DiskTarget(location, create=create, force_in_use=force_in_use, sources=sources)
+
+
+@dataclass(frozen=True, slots=True)
+class StorePlace:
+    """A disk in a store, or a point of it.
+
+    Attributes:
+        store: The store: `dir:PATH` or `s3://BUCKET/PREFIX`.
+        disk: Name of the disk; empty for the store itself.
+        point: Which point; empty for none in particular.
+    """
+
+    store: str
+    disk: str = ""
+    point: str = ""
+
+    def __str__(self) -> str:
+        """What people call it."""
+        disk = f"/{self.disk}" if self.disk else ""
+        return f"{self.store}{disk}" + (f"@{self.point}" if self.point else "")
+
+
+def store_place(location: str, *, disk: bool = True) -> StorePlace | None:
+    """Return the store that a location leads to; None if it leads to none.
+
+    Args:
+        location: `dir:PATH` or `s3://BUCKET/PREFIX`, then `/DISK`, then `@POINT` at most.
+        disk: Whether its last word is a disk.
+
+    Raises:
+        UsageError: If a disk is missing.
+    """
+    found = _STORE.fullmatch(location)
+    if found is None:
+        return None
+    if not disk:
+        return StorePlace(location.rstrip("/"))
+    if not found["disk"]:
+        raise UsageError(f"{location} names no disk: STORE/DISK, as in {location.rstrip('/')}/vm")
+    return StorePlace(found["store"], found["disk"], found["point"] or "")
+
+
+def open_objects(store: str, endpoint: str = "") -> Objects:
+    """Open a store's objects; a bucket is not asked yet.
+
+    Args:
+        store: `dir:PATH` or `s3://BUCKET/PREFIX`.
+        endpoint: URL of another S3 server than AWS; empty for what botocore's settings say.
+
+    Raises:
+        NotFoundError: If what speaks S3 is not installed.
+    """
+    if store.startswith("dir:"):
+        return FolderObjects(Path(store.removeprefix("dir:")).absolute())
+    if importlib.util.find_spec("aiobotocore") is None:
+        raise NotFoundError(
+            "S3 needs aiobotocore, which is not installed here (the extra `s3` brings it); nothing "
+            "was done"
+        )
+    from blockstream.stores.s3 import s3_objects  # 0.3 s
+
+    return s3_objects(store, endpoint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +161,8 @@ def remote(location: str) -> Remote | None:
     found = (_LONG if long else _SHORT).fullmatch(location)
     if found is None:
         if long:
-            raise UsageError(f"{location} is not ssh://[USER@]HOST[:PORT]/PATH")
+            shown = _PASSWORD.sub(r"\1***@", location)
+            raise UsageError(f"{shown} is not ssh://[USER@]HOST[:PORT]/PATH")
         return None
     port = int(found.groupdict().get("port") or 0)
     host = found["host"].strip("[]")
@@ -130,35 +199,53 @@ def remote_folder(location: str, sources: Sequence[str]) -> list[Remote] | None:
     return [each for each in found if each is not None] if all(found) else None
 
 
-def open_link(where: Remote, command: str, way: Way) -> CommandLink:
+def open_link(where: Remote, command: str, way: Way) -> PipedLink:
     """Run a command, for its shell, on another host.
 
     Raises:
         UsageError: If `rsh` is no command.
         NotFoundError: If there is no such program here.
     """
+    return open_links(where, [command], way)[0]
+
+
+def open_links(where: Remote, commands: Sequence[str], way: Way) -> list[PipedLink]:
+    """Run commands on another host, each over a connection of its own. See `open_link`."""
     if way.rsh:
-        return CommandLink(_rsh_command(where, command, way.rsh), where.account)
+        return [
+            CommandLink(_rsh_command(where, command, way.rsh), where.account)
+            for command in commands
+        ]
     if importlib.util.find_spec("asyncssh") is None:
         raise NotFoundError(
             "our own ssh needs asyncssh, which is not installed here (the extra `ssh` brings it); "
             "nothing was sent; give --rsh ssh to use the system's"
         )
-    ours: list[str] = [sys.executable, "-m", "blockstream.transports.ssh"]
-    ours += ["--host-keys", way.host_keys]
-    ours += ["--config", way.ssh_config] if way.ssh_config else []
-    ours += ["--port", str(where.port)] if where.port else []
-    ours += ["--user", where.user] if where.user else []
-    return CommandLink([*ours, "--", where.host, command], where.account)
+    options = ["--host-keys", way.host_keys]
+    options += ["--config", way.ssh_config] if way.ssh_config else []
+    options += ["--port", str(where.port)] if where.port else []
+    options += ["--user", where.user] if where.user else []
+    many = [[*options, "--", where.host, command] for command in commands]
+    if len(many) > 1:
+        from blockstream.transports.relays import relays  # multiprocessing
+
+        return relays(many, where.account)
+    ours = [sys.executable, "-m", "blockstream.transports.ssh"]
+    return [CommandLink([*ours, *words], where.account) for words in many]
 
 
 def round_trip(where: Remote, way: Way) -> float | None:
     """Return the seconds to a host and back; None where only another program knows the way."""
     if way.rsh:
         return None
-    from blockstream.transports.host_keys import ssh_config
+    from blockstream.transports.host_keys import SshConfigError, ssh_config
 
-    config = ssh_config(where.host, port=where.port, user=where.user, config_file=way.ssh_config)
+    try:
+        config = ssh_config(
+            where.host, port=where.port, user=where.user, config_file=way.ssh_config
+        )
+    except SshConfigError:
+        return None  # who connects says it
     if config.proxied:
         return None
     address = (config.hostname or where.host, where.port or config.port or 22)

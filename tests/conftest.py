@@ -8,10 +8,14 @@ failure: there, a test that was skipped is a promise that nobody kept.
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+from tests import s3_servers
+from tests.s3_servers import S3Server
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -26,6 +30,22 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if missing:
         say = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
         say(f"this machine has no {', no '.join(missing)}")
+
+
+@pytest.fixture(scope="session")
+def radosgw() -> Iterator[S3Server]:
+    """An S3 server that checks signatures, with the bucket `contracts`."""
+    with s3_servers.radosgw() as server:
+        server.make_bucket("contracts")
+        yield server
+
+
+@pytest.fixture(scope="session")
+def localstack() -> Iterator[S3Server]:
+    """An S3 server that checks all else, with the bucket `contracts`."""
+    with s3_servers.localstack() as server:
+        server.make_bucket("contracts")
+        yield server
 
 
 @cache

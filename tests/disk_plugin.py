@@ -10,6 +10,7 @@ again whenever it changes, and counting begins anew then:
     drop      the number of the write that is dropped without a word
     bad       first byte of a sector of 512 that cannot be read
     keeps     1: trim is accepted and ignored
+    slow      how many seconds each flush takes
 
 With log=1 every write, zeroing and flush is appended to the file `log` before it is done.
 """
@@ -18,6 +19,7 @@ import errno
 import json
 import os
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,9 @@ def trim(handle: tuple[bytes, int], count: int, offset: int, flags: int) -> None
 
 def flush(handle: tuple[bytes, int], flags: int) -> None:
     _count("flush")
+    if "slow" in orders:
+        _hit()
+        time.sleep(orders["slow"])
     _note(handle[0], b"F", 0, 0)
 
 

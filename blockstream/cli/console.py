@@ -10,30 +10,11 @@ from dataclasses import asdict, dataclass, field
 
 from blockstream.errors import InterruptedTransferError
 from blockstream.pipeline.progress import Progress, Snapshot
+from blockstream.words import duration_text, size_text
 
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _LINE_SECONDS = 10.0
 _BAR_SECONDS = 0.1
 _EVENT_SECONDS = 1.0
-
-
-def size_text(count: float) -> str:
-    """Return bytes as people read them: `312 MiB`, `1.2 GiB`."""
-    unit = 0
-    while count >= 1000 and unit < len(_UNITS) - 1:
-        count /= 1024
-        unit += 1
-    digits = 0 if unit == 0 or count >= 100 else 1
-    return f"{count:.{digits}f} {_UNITS[unit]}"
-
-
-def duration_text(seconds: float) -> str:
-    """Return seconds as `0.8 s`, `42 s`, `3:07` or `2:03:07`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def saving_text(counts: Snapshot, *, full: bool) -> str:

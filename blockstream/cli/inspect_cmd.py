@@ -5,10 +5,11 @@ from dataclasses import asdict
 
 import click
 
-from blockstream.cli.console import result, show, size_text
+from blockstream.cli.console import result, show
 from blockstream.cli.options import refuse_terminal, with_json
 from blockstream.errors import NotFoundError
 from blockstream.jobs.inspect import MAP_CELLS, Inspection, inspect
+from blockstream.words import size_text
 
 _SHADES = " ░▒▓█"
 

@@ -31,9 +31,13 @@ _COMMANDS = (
     "inspect",
     "verify",
     "serve",
+    "migrate",
+    "store",
+    "points",
+    "restore",
 )
 # What our own commands run on other hosts; nobody types them.
-_PLUMBING = ("join", "digests")
+_PLUMBING = ("join", "digests", "landing")
 _ALIASES = {"receive": "recv"}
 
 

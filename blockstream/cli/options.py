@@ -23,7 +23,7 @@ from blockstream.linux.state_directory import default_state_directory
 F = TypeVar("F", bound=Callable[..., Any])
 
 _STDIN = 0
-_RATE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 def with_state_dir(function: F) -> F:
@@ -128,14 +128,27 @@ def parse_rate(text: str) -> int:
     Raises:
         UsageError: If it is none of these.
     """
-    number, unit = text.strip(), ""
-    lowered = number.lower().removesuffix("/s").removesuffix("ib").removesuffix("b")
-    if lowered and lowered[-1] in _RATE_UNITS:
-        lowered, unit = lowered[:-1], lowered[-1]
     try:
-        rate = float(lowered) * _RATE_UNITS[unit]
+        return parse_size(text.strip().lower().removesuffix("/s"))
+    except UsageError:
+        raise UsageError(
+            f"a rate is bytes a second such as 750k, 10M or 1G, not {text!r}"
+        ) from None
+
+
+def parse_size(text: str) -> int:
+    """Return bytes from `750k`, `10M`, `1.5G`, `2T`, or plain bytes.
+
+    Raises:
+        UsageError: If it is none of these.
+    """
+    number, unit = text.strip().lower().removesuffix("ib").removesuffix("b"), ""
+    if number and number[-1] in _UNITS:
+        number, unit = number[:-1], number[-1]
+    try:
+        size = float(number) * _UNITS[unit]
     except ValueError:
-        rate = 0.0
-    if not 1 <= rate < 1 << 50:
-        raise UsageError(f"a rate is bytes a second such as 750k, 10M or 1G, not {text!r}")
-    return int(rate)
+        size = 0.0
+    if not 1 <= size < 1 << 50:
+        raise UsageError(f"a size is bytes, such as 512M or 10G, not {text!r}")
+    return int(size)

@@ -24,6 +24,8 @@ class RateFile:
         self._as_json = as_json
         self._text = ""
         self._follow()
+        if not self._text:
+            raise UsageError(f"{path} is empty: write a rate into it, or none for no limit")
 
     def report(self, progress: Progress) -> None:  # the interface's
         """Look at the file again; a bad content changes nothing."""
@@ -40,10 +42,11 @@ class RateFile:
             text = self._path.read_text().strip()
         except OSError as error:
             raise UsageError(f"{self._path} cannot be read: {error.strerror}") from error
-        if text == self._text:
+        # Who writes a file anew empties it first: an empty one is not an order yet.
+        if text in {"", self._text}:
             return
         self._text = text
-        self._limiter.rate = None if text in {"", "none"} else parse_rate(text)
+        self._limiter.rate = None if text == "none" else parse_rate(text)
 
 
 def limiter_for(text: str | None, *, as_json: bool) -> tuple[Limiter, list[RateFile]]:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from blockstream.cli.console import duration_text, event, saving_text, say, size_text
+from blockstream.cli.console import event, saving_text, say
 from blockstream.cli.options import (
     cleared,
     refuse_terminal,
@@ -19,9 +19,16 @@ from blockstream.cli.options import (
 )
 from blockstream.cli.peers import meeting_of, with_meeting
 from blockstream.errors import StaleViewError, UsageError
-from blockstream.jobs.receive import ApplyMode, ReceiveRequest, ReceiveResult, receive
+from blockstream.jobs.receive import (
+    ApplyMode,
+    ReceiveRequest,
+    ReceiveResult,
+    receive,
+    receive_sessions,
+)
 from blockstream.linux.state_directory import write_durably
 from blockstream.pipeline.progress import Progress
+from blockstream.words import duration_text, size_text
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -73,6 +80,11 @@ def with_target_options(function: F) -> F:
     is_flag=True,
     help="Answer on standard output: what `send` starts on the other host.",
 )
+@click.option(
+    "--standing",
+    is_flag=True,
+    help="With --session: one after the other, until the sender hangs up.",
+)
 @with_meeting
 @with_target_options
 @with_progress
@@ -84,6 +96,7 @@ def command(  # one an option
     dry_run: bool,
     lock_wait: float,
     session: bool,
+    standing: bool,
     meeting: str,
     create: bool,
     verify: bool,
@@ -109,6 +122,8 @@ def command(  # one an option
     refuse_terminal(_STDIN, "standard input")
     if session and receipt is not None:
         raise UsageError("--receipt has no effect in a session: its sender is told")
+    if standing and (not session or meeting or dry_run):
+        raise UsageError("--standing needs --session, over one connection, and no -n")
     if receipt == "-" or session:
         refuse_terminal(1, "standard output")
     quiet = quiet or session
@@ -125,6 +140,9 @@ def command(  # one an option
         force_base=force_base,
         lock_wait=lock_wait,
     )
+    if standing:
+        receive_sessions(request, _STDIN, _STDOUT, shown)
+        return
     try:
         with meeting_of(meeting) as guests:
             lanes = [reading for reading, _ in guests]

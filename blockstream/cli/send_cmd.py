@@ -1,5 +1,6 @@
 """`blockstream send`."""
 
+import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -8,7 +9,7 @@ from typing import Any
 
 import click
 
-from blockstream.cli.console import duration_text, event, saving_text, say, size_text
+from blockstream.cli.console import event, saving_text, say
 from blockstream.cli.options import (
     cleared,
     refuse_terminal,
@@ -26,18 +27,24 @@ from blockstream.cli.peers import (
 )
 from blockstream.cli.rates import limiter_for
 from blockstream.cli.recv_cmd import TARGET_FLAGS, show_received, with_target_options
+from blockstream.cli.stores import StoreAccess, opened_store, show_saved, with_store_access
+from blockstream.cli.volumes import wish_of, with_snapshot_options
 from blockstream.errors import UsageError
 from blockstream.jobs.copy import copy
 from blockstream.jobs.disk_set import push_set
 from blockstream.jobs.peer import pull, push, push_differing
 from blockstream.jobs.receive import ApplyMode, ReceiveRequest
-from blockstream.jobs.send import SendRequest, SendResult, planned, send
+from blockstream.jobs.rehearsal import rehearsed_here, rehearsed_there
+from blockstream.jobs.send import SendPlan, SendRequest, SendResult, planned, send
 from blockstream.jobs.session import send_session
+from blockstream.jobs.snapshots import SnapshotWish, opened
+from blockstream.jobs.stores.save import estimated, save
 from blockstream.jobs.supervision import Reporter
-from blockstream.locations import Remote, open_source, remote, remote_folder
+from blockstream.locations import Remote, StorePlace, remote, remote_folder, store_place
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.progress import Progress
 from blockstream.pipeline.token import ResumeToken
+from blockstream.words import duration_text, size_text
 
 _STDIN = 0
 _STDOUT = 1
@@ -79,7 +86,10 @@ _NO_EFFECT = "have no effect here: a session with another host confirms and cont
     help=f"How long --require-receipt waits. [default: {_RECEIPT_SECONDS:.0f}]",
 )
 @click.option(
-    "-n", "--dry-run", is_flag=True, help="Say what would be sent; read and send nothing."
+    "-n",
+    "--dry-run",
+    is_flag=True,
+    help="Say what would be sent, and ask the TARGET whether it would take it; write nothing.",
 )
 @click.option(
     "--apply",
@@ -97,9 +107,19 @@ _NO_EFFECT = "have no effect here: a session with another host confirms and cont
     is_flag=True,
     help="Hear answers on standard input: what a fetching `send` starts on the other host.",
 )
+@click.option(
+    "--audit",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="CYCLE",
+    help="Into a store: compare what is said not to have changed with the point before, all of it "
+    "once in CYCLE increments.",
+)
+@with_store_access
 @with_meeting
 @with_peer_options
 @with_target_options
+@with_snapshot_options
 @with_progress
 @with_state_dir
 def command(  # one an option
@@ -125,9 +145,9 @@ def command(  # one an option
     """Send SOURCE, a file or block device, to TARGET, or as a stream to standard output.
 
     TARGET is a disk of this host, or of another one: [USER@]HOST:/PATH or
-    ssh://[USER@]HOST[:PORT]/PATH. SOURCE may be one of another host, too, and is fetched then.
-    Several SOURCEs go to HOST: or HOST:/FOLDER/ as one set: none is committed before all are
-    durable there.
+    ssh://[USER@]HOST[:PORT]/PATH; or STORE/DISK, a disk in a store. SOURCE may be one of another
+    host, too, and is fetched then. Several SOURCEs go to HOST: or HOST:/FOLDER/ as one set: none
+    is committed before all are durable there.
 
     \b
     Examples:
@@ -138,6 +158,7 @@ def command(  # one an option
       blockstream send disk.img > disk.bsx
       blockstream send --base monday --goal tuesday --extents changed.json disk.img | ...
       blockstream send disk.img copy.img --create
+      blockstream send /dev/vg/vm dir:/var/backups/blockstream/vm
     """  # noqa: D301
     if receipt_wait is not None and not require_receipt:
         raise UsageError("--receipt-wait has no effect without --require-receipt")
@@ -157,6 +178,8 @@ def command(  # one an option
         if receipt_seconds or resume or dry_run or compare:
             raise UsageError(f"--require-receipt, --resume, --compare and -n {_NO_EFFECT}")
         words = _words(base=base, goal=goal, extents=extents, compress=compress, bwlimit=bwlimit)
+        words += _words(**{name: options[name] for name in ("since", "snapshot_size")})
+        words += [f"--{name}" for name in ("quiesced", "rotate") if options[name]]
         _fetch(from_host, words, where, options, voice)
         return
     limiter, followers = limiter_for(bwlimit, as_json=as_json)
@@ -177,20 +200,21 @@ def command(  # one an option
             "--compare finds out what changed on a TARGET of another host: leave out --base, "
             "--extents, --create and -n"
         )
+    wish = wish_of(options, target or "")
     if dry_run:
-        for each in where_to.sources:
-            _show_plan(replace(request, source=each), as_json=as_json)
+        _rehearse(request, wish, where_to, where, options, voice)
     elif where_to.hosts:
-        if receipt_seconds or resume:
-            raise UsageError(f"--require-receipt and --resume {_NO_EFFECT}")
-        _push(request, where_to, where, options, voice, compare=compare)
+        _push(request, wish, where_to, where, options, voice, compare=compare)
+    elif where_to.store is not None:
+        _save(request, wish, where_to.store, options, voice)
     elif target is not None:
         _refuse_pipe_options(compress, bwlimit, resume, receipt_seconds)
-        result = copy(request, where, Progress(), shown)
+        with opened(request, wish) as (disk, request):
+            result = copy(request, disk, where, Progress(), shown)
         cleared(shown)
         show_received(result, target, as_json=as_json, quiet=voice.quiet)
     else:
-        _to_stdout(request, voice, session=session, meeting=meeting)
+        _to_stdout(request, wish, voice, session=session, meeting=meeting)
 
 
 @dataclass(slots=True)
@@ -217,12 +241,14 @@ class _Places:
         target: As typed; None for standard output.
         from_host: Where a single source lies, if not on this host.
         hosts: Where each source goes, if that is another host.
+        store: Where a single source goes, if that is a store.
     """
 
     sources: tuple[str, ...]
     target: str | None
     from_host: Remote | None
     hosts: tuple[Remote, ...]
+    store: StorePlace | None = None
 
     @property
     def source(self) -> str:
@@ -239,6 +265,11 @@ class _Places:
         if len(words) == 1:
             return cls(words, None, remote(words[0]), ())
         sources, target = words[:-1], words[-1]
+        store = store_place(target)
+        if store is not None and len(sources) > 1:
+            raise UsageError("several SOURCEs go into a store one by one, each under its own name")
+        if store is not None:
+            return cls(sources, target, remote(sources[0]), (), store)
         together = remote_folder(target, sources)
         if together is not None:
             return cls(sources, target, None, tuple(together))
@@ -250,6 +281,7 @@ class _Places:
 
 def _check_places(places: _Places, options: Mapping[str, Any]) -> None:
     """Refuse what has no effect between these places."""
+    _check_store(places, options)
     if places.from_host is not None and places.target is None:
         raise UsageError("a SOURCE of another host needs a TARGET here")
     if places.from_host is not None and places.hosts:
@@ -263,21 +295,42 @@ def _check_places(places: _Places, options: Mapping[str, Any]) -> None:
         raise UsageError("options of the target need a TARGET; over a pipe, give them to `recv`")
 
 
-def _to_stdout(request: SendRequest, voice: _Voice, *, session: bool, meeting: str) -> None:
+def _check_store(places: _Places, options: Mapping[str, Any]) -> None:
+    if places.store is None:
+        if options["access"].given or options["audit"]:
+            raise UsageError("--endpoint-url, --identity and --audit are for a store")
+        return
+    if places.from_host is not None:
+        raise UsageError("a disk of another host is sent into a store from there")
+    if any(options[name] for name in TARGET_FLAGS):
+        raise UsageError("a store is no disk: leave the options of a TARGET out")
+
+
+def _to_stdout(
+    request: SendRequest, wish: SnapshotWish, voice: _Voice, *, session: bool, meeting: str
+) -> None:
+    if wish.rotate and not (session or request.receipt_seconds):
+        raise UsageError(
+            "--rotate turns over when the target is committed, which nobody tells over a plain "
+            "pipe: give a TARGET, or --require-receipt"
+        )
     refuse_terminal(_STDOUT, "standard output")
     if session:
         refuse_terminal(_STDIN, "standard input")
-        with meeting_of(meeting) as guests:
-            lanes = [_STDOUT, *(writing for _, writing in guests)]
-            send_session(request, _STDIN, lanes, Progress(), voice.shown)
-        return
-    sent = send(request, _STDOUT, Progress(), voice.shown)
+    with opened(request, wish) as (source, asked):
+        if session:
+            with meeting_of(meeting) as guests:
+                lanes = [_STDOUT, *(writing for _, writing in guests)]
+                send_session(asked, source, _STDIN, lanes, Progress(), voice.shown)
+            return
+        sent = send(asked, source, _STDOUT, Progress(), voice.shown)
     cleared(voice.shown)
-    _show_sent(sent, voice, full=not request.base)
+    _show_sent(sent, voice, full=not asked.base)
 
 
 def _push(
     request: SendRequest,
+    wish: SnapshotWish,
     places: _Places,
     where: ReceiveRequest,
     options: Mapping[str, Any],
@@ -285,25 +338,51 @@ def _push(
     *,
     compare: bool,
 ) -> None:
+    if request.receipt_seconds or request.resume:
+        raise UsageError(f"--require-receipt and --resume {_NO_EFFECT}")
     peer = peer_options(options, as_json=voice.as_json)
     if compare:
         peer.tell("comparing first: both hosts read all of their disk, only what differs travels")
     single = places.hosts[0]
-    try:
+    if len(places.hosts) > 1 and (request.extents or request.base):
+        raise UsageError("--base and --extents are for one disk at a time")
+    with contextlib.ExitStack() as stack:
+        stack.callback(cleared, voice.shown)
+        requests, disks = [], []
+        for each, host in zip(places.sources, places.hosts, strict=True):
+            asked = replace(request, source=each)
+            disk, asked = stack.enter_context(opened(asked, replace(wish, target=str(host))))
+            requests.append(asked)
+            disks.append(disk)
+        request, disk = requests[0], disks[0]
         if len(places.hosts) > 1:
-            if request.extents or request.base:
-                raise UsageError("--base and --extents are for one disk at a time")
-            requests = [replace(request, source=each) for each in places.sources]
-            sent = push_set(requests, list(places.hosts), where, peer, voice.shown)
+            sent = push_set(requests, disks, list(places.hosts), where, peer, voice.shown)
         elif compare:
-            sent = [push_differing(request, single, where, peer, Progress(), voice.shown)[0]]
+            sent = [push_differing(request, disk, single, where, peer, Progress(), voice.shown)[0]]
         else:
-            sent = [push(request, single, where, peer, Progress(), voice.shown)]
-    finally:
-        cleared(voice.shown)
+            sent = [push(request, disk, single, where, peer, Progress(), voice.shown)]
     full = not request.base and not compare
     for host, result in zip(places.hosts, sent, strict=True):
         _show_sent(result, voice, full=full, target=str(host))
+
+
+def _save(
+    request: SendRequest,
+    wish: SnapshotWish,
+    place: StorePlace,
+    options: Mapping[str, Any],
+    voice: _Voice,
+) -> None:
+    if request.receipt_seconds or request.resume:
+        raise UsageError("--require-receipt and --resume have no effect on a store")
+    with (
+        opened_store(place.store, options["access"]) as store,
+        opened(request, wish) as (disk, request),
+    ):
+        where, cycle = store.disk(place.disk), options["audit"]
+        saved = save(request, disk, where, Progress(), voice.shown, audit_cycle=cycle)
+    cleared(voice.shown)
+    show_saved(saved, place, as_json=voice.as_json, quiet=voice.quiet)
 
 
 def _fetch(
@@ -319,7 +398,7 @@ def _fetch(
 
 def _words(**given: str | None) -> list[str]:
     """Return options for the other host's command line."""
-    pairs = [(f"--{name}", value) for name, value in given.items() if value]
+    pairs = [(f"--{name.replace('_', '-')}", value) for name, value in given.items() if value]
     return [word for pair in pairs for word in pair]
 
 
@@ -340,12 +419,57 @@ def _refuse_pipe_options(
             )
 
 
-def _show_plan(request: SendRequest, *, as_json: bool) -> None:
-    source = open_source(request.source)
-    try:
-        plan = planned(request, source)
-    finally:
-        source.close()
+def _rehearse(
+    request: SendRequest,
+    wish: SnapshotWish,
+    places: _Places,
+    where: ReceiveRequest,
+    options: Mapping[str, Any],
+    voice: _Voice,
+) -> None:
+    """Say what would be sent, and what the target says of it."""
+    if places.store is not None:
+        _rehearse_saving(request, wish, places.store, options["access"], voice)
+        return
+    peer = peer_options(options, as_json=voice.as_json)
+    for number, each in enumerate(places.sources):
+        # Nothing is made, so a volume is looked at as it is.
+        with opened(replace(request, source=each), wish, rehearsal=True) as (source, asked):
+            plan = planned(asked, source)
+            _show_plan(each, plan, as_json=voice.as_json)
+            if places.hosts and places.hosts[number].name:
+                say(f"{places.hosts[number]} is not asked: its policy tells only a real transfer")
+            elif places.hosts:
+                text = rehearsed_there(plan, source, where, places.hosts[number], peer)
+                if voice.as_json:
+                    event("would-apply", target=str(places.hosts[number]), message=text)
+                else:
+                    say(text)
+            elif places.target is not None:
+                result = rehearsed_here(plan, source, where)
+                show_received(result, places.target, as_json=voice.as_json, quiet=False)
+
+
+def _rehearse_saving(
+    request: SendRequest, wish: SnapshotWish, place: StorePlace, access: StoreAccess, voice: _Voice
+) -> None:
+    """Say what would be sent, and what that would cost in the store."""
+    with (
+        opened_store(place.store, access) as store,
+        opened(request, wish, rehearsal=True) as (source, asked),
+    ):
+        _show_plan(request.source, planned(asked, source), as_json=voice.as_json)
+        cost = estimated(asked, source, store.disk(place.disk))
+    if voice.as_json:
+        event("would-store", **asdict(cost))
+    else:
+        say(
+            f"  {size_text(cost.bytes)} at most would be stored, with about {cost.requests} "
+            "requests that write"
+        )
+
+
+def _show_plan(source: str, plan: SendPlan, *, as_json: bool) -> None:
     for text in plan.warnings:
         warn(text, as_json=as_json)
     if as_json:
@@ -359,7 +483,7 @@ def _show_plan(request: SendRequest, *, as_json: bool) -> None:
         return
     opening = plan.opening
     kind = "a full copy" if opening.full else f"the changes from {opening.base} to {opening.goal}"
-    say(f"would send {kind} of {request.source} ({size_text(opening.size)}):")
+    say(f"would send {kind} of {source} ({size_text(opening.size)}):")
     say(f"  {size_text(plan.data_bytes)} to read, in {len(plan.extents)} extents")
     say(f"  {size_text(plan.zero_bytes)} known to be zeros")
     say(f"  {size_text(opening.size - opening.total)} not touched")

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import click
 
-from blockstream.cli.console import result, show, size_text
+from blockstream.cli.console import result, show
 from blockstream.cli.options import with_json, with_state_dir
 from blockstream.jobs.targets import TargetStatus
 from blockstream.jobs.upkeep import all_statuses, status
+from blockstream.words import size_text
 from blockstream_protocol import Clean, Dirty
 
 

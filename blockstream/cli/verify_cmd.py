@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from blockstream.cli.console import event, say, size_text
+from blockstream.cli.console import event, say
 from blockstream.cli.options import cleared, reporters, with_progress, with_state_dir
 from blockstream.cli.peers import peer_options, with_peer_options
 from blockstream.errors import IntegrityError, UsageError
@@ -14,8 +14,10 @@ from blockstream.jobs.digests import Comparison
 from blockstream.jobs.peer import compared, push_differing
 from blockstream.jobs.receive import ReceiveRequest
 from blockstream.jobs.send import SendRequest
+from blockstream.jobs.snapshots import SnapshotWish, opened
 from blockstream.locations import open_source, remote
 from blockstream.pipeline.progress import Progress
+from blockstream.words import size_text
 
 _SHOWN = 5
 
@@ -58,7 +60,8 @@ def command(
         if repair:
             request = SendRequest(source, state_dir)
             what = ReceiveRequest(target, state_dir, force_larger=True)
-            sent, found = push_differing(request, where, what, peer, Progress(), shown)
+            with opened(request, SnapshotWish()) as (disk, request):
+                sent, found = push_differing(request, disk, where, what, peer, Progress(), shown)
             goal = sent.expected.goal
         else:
             with contextlib.closing(open_source(source, from_medium=True)) as disk:

@@ -18,7 +18,6 @@ from blockstream.jobs.sent import Intent, SentTransfers
 from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.linux.identity import described
 from blockstream.linux.streams import widen_pipe
-from blockstream.locations import open_source
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.limiter import Limiter
 from blockstream.pipeline.outlet import PipeOutlet
@@ -135,8 +134,25 @@ def planned(request: SendRequest, source: Source) -> SendPlan:
     return SendPlan(opening, plan, extents, tuple(source.warnings))
 
 
+def one_way(what: SendPlan, source: Source) -> Sender:
+    """Return a session that hears no answers."""
+    return Sender(
+        what.opening,
+        what.plan,
+        new_digest=blake3.blake3,
+        duplex=False,
+        software=f"blockstream {__version__}",
+        facts=described(source.nodes),
+        now=time.monotonic(),
+    )
+
+
 def send(
-    request: SendRequest, fd: int, progress: Progress, reporters: list[Reporter]
+    request: SendRequest,
+    source: Source,
+    fd: int,
+    progress: Progress,
+    reporters: list[Reporter],
 ) -> SendResult:
     """Write the stream to `fd`.
 
@@ -144,10 +160,7 @@ def send(
         BlockstreamError: If it could not all be sent, or with --require-receipt was not confirmed.
     """
     # Our end of the pipe is closed with the outlet: the receiver waits for the end of input.
-    with (
-        contextlib.closing(open_source(request.source)) as source,
-        contextlib.closing(PipeOutlet(fd, request.limiter, progress)) as outlet,
-    ):
+    with contextlib.closing(PipeOutlet(fd, request.limiter, progress)) as outlet:
         what = planned(request, source)
         sent = SentTransfers(request.state_dir)
         sent.prepare()
@@ -157,15 +170,7 @@ def send(
 
         widen_pipe(fd)
         progress.size, progress.total = source.size, what.opening.total
-        session = Sender(
-            what.opening,
-            what.plan,
-            new_digest=blake3.blake3,
-            duplex=False,
-            software=f"blockstream {__version__}",
-            facts=described(source.nodes),
-            now=time.monotonic(),
-        )
+        session = one_way(what, source)
         options = SendOptions(compression=request.compression, record_intent=record_intent)
         engine = SendEngine(session, source, what.extents, outlet, progress, options)
 

@@ -26,7 +26,7 @@ from blockstream.pipeline.token import ResumeToken
 from blockstream.targets.disk import DiskTarget
 from blockstream_protocol import Clean, Dirty, TargetState
 from tests.devices import loop_device, mounted, rigged, run, tmpfs
-from tests.disk_log import Logged, read_log
+from tests.disk_log import Logged, lose_power, read_log
 from tests.end_to_end.streams import checkpoints_every, stored, taken, taken_with_barriers
 
 pytestmark = [
@@ -132,24 +132,8 @@ def cut(recording: Recording, seeded: random.Random) -> Boot:
     first = next(i for i, entry in enumerate(log) if entry.disk == "t" and entry.what != "F")
     place = seeded.randint(first + 1, len(log))
     disks = {"t": bytearray(recording.base), "j": bytearray(recording.journal)}
-    for name, image in disks.items():
-        before = [entry for entry in log[:place] if entry.disk == name]
-        flushes = [i for i, entry in enumerate(before) if entry.what == "F"]
-        durable = flushes[-1] if flushes else 0
-        for number, entry in enumerate(before):
-            _apply(entry, image, 0.0 if number < durable else seeded.random(), seeded)
+    lose_power(log[:place], disks, seeded)
     return Boot(bytes(disks["t"]), bytes(disks["j"]))
-
-
-def _apply(entry: Logged, image: bytearray, luck: float, seeded: random.Random) -> None:
-    """Write an entry: whole below 0.4, some of its sectors below 0.6, else not at all."""
-    if luck < 0.4:
-        image[entry.offset : entry.offset + len(entry.data)] = entry.data
-    elif luck < 0.6:
-        for start in range(0, len(entry.data), SECTOR):
-            if seeded.random() < 0.5:
-                sector = entry.data[start : start + SECTOR]
-                image[entry.offset + start : entry.offset + start + len(sector)] = sector
 
 
 class Host:

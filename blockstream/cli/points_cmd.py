@@ -1,0 +1,67 @@
+"""`blockstream points`."""
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+import click
+
+from blockstream.cli.console import event, say, show
+from blockstream.cli.stores import (
+    StoreAccess,
+    is_store,
+    opened_store,
+    place_of,
+    whole_store,
+    with_store_access,
+)
+from blockstream.jobs.stores.repository import VERIFIED
+from blockstream.words import duration_text, size_text
+
+
+@click.command("points", short_help="List the restore points of a disk, or the disks of a store.")
+@click.argument("place", metavar="STORE[/DISK]")
+@with_store_access
+@click.option("--json", "as_json", is_flag=True, help="Speak in JSON lines.")
+def command(place: str, access: StoreAccess, as_json: bool) -> None:
+    """List the restore points of DISK, oldest first; of a STORE alone, its disks.
+
+    The lag is how long after its moment a point could be restored: what it took to save it.
+
+    \b
+    Example:
+      blockstream points dir:/var/backups/blockstream/vm
+    """  # noqa: D301
+    store = whole_store(place)
+    if is_store(store, access):
+        with opened_store(store, access) as repository:
+            for name in repository.disks():
+                show(f"{store}/{name}\n")
+        return
+    found = place_of(place)
+    with opened_store(found.store, access) as repository:
+        disk = repository.disk(found.disk)
+        points, verified = list(disk.points()), disk.marks(VERIFIED)
+    if as_json:
+        for point in points:
+            event("point", **asdict(point), verified=verified.get(point.seq))
+        return
+    if not points:
+        say(f"{found} has no point yet")
+        return
+    heads = ("kind", "disk", "changed", "stored", "lag")
+    head = "{:<9}{:>10}{:>12}{:>12}{:>9}".format(*heads)
+    show(f"point   {'time (UTC)':<20}   {head}   {'verified':<10}   state\n")
+    for point in points:
+        when = verified.get(point.seq)
+        checked = datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%d") if when else "never"
+        show(
+            f"{point.seq:>5}   {point.created:<20}   {point.kind:<9}{size_text(point.size):>10}"
+            f"{size_text(point.data):>12}{size_text(point.stored):>12}"
+            f"{duration_text(point.milliseconds / 1000):>9}   {checked:<10}   "
+            f"{point.state}\n"
+        )
+        if point.missed:
+            show(
+                f"        ! the list of changes had missed {size_text(point.missed)} of it; the "
+                "points before may lack them\n"
+            )

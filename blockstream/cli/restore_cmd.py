@@ -1,0 +1,95 @@
+"""`blockstream restore`."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from blockstream.cli.console import event, saving_text, say
+from blockstream.cli.options import cleared, reporters, with_progress, with_state_dir
+from blockstream.cli.peers import has_peer_options, peer_options, with_peer_options
+from blockstream.cli.recv_cmd import TARGET_FLAGS, show_received, with_target_options
+from blockstream.cli.stores import StoreAccess, opened_store, place_of, with_store_access
+from blockstream.errors import StoreDamagedError, UsageError
+from blockstream.jobs.copy import copy
+from blockstream.jobs.peer import push
+from blockstream.jobs.receive import ReceiveRequest
+from blockstream.jobs.send import SendRequest
+from blockstream.jobs.stores.restore import opened_point
+from blockstream.locations import StorePlace, remote
+from blockstream.pipeline.progress import Progress
+from blockstream.words import duration_text
+
+
+@click.command("restore", short_help="Bring a restore point back onto a disk.")
+@click.argument("point", metavar="STORE/DISK[@POINT]")
+@click.argument("target")
+@with_store_access
+@with_peer_options
+@with_target_options
+@with_progress
+@with_state_dir
+def command(
+    point: str,
+    target: str,
+    access: StoreAccess,
+    state_dir: Path,
+    as_json: bool,
+    quiet: bool,
+    progress_fd: int | None,
+    **options: Any,
+) -> None:
+    """Write a restore point onto TARGET, a disk of this host or, as HOST:/PATH, of another.
+
+    POINT is `last` (the default), a number, the id of a state, or a time in UTC: the newest point
+    that is not younger. TARGET then holds that state, so that increments can go onto it. Run
+    again, the same command goes on where it was interrupted.
+
+    \b
+    Examples:
+      blockstream restore dir:/var/backups/blockstream/vm /dev/vg/vm
+      blockstream restore dir:/var/backups/blockstream/vm@2026-11-20T03:15 copy.img --create
+      blockstream restore dir:/var/backups/blockstream/vm@7 root@HOST:/dev/vg/vm
+    """  # noqa: D301
+    place = place_of(point)
+    host = remote(target)
+    if host is None and has_peer_options(options):
+        raise UsageError("--rsh, --remote-command, --streams and the like need another host")
+    shown = reporters("restore", as_json=as_json, quiet=quiet, progress_fd=progress_fd)
+    where = ReceiveRequest(
+        target=target, state_dir=state_dir, **{name: options[name] for name in TARGET_FLAGS}
+    )
+    with contextlib.ExitStack() as stack:
+        disk = stack.enter_context(opened_store(place.store, access)).disk(place.disk)
+        found = disk.find(place.point)
+        source = stack.enter_context(contextlib.closing(opened_point(disk, found)))
+        request = SendRequest(source=str(place), state_dir=state_dir, goal=found.state)
+        stack.enter_context(_what_next(place, target))
+        if host is None:
+            result = copy(request, source, where, Progress(), shown)
+            cleared(shown)
+            show_received(result, target, as_json=as_json, quiet=quiet)
+            return
+        peer = peer_options(options, as_json=as_json)
+        sent = push(request, source, host, where, peer, Progress(), shown)
+    cleared(shown)
+    if as_json:
+        event("restored", target=target, state=found.state, seconds=round(sent.seconds, 3))
+    elif not quiet:
+        saving = saving_text(sent.counts, full=True)
+        say(f"restored: {target} holds {found.state}: {saving}, in {duration_text(sent.seconds)}")
+
+
+@contextlib.contextmanager
+def _what_next(place: StorePlace, target: str) -> Iterator[None]:
+    """Say what becomes of the target, and what to do, where the store is damaged."""
+    try:
+        yield
+    except StoreDamagedError as error:
+        raise StoreDamagedError(
+            f"{error}; nothing of it was written, and {target} does not hold the point; "
+            f"`blockstream store verify {place.store}/{place.disk}` says which points are "
+            "whole, and `store repair` takes what is damaged from a copy of the store"
+        ) from error

@@ -1,0 +1,346 @@
+"""`blockstream store`."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from blockstream.cli.console import event, say, show
+from blockstream.cli.options import cleared, reporters, with_json, with_progress
+from blockstream.cli.stores import (
+    StoreAccess,
+    is_store,
+    opened_objects,
+    opened_store,
+    place_of,
+    whole_store,
+    with_store_access,
+)
+from blockstream.errors import StoreDamagedError, UsageError
+from blockstream.jobs.stores.compaction import compact
+from blockstream.jobs.stores.keys import StoreKeys
+from blockstream.jobs.stores.policy import Role, policy
+from blockstream.jobs.stores.prune import prune
+from blockstream.jobs.stores.repair import repair
+from blockstream.jobs.stores.repository import Repository, now_text
+from blockstream.jobs.stores.retention import parse_rules
+from blockstream.jobs.stores.verify import Verified, verify_disk
+from blockstream.pipeline.progress import Progress
+from blockstream.words import size_text
+
+_MOST_EXTENTS = 5
+
+
+@click.group("store", short_help="Make and look after a store of restore points.")
+def command() -> None:
+    """Make and look after a STORE: a place for restore points of any number of disks.
+
+    STORE is dir:PATH, a folder on a disk of this host, a USB disk or NFS; or s3://BUCKET/PREFIX, on
+    AWS or another server that speaks S3. Credentials come as for the aws command: from the
+    environment, ~/.aws, or the instance.
+
+    \b
+    Examples:
+      blockstream store init dir:/var/backups/blockstream
+      blockstream send /dev/vg/vm dir:/var/backups/blockstream/vm
+      blockstream points dir:/var/backups/blockstream/vm
+      blockstream restore dir:/var/backups/blockstream/vm@last /dev/vg/vm
+      blockstream store verify dir:/var/backups/blockstream --percent 5
+      blockstream store prune dir:/var/backups/blockstream --keep hourly=24,daily=30
+      blockstream store init s3://bucket/backups --endpoint-url https://s3.example.com
+    """  # noqa: D301
+
+
+@command.command("init")
+@click.argument("store")
+@click.option(
+    "--encrypt-to",
+    "recipients",
+    multiple=True,
+    metavar="RECIPIENT",
+    help="Encrypt all that is saved, for who can open it: age1..., an ssh public key, or kms:ARN. "
+    "May be given several times.",
+)
+@with_store_access
+def init(store: str, recipients: tuple[str, ...], access: StoreAccess) -> None:
+    """Make a STORE, once; its bucket must be there.
+
+    With --encrypt-to, whoever reads the bucket or the folder sees names and sizes only. Every
+    command needs an --identity then, or a key of KMS that it may use.
+    """
+    with opened_objects(whole_store(store), access) as objects:
+        Repository.create(objects, recipients)
+        name = objects.name
+    say(f"{name} is a store now; `blockstream send DISK {name}/NAME` saves a disk")
+    if recipients:
+        say("Whoever loses every identity that opens it has lost what it holds: keep one elsewhere")
+
+
+@command.command("verify")
+@click.argument("place", metavar="STORE[/DISK]")
+@click.option("--newest", is_flag=True, help="Only what the newest point is made of.")
+@click.option(
+    "--percent",
+    type=click.FloatRange(0, 100, min_open=True),
+    default=100.0,
+    show_default=True,
+    help="How much of the frames is read, chosen by chance.",
+)
+@with_store_access
+@with_progress
+def verify(
+    place: str,
+    newest: bool,
+    percent: float,
+    access: StoreAccess,
+    as_json: bool,
+    quiet: bool,
+    progress_fd: int | None,
+) -> None:
+    """Read what the points of a disk, or of all disks, are made of.
+
+    What is damaged is named, with the ranges of the disk that it holds, and so are the points that
+    are whole all the same. Exit 12 if anything is.
+    """
+    shown = reporters("verify", as_json=as_json, quiet=quiet, progress_fd=progress_fd)
+    found: list[Verified] = []
+    for store, name in _disks_of(place, access):
+        with opened_store(store, access) as repository:
+            disk = repository.disk(name)
+            found.append(verify_disk(disk, Progress(), shown, newest=newest, part=percent / 100))
+        cleared(shown)
+        _show_verified(found[-1], as_json=as_json, quiet=quiet)
+    broken = [each for each in found if each.damages or each.broken]
+    if broken:
+        names = ", ".join(each.disk for each in broken)
+        raise StoreDamagedError(f"{place}: what is kept of {names} is damaged; see the lines above")
+
+
+@command.command("prune")
+@click.argument("place", metavar="STORE[/DISK]")
+@click.option(
+    "--keep",
+    required=True,
+    metavar="RULES",
+    help="The newest point of so many periods: last, hourly, daily, weekly, monthly, yearly=N.",
+)
+@click.option(
+    "--grace",
+    type=click.FloatRange(0),
+    default=24.0,
+    show_default=True,
+    metavar="HOURS",
+    help="For how long a pruned point is only hidden, because somebody may be restoring it.",
+)
+@click.option("-n", "--dry-run", is_flag=True, help="Say what would be pruned; write nothing.")
+@with_store_access
+@with_json
+def prune_points(
+    place: str, keep: str, grace: float, dry_run: bool, access: StoreAccess, as_json: bool
+) -> None:
+    """Hide the points of a disk, or of all disks, that no rule keeps, and delete them later.
+
+    What a kept point is made of is never deleted. The newest point is always kept.
+    """
+    rules = parse_rules(keep)
+    for store, name in _disks_of(place, access):
+        with opened_store(store, access) as repository:
+            result = prune(repository.disk(name), rules, grace=grace * 3600, dry_run=dry_run)
+        if as_json:
+            event("pruned", **asdict(result))
+            continue
+        text = f"{name}: kept {_numbers(result.kept)}; "
+        if dry_run:
+            say(text + f"would be hidden {_numbers(result.hidden)}; nothing was done")
+            continue
+        text += f"hidden {_numbers(result.hidden)}; deleted {_numbers(result.deleted)}, "
+        say(text + f"{size_text(result.freed)}")
+        if result.unfinished:
+            say(f"  {result.unfinished} uploads of runs that died were given up")
+        if result.locked:
+            say(f"  {result.locked} objects are locked by the store until later")
+
+
+@command.command("compact")
+@click.argument("place", metavar="STORE[/DISK]")
+@with_store_access
+def compact_points(place: str, access: StoreAccess) -> None:
+    """Let the newest point need no other point, so that older ones can be pruned.
+
+    Packs of which it needs less than half are given up: what it needs is copied into new ones, by
+    the server of a bucket or the file system where these can, and by this host where the store is
+    encrypted. Until the older points are pruned, that takes room in addition.
+    """
+    for store, name in _disks_of(place, access):
+        with opened_store(store, access) as repository:
+            made = compact(repository.disk(name))
+        if made is None:
+            say(f"{name}: its newest point needs no other")
+        else:
+            text = f"{name}: point {made.point.seq} is {made.point.state}, and needs no other"
+            packs = f"{made.rewritten} pack{'s' if made.rewritten > 1 else ''}"
+            copied = f"; {size_text(made.copied)} of {packs} copied within the store"
+            say(text + (copied if made.rewritten else ""))
+
+
+@command.command("repair")
+@click.argument("place", metavar="STORE[/DISK]")
+@click.option("--from", "other", required=True, metavar="STORE", help="A copy of the store.")
+@with_store_access
+@with_progress
+def repair_points(
+    place: str, other: str, access: StoreAccess, as_json: bool, quiet: bool, progress_fd: int | None
+) -> None:
+    """Replace what is damaged by its twin in a copy of the STORE, as rsync or replication made it.
+
+    Everything is read first, and again afterwards. A twin is checked before it is taken. Exit 12 if
+    something stays damaged.
+    """
+    shown = reporters("repair", as_json=as_json, quiet=quiet, progress_fd=progress_fd)
+    copy, damaged = whole_store(other), []
+    for store, name in _disks_of(place, access):
+        with (
+            opened_store(store, access) as ours,
+            opened_store(copy, access) as theirs,
+        ):
+            result = repair(ours.disk(name), theirs.disk(name), shown)
+        cleared(shown)
+        if as_json:
+            event("repaired", **asdict(result))
+        else:
+            for key in result.replaced:
+                say(f"{name}: {key} was replaced")
+        if result.after is not None:
+            _show_verified(result.after, as_json=as_json, quiet=quiet)
+            damaged += [name] if result.after.damages else []
+    if damaged:
+        raise StoreDamagedError(f"{place}: {', '.join(damaged)} stay damaged; see the lines above")
+
+
+@command.command("policy")
+@click.argument("store")
+@click.option(
+    "--role",
+    type=click.Choice([str(role) for role in Role]),
+    default=str(Role.WRITER),
+    show_default=True,
+    help="writer: send; reader: points, restore, verify; pruner: prune, compact.",
+)
+def show_policy(store: str, role: str) -> None:
+    """Print the least that AWS must allow a key for a STORE in S3.
+
+    A writer's key can neither delete nor hide points. But S3 lets whoever may write overwrite: only
+    a bucket with versioning, or Object Lock, outlives a writer's key that was stolen. `store init`
+    needs a key that may write all of it.
+    """
+    place = whole_store(store)
+    if not place.startswith("s3://"):
+        raise UsageError(f"{store} is no store in S3: s3://BUCKET/PREFIX is one")
+    bucket, _, prefix = place.removeprefix("s3://").partition("/")
+    show(json.dumps(policy(bucket, prefix.strip("/"), Role(role)), indent=2) + "\n")
+
+
+@command.group("key")
+def key() -> None:
+    """Say who can open an encrypted STORE.
+
+    \b
+    Examples:
+      blockstream store key new /root/backup.key
+      blockstream store init s3://bucket/backups --encrypt-to age1...
+      blockstream store key add s3://bucket/backups "$(cat admin.pub)" --identity /root/backup.key
+    """  # noqa: D301
+
+
+@key.command("new")
+@click.argument("file", type=click.Path(path_type=Path))
+def new_key(file: Path) -> None:
+    """Make an age identity in FILE, and print its recipient."""
+    show(StoreKeys.new_identity(file, now_text()) + "\n")
+    say(f"{file} opens what is encrypted for it: keep a copy on another host")
+
+
+@key.command("list")
+@click.argument("store")
+@with_store_access
+@with_json
+def list_keys(store: str, access: StoreAccess, as_json: bool) -> None:
+    """List who can open a STORE."""
+    with opened_objects(whole_store(store), access) as objects:
+        for each in StoreKeys.of(objects).listed():
+            if as_json:
+                event("key", id=each.id, recipient=each.recipient, created=each.created)
+            else:
+                show(f"{each.created}   {each.recipient}\n")
+
+
+@key.command("add")
+@click.argument("store")
+@click.argument("recipient")
+@with_store_access
+def add_key(store: str, recipient: str, access: StoreAccess) -> None:
+    """Let RECIPIENT open a STORE, too; who does so must be able to."""
+    with opened_objects(whole_store(store), access) as objects:
+        made = StoreKeys.of(objects).add(recipient, access.identity, now_text())
+    say(f"{made.recipient} can open it now")
+
+
+@key.command("remove")
+@click.argument("store")
+@click.argument("recipient")
+@with_store_access
+def remove_key(store: str, recipient: str, access: StoreAccess) -> None:
+    """Take the key of RECIPIENT away.
+
+    The store's own key stays the same: who has opened the store once may have kept it. Against
+    that, only a new store helps.
+    """
+    with opened_objects(whole_store(store), access) as objects:
+        StoreKeys.of(objects).remove(recipient)
+    say(f"{recipient} is given the key no more")
+
+
+def _disks_of(place: str, access: StoreAccess) -> list[tuple[str, str]]:
+    """Return store and name of each disk that is meant."""
+    whole = whole_store(place)
+    if is_store(whole, access):
+        with opened_store(whole, access) as repository:
+            return [(whole, name) for name in repository.disks()]
+    one = place_of(place)
+    return [(one.store, one.disk)]
+
+
+def _show_verified(found: Verified, *, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        event("verified", **asdict(found))
+        return
+    for damage in found.damages:
+        say(f"point {damage.seq} of {found.disk}: {damage.text}")
+        for offset, length in damage.extents[:_MOST_EXTENTS]:
+            say(f"  {size_text(length)} of the disk at offset {offset}")
+        if len(damage.extents) > _MOST_EXTENTS:
+            say(f"  and {len(damage.extents) - _MOST_EXTENTS} more")
+    if quiet and not found.damages:
+        return
+    whole, broken = _numbers(found.whole), _numbers(found.broken)
+    text = f"{found.disk}: {size_text(found.checked)} read"
+    if found.part < 1:
+        text += (
+            f", a sample of {found.part * 100:.3g} %; points in which it found no damage: {whole}"
+        )
+    else:
+        text += f"; points that can be restored: {whole}"
+    say(text + (f"; that cannot: {broken}" if found.broken else ""))
+
+
+def _numbers(seqs: list[int]) -> str:
+    """Return numbers as ranges."""
+    parts: list[list[int]] = []
+    for seq in sorted(seqs):
+        if parts and seq == parts[-1][-1] + 1:
+            parts[-1].append(seq)
+        else:
+            parts.append([seq])
+    words = (str(p[0]) if len(p) == 1 else f"{p[0]} to {p[-1]}" for p in parts)
+    return ", ".join(words) or "none"

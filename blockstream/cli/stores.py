@@ -1,0 +1,133 @@
+"""What commands with stores have in common."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from blockstream.cli.console import event, saving_text, say
+from blockstream.errors import StaleViewError, UsageError
+from blockstream.interfaces import Objects
+from blockstream.jobs.stores.keys import StoreHeader
+from blockstream.jobs.stores.repository import Repository
+from blockstream.jobs.stores.save import SaveResult
+from blockstream.locations import StorePlace, open_objects, store_place
+from blockstream.words import duration_text, size_text
+
+
+@dataclass(frozen=True, slots=True)
+class StoreAccess:
+    """What it takes to reach a store, and to read it.
+
+    Attributes:
+        endpoint: URL of another S3 server than AWS; empty for what botocore's settings say.
+        identity: File with an identity that opens an encrypted store.
+        given: Whether any of it was given on the command line.
+    """
+
+    endpoint: str = ""
+    identity: Path | None = None
+    given: bool = False
+
+
+def with_store_access(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say how a store is reached, as `access`."""
+
+    @click.option(
+        "--endpoint-url",
+        default="",
+        metavar="URL",
+        help="S3 server other than AWS; AWS_ENDPOINT_URL and ~/.aws/config say it, too.",
+    )
+    @click.option(
+        "--identity",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        envvar="BLOCKSTREAM_IDENTITY",
+        help="Opens an encrypted store: a file with an age identity, or an ssh private key; "
+        "BLOCKSTREAM_IDENTITY says it, too.",
+    )
+    @functools.wraps(command)
+    def wrapped(*words: Any, endpoint_url: str, identity: Path | None, **options: Any) -> None:
+        typed = click.get_current_context().get_parameter_source("identity")
+        given = bool(endpoint_url) or typed is ParameterSource.COMMANDLINE
+        command(*words, access=StoreAccess(endpoint_url, identity, given), **options)
+
+    return wrapped
+
+
+@contextlib.contextmanager
+def opened_store(store: str, access: StoreAccess) -> Iterator[Repository]:
+    """Open a store, and close it."""
+    with opened_objects(store, access) as objects:
+        yield Repository(objects, access.identity)
+
+
+@contextlib.contextmanager
+def opened_objects(store: str, access: StoreAccess) -> Iterator[Objects]:
+    """Open what a store lies in, and close it."""
+    with contextlib.closing(open_objects(store, access.endpoint)) as objects:
+        yield objects
+
+
+def place_of(word: str) -> StorePlace:
+    """Return the disk of a store that is meant.
+
+    Raises:
+        UsageError: If it is none.
+    """
+    place = store_place(word)
+    if place is None:
+        raise UsageError(f"{word} is no STORE/DISK, as dir:/var/backups/blockstream/vm is")
+    return place
+
+
+def is_store(place: str, access: StoreAccess) -> bool:
+    """Tell whether there is a store, and not the disk of one."""
+    with opened_objects(place, access) as objects:
+        return StoreHeader.is_there(objects)
+
+
+def whole_store(word: str) -> str:
+    """Return the store that is meant.
+
+    Raises:
+        UsageError: If it is none.
+    """
+    place = store_place(word, disk=False)
+    if place is None:
+        raise UsageError(f"{word} is no store: dir:PATH is one, and s3://BUCKET/PREFIX")
+    return place.store
+
+
+def show_saved(result: SaveResult, place: StorePlace, *, as_json: bool, quiet: bool) -> None:
+    """Say what was saved.
+
+    Raises:
+        StaleViewError: If an audit found what the list of changes had missed.
+    """
+    point, audit = result.point, result.audit
+    if as_json:
+        audited = audit.checked if audit is not None else 0
+        event("saved", **asdict(point), counts=asdict(result.counts), audited=audited)
+    elif not quiet:
+        saving = saving_text(result.counts, full=not point.base)
+        say(
+            f"saved: {place.store}/{place.disk}@{point.seq} is {point.state}: {saving}, "
+            f"{size_text(point.stored)} in the store, in {duration_text(point.milliseconds / 1000)}"
+        )
+        if audit is not None and not point.missed:
+            say(f"audited: {size_text(audit.checked)} that were called unchanged are")
+    if point.missed and audit is not None:
+        first = int(audit.missed.offsets[0])
+        raise StaleViewError(
+            f"{place.store}/{place.disk}@{point.seq} is right, but the list of changes had missed "
+            f"{size_text(point.missed)}, first at offset {first}: an audit found them; the points "
+            "before may lack them, and more may be missing in parts that were not audited yet; "
+            "send a full copy, and do not trust what made the list"
+        )

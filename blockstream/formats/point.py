@@ -1,0 +1,211 @@
+"""The manifest of a restore point: one JSON object in canonical form, written last.
+
+What it names is there and whole; what nothing names is garbage.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from blake3 import blake3
+
+from blockstream.errors import StoreDamagedError
+
+FORMAT: Final = 1
+_MOST_BYTES: Final = 16 << 20
+_MALFORMED: Final = (
+    *(ValueError, TypeError, KeyError, AttributeError),
+    *(OverflowError, RecursionError),
+)
+
+
+class Kind(StrEnum):
+    """What a point is made of."""
+
+    FULL = "full"
+    INCREMENT = "increment"
+    SYNTHETIC = "synthetic"  # a map of frames that were written for others, or copied
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """The point that an increment goes onto.
+
+    Attributes:
+        seq: Its number.
+        digest: The digest of its manifest, hex.
+    """
+
+    seq: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """An object that holds frames.
+
+    Attributes:
+        key: Its key below the disk's `pack/`: the id of the point that wrote it, and its number.
+        size: Its size in bytes.
+    """
+
+    key: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One state of a disk, as it can be restored.
+
+    Attributes:
+        disk: The disk's name.
+        seq: Its number, from 1, without gaps.
+        kind: What it is made of.
+        id: Names its packs and its index; begins with the time.
+        created: When it was committed, UTC, ISO 8601.
+        state: The state's id, as the source names it.
+        base: The state that an increment starts from; empty for a full copy.
+        parent: The point that it goes onto; None for a full copy.
+        size: Bytes of the disk.
+        source: What the disk was called, and its identity, for people.
+        transfer: Identity of the transfer that made it, hex.
+        frames: EXTENTS frames of that transfer.
+        chain: Its chain after all of them, hex.
+        total: Bytes of the disk that they cover.
+        data: Bytes of data in them, unpacked.
+        index: Key of its index; empty for no frames.
+        index_digest: Digest of the index as it is stored, hex; empty for no frames.
+        packs: The packs that its index counts; those of a transfer, one after the other, are it as
+            a stream. Own packs of a synthetic point come last.
+        root: Digest of its history: of the parent's root and this chain, hex.
+        milliseconds: How long it took.
+        software: What wrote it.
+        missed: Bytes that differed from its parent although its change tracker said they did not:
+            an audit found them. They are right here; the points before may lack them.
+        audits: How many audits there were up to it, so that the next one takes the next part.
+    """
+
+    disk: str
+    seq: int
+    kind: Kind
+    id: str
+    created: str
+    state: str
+    base: str
+    parent: Parent | None
+    size: int
+    source: Mapping[str, str]
+    transfer: str
+    frames: int
+    chain: str
+    total: int
+    data: int
+    index: str
+    index_digest: str
+    packs: tuple[Pack, ...]
+    root: str
+    milliseconds: int
+    software: str
+    missed: int = 0
+    audits: int = 0
+
+    @property
+    def own_packs(self) -> tuple[Pack, ...]:
+        """The packs that were written for it."""
+        return tuple(pack for pack in self.packs if pack.key.startswith(f"{self.id}/"))
+
+    @property
+    def stored(self) -> int:
+        """Bytes of its own packs."""
+        return sum(pack.size for pack in self.own_packs)
+
+    def encode(self) -> bytes:
+        """Return the manifest."""
+        values = asdict(self) | {"format": FORMAT}
+        for name in _OPTIONAL:
+            if not values[name]:
+                del values[name]
+        return json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
+
+    @property
+    def digest(self) -> str:
+        """The digest of the manifest, hex."""
+        return blake3(self.encode()).hexdigest()
+
+    @classmethod
+    def decode(cls, data: bytes) -> "Point":
+        """Read a manifest.
+
+        Raises:
+            StoreDamagedError: If it is none, or of a format that this version does not know.
+        """
+        try:
+            found = cls(**_checked(json.loads(data[:_MOST_BYTES])))
+        except _MALFORMED as error:
+            raise StoreDamagedError(f"it is no manifest: {error}") from error
+        if found.encode() != data:
+            raise StoreDamagedError("it is no manifest in canonical form")
+        return found
+
+
+_OPTIONAL: Final = frozenset({"missed", "audits"})
+_TYPES: Final = {
+    **dict.fromkeys(("seq", "size", "frames", "total", "data", "milliseconds"), int),
+    **dict.fromkeys(("disk", "id", "created", "state", "base", "transfer", "chain"), str),
+    **dict.fromkeys(("index", "index_digest", "root", "software"), str),
+}
+
+
+def _checked(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields with their types.
+
+    Raises:
+        ValueError: If one has another type.
+    """
+    if values.pop("format") != FORMAT:
+        raise ValueError("it is of a later format")
+    for name, kind in _TYPES.items():
+        if type(values[name]) is not kind:
+            raise ValueError(f"its {name} is no {kind.__name__}")
+        if kind is int and not 0 <= values[name] < 1 << 63:
+            raise ValueError(f"its {name} is no count")
+    for name in _OPTIONAL & values.keys():
+        if type(values[name]) is not int or not 0 < values[name] < 1 << 63:
+            raise ValueError(f"its {name} is no count")
+    values["kind"] = Kind(values["kind"])
+    source = values["source"]
+    if any(type(text) is not str for text in [*source, *source.values()]):
+        raise ValueError("its source is no text")
+    parent = values["parent"]
+    if parent is not None:
+        values["parent"] = Parent(int(parent.pop("seq")), str(parent.pop("digest")))
+        if not 0 < values["parent"].seq < values["seq"]:
+            raise ValueError("its parent comes after it")
+        _nothing_more(parent)
+    values["packs"] = tuple(_pack(each) for each in _items(values["packs"]))
+    return values
+
+
+def _pack(values: Any) -> Pack:
+    found = Pack(str(values.pop("key")), int(values.pop("size")))
+    _nothing_more(values)
+    return found
+
+
+def _items(value: Any) -> Sequence[Any]:
+    if type(value) is not list:
+        raise ValueError("its packs are no list")
+    return value
+
+
+def _nothing_more(values: Mapping[str, Any]) -> None:
+    if values:
+        raise ValueError(f"it says {sorted(values)}, which is not known")
+
+
+def rooted(parent: Point | None, chain: str) -> str:
+    """Return the root of a point that goes onto another."""
+    before = parent.root if parent is not None else ""
+    return blake3(f"{before} {chain}".encode()).hexdigest()

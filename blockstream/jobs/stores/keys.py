@@ -1,0 +1,276 @@
+"""What a store says of itself, and who can open it if it is encrypted.
+
+`bs1/store.json` is written once. Each wrapping of the key is an object of its own,
+`bs1/key/STORE/ID.json`, so that one comes or goes without touching another.
+"""
+
+import base64
+import importlib.util
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from blake3 import blake3
+
+from blockstream.errors import (
+    AuthenticationError,
+    NotFoundError,
+    RefusedError,
+    StoreDamagedError,
+)
+from blockstream.interfaces import Objects
+
+FORMAT: Final = 1
+_STORE: Final = "bs1/store.json"
+_ENCRYPTION: Final = "aes-256-gcm"
+
+
+@dataclass(frozen=True, slots=True)
+class StoreHeader:
+    """What a store says of itself.
+
+    Attributes:
+        id: The store's id.
+        encrypted: Whether its disks are.
+    """
+
+    id: str
+    encrypted: bool
+
+    @classmethod
+    def read(cls, objects: Objects) -> "StoreHeader":
+        """Read it.
+
+        Raises:
+            NotFoundError: If there is no store.
+            RefusedError: If a later version made it.
+        """
+        try:
+            values = json.loads(objects.read(_STORE))
+            needs = set(values.get("needs", ()))
+            known = values["format"] == FORMAT and needs <= {_ENCRYPTION}
+            found = cls(str(values["id"]), bool(needs))
+        except StoreDamagedError as error:
+            raise NotFoundError(
+                f"{objects.name} is no store yet; nothing was sent; `blockstream store init "
+                f"{objects.name}` makes one"
+            ) from error
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise StoreDamagedError(f"{objects.name}: {_STORE} is damaged: {error}") from error
+        if not known:
+            raise RefusedError(f"{objects.name} was made by a later version of blockstream")
+        return found
+
+    @classmethod
+    def is_there(cls, objects: Objects) -> bool:
+        """Tell whether there is a store, as far as one may look."""
+        try:
+            cls.read(objects)
+        except (NotFoundError, AuthenticationError):
+            return False
+        return True
+
+    def write(self, objects: Objects, created: str) -> bool:
+        """Write it, which makes the store; tell whether there was none."""
+        needs = [_ENCRYPTION] if self.encrypted else []
+        values = {"format": FORMAT, "id": self.id, "created": created, "needs": needs}
+        return objects.put_new(_STORE, json.dumps(values, sort_keys=True).encode())
+
+
+@dataclass(frozen=True, slots=True)
+class WrappedKey:
+    """A store's key, as one of those who may open it can read it.
+
+    Attributes:
+        recipient: Who can: `age1...`, an ssh public key, or `kms:` and a key of KMS.
+        wrapped: The key, encrypted for them; base64.
+        created: When, UTC.
+    """
+
+    recipient: str
+    wrapped: str
+    created: str
+
+    @property
+    def id(self) -> str:
+        """What its object is called: the same for the same recipient."""
+        return blake3(self.recipient.encode()).hexdigest(16)
+
+    def encode(self) -> bytes:
+        """Return its object."""
+        return json.dumps(asdict(self), sort_keys=True).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> "WrappedKey":
+        """Read its object.
+
+        Raises:
+            StoreDamagedError: If it is none.
+        """
+        try:
+            values: dict[str, str] = {name: "" + text for name, text in json.loads(data).items()}
+            found = cls(**values)
+            base64.b64decode(found.wrapped, validate=True)
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise StoreDamagedError(f"it is no wrapped key: {error}") from error
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class StoreKeys:
+    """Who can open an encrypted store.
+
+    Attributes:
+        objects: The store's objects, as they lie there.
+        store_id: The store's id.
+    """
+
+    objects: Objects
+    store_id: str
+
+    @classmethod
+    def of(cls, objects: Objects) -> "StoreKeys":
+        """Return the keys of a store.
+
+        Raises:
+            RefusedError: If it is not encrypted.
+        """
+        header = StoreHeader.read(objects)
+        if not header.encrypted:
+            raise RefusedError(f"{objects.name} is not encrypted: it has no keys")
+        return cls(objects, header.id)
+
+    @staticmethod
+    def new_identity(path: Path, created: str) -> str:
+        """Write a new age identity into a file; return who it is to be encrypted for.
+
+        Raises:
+            UsageError: If the file is there already, or cannot be written.
+        """
+        _check_installed()
+        from blockstream.stores.keys import new_identity
+
+        return new_identity(path, created)
+
+    def create(self, recipients: Sequence[str], created: str) -> None:
+        """Make a key, and wrap it to each recipient.
+
+        Raises:
+            UsageError: If one of them is none.
+            AuthenticationError: If KMS refuses.
+        """
+        key = secrets.token_bytes(32)
+        for each in [self._wrapped(key, recipient, created) for recipient in recipients]:
+            self._put(each)
+
+    def listed(self) -> list[WrappedKey]:
+        """Return what the key is wrapped in.
+
+        Raises:
+            StoreDamagedError: If one of them is damaged.
+        """
+        damages = list[str]()
+        found = self._whole(damages)
+        if damages:
+            raise StoreDamagedError("; ".join(damages))
+        return found
+
+    def _whole(self, damages: list[str]) -> list[WrappedKey]:
+        """Return those that can be read, and say of the others what is wrong with them."""
+        found = []
+        for info in self.objects.listed(self._folder):
+            try:
+                found.append(WrappedKey.decode(self.objects.read(info.key)))
+            except StoreDamagedError as error:
+                damages.append(f"{self.objects.name}: {info.key}: {error}")
+        return found
+
+    def opened(self, identity: Path | None) -> bytes:
+        """Return the store's key.
+
+        Args:
+            identity: File with age identities, or an ssh private key; None for KMS alone.
+
+        Raises:
+            AuthenticationError: If nothing that we have opens it.
+            UsageError: If there is no identity in the file.
+        """
+        _check_installed()
+        from blockstream.stores.keys import identities, unwrapped
+
+        ours, refusals = identities(identity) if identity is not None else [], list[str]()
+        # Ours first: a key of KMS may be out of reach, or somebody else's.
+        for each in sorted(self._whole(refusals), key=lambda each: each.recipient[:4] == "kms:"):
+            try:
+                wrapped = base64.b64decode(each.wrapped)
+                return unwrapped(wrapped, each.recipient, ours, self.store_id)
+            except (AuthenticationError, NotFoundError) as error:
+                refusals.append(str(error))
+        raise AuthenticationError(
+            f"{self.objects.name} is encrypted, and cannot be opened: {'; '.join(refusals)}; "
+            "nothing was done; --identity FILE or BLOCKSTREAM_IDENTITY says where an identity lies"
+        )
+
+    def add(self, recipient: str, identity: Path | None, created: str) -> WrappedKey:
+        """Let somebody else open it, too.
+
+        Raises:
+            RefusedError: If they can already.
+            UsageError: If that is no recipient.
+            AuthenticationError: If we cannot open it, or KMS refuses.
+        """
+        made = self._wrapped(self.opened(identity), recipient, created)
+        if not self._put(made):
+            raise RefusedError(f"{made.recipient} can open it already; nothing was done")
+        return made
+
+    def remove(self, recipient: str) -> None:
+        """Take somebody's key away.
+
+        Raises:
+            RefusedError: If nobody else could open it then, or they cannot.
+        """
+        left = self._whole([])
+        going = [each for each in left if recipient in {each.recipient, each.id}]
+        if not going:
+            raise RefusedError(f"{recipient} is none of those who can open it; nothing was done")
+        if len(left) == len(going):
+            raise RefusedError(
+                f"only {recipient} can open it; nothing was done; add another one first"
+            )
+        for each in going:
+            self.objects.delete(f"{self._folder}{each.id}.json")
+
+    @property
+    def _folder(self) -> str:
+        return f"bs1/key/{self.store_id}/"
+
+    def _wrapped(self, key: bytes, recipient: str, created: str) -> WrappedKey:
+        _check_installed()
+        from blockstream.stores.keys import canonical, wrapped
+
+        named = canonical(recipient)
+        data = wrapped(key, named, self.store_id)
+        return WrappedKey(named, base64.b64encode(data).decode(), created)
+
+    def _put(self, key: WrappedKey) -> bool:
+        return self.objects.put_new(f"{self._folder}{key.id}.json", key.encode())
+
+
+def encrypted(objects: Objects, key: bytes) -> Objects:
+    """Return objects as they are to be seen with a store's key."""
+    _check_installed()
+    from blockstream.stores.encrypted import EncryptedObjects
+
+    return EncryptedObjects(objects, key)
+
+
+def _check_installed() -> None:
+    if not all(importlib.util.find_spec(name) for name in ("cryptography", "pyrage")):
+        raise NotFoundError(
+            "encryption needs cryptography and pyrage, which are not installed here (the extra "
+            "`encryption` brings them); nothing was done"
+        )

@@ -1,0 +1,140 @@
+"""`store prune`: points that nobody wants any more, and what only they need.
+
+Nothing that was committed is ever changed. A point is hidden by a mark, and deleted when the mark
+is older than whoever may still be reading it; what it is made of is deleted when nothing names it.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from blockstream.errors import AuthenticationError
+from blockstream.formats.point import Point
+from blockstream.jobs.stores.compaction import compact
+from blockstream.jobs.stores.repository import VERIFIED, StoredDisk
+from blockstream.jobs.stores.retention import Rules, kept
+from blockstream.pipeline.failpoints import failpoint
+
+# Whoever has written nothing of a point for longer than this has failed.
+_LONGEST_JOB_SECONDS: Final = 7 * 86_400.0
+_LONGEST_CHAIN: Final = 32  # indexes that a restore reads
+
+
+@dataclass(slots=True)
+class Pruned:
+    """What became of one disk.
+
+    Attributes:
+        disk: Its name.
+        kept: Points that stay.
+        hidden: Points that nobody sees any more, from now on or since an earlier time.
+        deleted: Points whose manifests are gone.
+        freed: Bytes that were deleted.
+        locked: Objects that the store does not let go yet.
+        unfinished: Uploads of runs that died, given up now.
+    """
+
+    disk: str
+    kept: list[int] = field(default_factory=list)
+    hidden: list[int] = field(default_factory=list)
+    deleted: list[int] = field(default_factory=list)
+    freed: int = 0
+    locked: int = 0
+    unfinished: int = 0
+
+
+def prune(disk: StoredDisk, rules: Rules, *, grace: float, dry_run: bool = False) -> Pruned:
+    """Hide what the rules do not keep, and delete what was hidden long enough.
+
+    Args:
+        disk: The disk.
+        rules: What to keep.
+        grace: Seconds for which a hidden point is not deleted.
+        dry_run: Only say what would become of it.
+
+    Raises:
+        BlockstreamError: As the store fails; run again, it goes on.
+    """
+    points = list(disk.points())
+    keep = kept(points, rules)
+    result = Pruned(disk.name, sorted(keep))
+    marks = disk.marks()
+    unwanted = [point.seq for point in points if point.seq not in keep]
+    result.hidden = sorted({*marks, *unwanted})
+    if dry_run:
+        return result
+    for seq in unwanted:
+        disk.mark(seq)
+        marks[seq] = time.time()
+        failpoint("prune.after_mark")
+    # A chain that is long is slow to read, and keeps all that it is made of. Only the map is made
+    # anew: to copy takes long, and room until older points are gone.
+    live = [point for point in points if point.seq in keep]
+    if live and len(disk.chain(live[-1])) > _LONGEST_CHAIN:
+        compact(disk, worth=0)
+    _delete(disk, marks, grace, result)
+    return result
+
+
+def _delete(disk: StoredDisk, marks: dict[int, float], grace: float, result: Pruned) -> None:
+    """Delete hidden points that no other needs, and then what nothing names."""
+    everything, now = disk.everything(), time.time()
+    old = {seq for seq, when in marks.items() if now - when >= grace}
+    # Somebody may be reading what was hidden lately, too.
+    needed: set[int] = set()
+    for point in everything:
+        if point.seq not in old:
+            needed |= {each.seq for each in disk.chain(point)}
+    gone = [point for point in everything if point.seq in old - needed]
+    # The newest first, so that none is ever there without what it goes onto.
+    for point in reversed(gone):
+        if _let_go(disk, disk.point_key(point.seq), 0, result):
+            failpoint("prune.after_manifest")
+            disk.objects.delete(disk.mark_key(point.seq, VERIFIED))
+            disk.objects.delete(disk.mark_key(point.seq))
+            result.deleted.append(point.seq)
+    failpoint("prune.before_sweep")
+    deleted = set(result.deleted)
+    result.hidden = [seq for seq in result.hidden if seq not in deleted]
+    left = [point for point in everything if point.seq not in deleted]
+    _sweep(disk, left, [point for point in gone if point.seq in deleted], result)
+
+
+def _sweep(disk: StoredDisk, left: Sequence[Point], gone: Sequence[Point], result: Pruned) -> None:
+    """Delete packs and indexes that no point names, and that nobody can be about to name."""
+    named, named_before = set(_names(disk, left)), set(_names(disk, gone))
+    now, found, newest = time.time(), [], dict[str, float]()
+    for folder in ("pack/", "index/"):
+        for info in disk.objects.listed(disk.folder + folder):
+            owner = info.key.removeprefix(disk.folder + folder).split("/")[0].partition(".")[0]
+            found.append((owner, info))
+            newest[owner] = max(newest.get(owner, 0.0), info.modified)
+    # Whoever wrote anything lately may still be at work, however long ago it began.
+    owners = {point.id for point in gone}
+    owners |= {owner for owner, at in newest.items() if now - at > _LONGEST_JOB_SECONDS}
+    for owner, info in found:
+        # A map may have been the last to need what was written for points that went long ago.
+        if info.key not in named and (owner in owners or info.key in named_before):
+            _let_go(disk, info.key, info.size, result)
+    before = now - _LONGEST_JOB_SECONDS
+    result.unfinished = disk.objects.forget_unfinished(disk.folder, before)
+
+
+def _names(disk: StoredDisk, points: Iterable[Point]) -> Iterable[str]:
+    for point in points:
+        for number in range(len(point.packs)):
+            yield disk.pack_key(point, number)
+        if point.index:
+            yield disk.folder + point.index
+
+
+def _let_go(disk: StoredDisk, key: str, size: int, result: Pruned) -> bool:
+    """Delete an object, unless the store holds it for a time that is not over."""
+    try:
+        disk.objects.delete(key)
+    except AuthenticationError:
+        result.locked += 1
+        return False
+    result.freed += size
+    return True

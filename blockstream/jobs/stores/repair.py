@@ -1,0 +1,150 @@
+"""`store repair`: what is damaged is replaced by its twin in a copy of the store."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from blake3 import blake3
+
+from blockstream.errors import NotFoundError, StoreDamagedError
+from blockstream.formats.point import Point
+from blockstream.interfaces import PART_BYTES, Objects
+from blockstream.jobs.stores.repository import StoredDisk
+from blockstream.jobs.stores.verify import Verified, runs, verify_disk
+from blockstream.jobs.supervision import Reporter
+from blockstream.pipeline.compression import Decompressor
+from blockstream.pipeline.progress import Progress
+from blockstream_protocol import HEAD_BYTES
+
+
+@dataclass(slots=True)
+class Repaired:
+    """What became of one disk.
+
+    Attributes:
+        disk: Its name.
+        replaced: Keys of the objects that were replaced.
+        left: Keys of those that the other store does not have whole either.
+        after: What is to be said of it now.
+    """
+
+    disk: str
+    replaced: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    after: Verified | None = None
+
+
+def repair(disk: StoredDisk, twin: StoredDisk, reporters: list[Reporter]) -> Repaired:
+    """Replace what is damaged by what a copy of the store has under the same keys.
+
+    A twin is looked at before it is believed: a manifest by the digest that the next point has of
+    it, an index by its manifest, a pack frame by frame.
+
+    Args:
+        disk: The disk whose points are damaged.
+        twin: The same disk in the other store.
+        reporters: Who shows progress.
+
+    Raises:
+        StoreError: If either store fails.
+    """
+    result = Repaired(disk.name)
+    # A manifest that comes back shows what else is damaged.
+    for _ in range(3):
+        found = verify_disk(disk, Progress(), reporters)
+        wanted = dict.fromkeys(each.key for each in found.damages)
+        wanted = {key: None for key in wanted if key and key not in result.left}
+        if not wanted:
+            break
+        for key in wanted:
+            if _is_good(disk, twin, key):
+                _copy(twin.objects, disk.objects, key)
+                result.replaced.append(key)
+            else:
+                result.left.append(key)
+    result.after = verify_disk(disk, Progress(), reporters)
+    return result
+
+
+def _is_good(disk: StoredDisk, twin: StoredDisk, key: str) -> bool:
+    """Tell whether the other store has what is missing here."""
+    words = key.removeprefix(disk.folder).split("/")
+    try:
+        match words:
+            case ["point", name]:
+                return _is_good_point(disk, twin, int(name.removesuffix(".json")))
+            case ["index", _]:
+                return _is_good_index(disk, twin, key)
+            case ["pack", *_]:
+                return _is_good_pack(disk, twin, key)
+    except (StoreDamagedError, NotFoundError):
+        return False
+    return False
+
+
+def _is_good_point(disk: StoredDisk, twin: StoredDisk, seq: int) -> bool:
+    """Compare a manifest with what points here say of it, if one does."""
+    candidate = twin.point(seq)
+    for point in _readable(disk):
+        if point.parent is not None and point.parent.seq == seq:
+            return point.parent.digest == candidate.digest
+        if point.seq == seq:
+            return False
+    # Nobody here goes onto it: it is the newest, or was; its own parent must be the same.
+    parent = candidate.parent
+    return parent is None or any(
+        point.seq == parent.seq and point.digest == parent.digest for point in _readable(disk)
+    )
+
+
+def _is_good_index(disk: StoredDisk, twin: StoredDisk, key: str) -> bool:
+    digest = blake3(twin.objects.read(key)).hexdigest()
+    return any(
+        disk.folder + point.index == key and point.index_digest == digest
+        for point in _readable(disk)
+    )
+
+
+def _is_good_pack(disk: StoredDisk, twin: StoredDisk, key: str) -> bool:
+    """Compare the frames of a pack with what our own indexes say of them; no index, no pack."""
+    known, decompress = False, Decompressor()
+    for point in _readable(disk):
+        numbers = [n for n in range(len(point.packs)) if disk.pack_key(point, n) == key]
+        if not numbers:
+            continue
+        index = disk.index(point)
+        frames = index.frames
+        for run in runs(index, np.flatnonzero(np.equal(frames.pack, numbers[0])).tolist()):
+            start = int(frames.offset[run[0]])
+            ends = [int(frames.offset[each] + frames.wire[each]) + HEAD_BYTES for each in run]
+            data = memoryview(twin.objects.read(key, start, ends[-1] - start))
+            for each, end in zip(run, ends, strict=True):
+                index.payload(
+                    each, data[int(frames.offset[each]) - start : end - start], decompress
+                )
+        known = True
+    return known
+
+
+def _readable(disk: StoredDisk) -> list[Point]:
+    """Return the points whose manifests are good."""
+    found = []
+    for seq in disk.numbers():
+        try:
+            found.append(disk.point(seq))
+        except StoreDamagedError:
+            continue
+    return found
+
+
+def _copy(source: Objects, target: Objects, key: str) -> None:
+    """Copy an object, in place of what is there."""
+    size = next(info.size for info in source.listed(key) if info.key == key)
+    upload = target.upload(key)
+    try:
+        for start in range(0, size, PART_BYTES):
+            data = source.read(key, start, min(PART_BYTES, size - start))
+            upload.write([memoryview(data)])
+        upload.finish()
+    except BaseException:
+        upload.abort()
+        raise

@@ -1,0 +1,342 @@
+"""What a store holds: `bs1/store.json`, and below `bs1/disk/NAME/` packs, indexes and points.
+
+A point's manifest is written last, under the next number, by whoever is the first to write that.
+Everything that no manifest names is garbage of somebody who died, or is still at work.
+
+In an encrypted store, all objects below `bs1/disk/` are encrypted.
+"""
+
+import contextlib
+import json
+import re
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from blake3 import blake3
+
+from blockstream.errors import (
+    BlockstreamError,
+    BusyError,
+    NotFoundError,
+    OutcomeUnknownError,
+    RefusedError,
+    StoreDamagedError,
+    StoreError,
+)
+from blockstream.formats.point import Pack, Point, rooted
+from blockstream.formats.point_index import PointIndex
+from blockstream.interfaces import Objects
+from blockstream.jobs.stores.keys import StoreHeader, StoreKeys, encrypted
+
+_AT_ONCE: Final = 8  # small objects that are asked for side by side
+PRUNED: Final = "pruned"
+VERIFIED: Final = "verified"
+_POINT: Final = re.compile(r"(\d{10})\.json")
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}")
+_TIME: Final = re.compile(r"\d{4}-\d{2}-\d{2}([T ]\d{2}(:\d{2}(:\d{2})?)?)?")
+
+
+class Repository:
+    """A store of points."""
+
+    def __init__(self, objects: Objects, identity: Path | None = None) -> None:
+        """Open a store.
+
+        Args:
+            objects: Where it lies.
+            identity: File with an identity that opens an encrypted one.
+
+        Raises:
+            NotFoundError: If there is none.
+            RefusedError: If a later version made it; or if there is an identity, and it is not
+                encrypted, because somebody may have put it in the place of one that was.
+            AuthenticationError: If it is encrypted, and cannot be opened.
+        """
+        header = StoreHeader.read(objects)
+        if identity is not None and not header.encrypted:
+            raise RefusedError(
+                f"{objects.name} is not encrypted, although an identity was given; nothing was "
+                "done; if it is the right store, leave --identity and BLOCKSTREAM_IDENTITY out"
+            )
+        self.objects = objects
+        if header.encrypted:
+            self.objects = encrypted(objects, StoreKeys(objects, header.id).opened(identity))
+
+    @classmethod
+    def create(cls, objects: Objects, recipients: Sequence[str] = ()) -> None:
+        """Make a store, where its promises hold.
+
+        Args:
+            objects: Where; empty.
+            recipients: Who can open it, if it is to be encrypted: see `stores.keys.wrapped`.
+
+        Raises:
+            RefusedError: If there is one already, or two writers could both win.
+            UsageError: If one of them is no recipient.
+        """
+        probe = f"bs1/probe-{secrets.token_hex(8)}"
+        try:
+            if not objects.put_new(probe, b"1") or objects.put_new(probe, b"2"):
+                raise RefusedError(
+                    f"{objects.name} lets a second writer overwrite the first, so two could lose "
+                    "each other's points; nothing was made"
+                )
+        finally:
+            objects.delete(probe)
+        header = StoreHeader(secrets.token_hex(16), encrypted=bool(recipients))
+        if recipients:
+            # Below the id, so that those of somebody who makes it at the same time are not ours.
+            StoreKeys(objects, header.id).create(recipients, now_text())
+        if not header.write(objects, now_text()):
+            raise RefusedError(f"{objects.name} is a store already; nothing was done")
+
+    def disks(self) -> list[str]:
+        """Return the names of the disks that it holds points of."""
+        keys = (info.key.split("/") for info in self.objects.listed("bs1/disk/"))
+        return sorted({words[2] for words in keys if len(words) > 3 and words[3] == "point"})
+
+    def disk(self, name: str) -> "StoredDisk":
+        """Return one of its disks, which need not have a point yet.
+
+        Raises:
+            RefusedError: If that is no name.
+        """
+        if not _NAME.fullmatch(name):
+            raise RefusedError(
+                f"{name!r} is no name for a disk: letters, digits and _ . + - are; nothing was done"
+            )
+        return StoredDisk(self.objects, name)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDisk:
+    """The points of one disk.
+
+    Attributes:
+        objects: Where they lie.
+        name: The disk's name.
+    """
+
+    objects: Objects
+    name: str
+
+    @property
+    def folder(self) -> str:
+        """What all its keys begin with."""
+        return f"bs1/disk/{self.name}/"
+
+    def points(self) -> Iterator[Point]:
+        """Give its points, oldest first, without those that were pruned.
+
+        Raises:
+            StoreDamagedError: If a manifest is damaged.
+        """
+        marks = self.marks()
+        for seq in self.numbers():
+            if seq not in marks:
+                yield self.point(seq)
+
+    def everything(self) -> list[Point]:
+        """Return its points, pruned ones as well, as long as they are there.
+
+        Raises:
+            StoreDamagedError: If a manifest is damaged.
+        """
+        return [self.point(seq) for seq in self.numbers()]
+
+    def numbers(self) -> list[int]:
+        """Return the numbers of all manifests that are there, in order."""
+        listed = self.objects.listed(f"{self.folder}point/")
+        # Others may leave files there: rsync, NFS, a browser of buckets.
+        names = (_POINT.fullmatch(info.key.rpartition("/")[2]) for info in listed)
+        return [int(name[1]) for name in names if name is not None]
+
+    def marks(self, kind: str = PRUNED) -> dict[int, float]:
+        """Return the points with a mark, and when each got it, in seconds since 1970."""
+        found, ending = {}, f".{kind}.json"
+        for info in self.objects.listed(f"{self.folder}mark/"):
+            number = info.key.rpartition("/")[2].removesuffix(ending)
+            if info.key.endswith(ending) and number.isdecimal():
+                found[int(number)] = info.modified
+        return found
+
+    def mark(self, seq: int, kind: str = PRUNED) -> None:
+        """Give a point a mark: PRUNED hides it, VERIFIED says that it was read and is whole."""
+        self.objects.put(self.mark_key(seq, kind), json.dumps({"at": int(time.time())}).encode())
+
+    def mark_key(self, seq: int, kind: str = PRUNED) -> str:
+        """Return the key of a mark."""
+        return f"{self.folder}mark/{seq:010d}.{kind}.json"
+
+    def point_key(self, seq: int) -> str:
+        """Return the key of a point's manifest."""
+        return f"{self.folder}point/{seq:010d}.json"
+
+    def last(self) -> Point | None:
+        """Return its newest point; None if it has none."""
+        numbers = self.numbers()
+        return self.point(numbers[-1]) if numbers else None
+
+    def find(self, word: str) -> Point:
+        """Return the point that is meant: `last`, a number, a state's id, or a time.
+
+        A time means the newest point that is not younger, in UTC.
+
+        Raises:
+            NotFoundError: If there is none.
+        """
+        if word in {"", "last"}:
+            found = self.last()
+        elif word.isdecimal():
+            seq = int(word)
+            there = seq in self.numbers() and seq not in self.marks()
+            found = self.point(seq) if there else None
+        else:
+            found = self._among(word)
+        if found is None:
+            raise NotFoundError(
+                f"{self.objects.name} has no point {word or 'last'} of {self.name}; "
+                f"`blockstream points {self.objects.name}/{self.name}` lists them"
+            )
+        return found
+
+    def _among(self, word: str) -> Point | None:
+        points = list(self.points())
+        named = [point for point in points if point.state == word]
+        if named or not _TIME.fullmatch(word):
+            return named[-1] if named else None
+        until = word.replace(" ", "T")
+        # As text, as far as the word goes: 2026-11-20 means the whole of that day.
+        return next(
+            (each for each in reversed(points) if each.created[: len(until)] <= until), None
+        )
+
+    def point(self, seq: int) -> Point:
+        """Return the point of that number.
+
+        Raises:
+            StoreDamagedError: If it is missing or damaged.
+        """
+        key = self.point_key(seq)
+        try:
+            point = Point.decode(self.objects.read(key))
+        except StoreDamagedError as error:
+            raise StoreDamagedError(f"{self.objects.name}: {key}: {error}") from error
+        if point.disk != self.name or point.seq != seq:
+            raise StoreDamagedError(f"{self.objects.name}: {key} belongs to another point")
+        return point
+
+    def chain(self, point: Point) -> list[Point]:
+        """Return the points that a point is made of, the full copy first.
+
+        Raises:
+            StoreDamagedError: If one of them is missing, or not the one that was meant.
+        """
+        found, ahead = [point], dict[int, Future[Point]]()
+        with contextlib.ExitStack() as stack:
+            pool = ThreadPoolExecutor(_AT_ONCE)
+            stack.callback(pool.shutdown, cancel_futures=True)
+            while (parent := found[0].parent) is not None:
+                # A parent is nearly always the number before: so the next ones are asked for, too.
+                for seq in range(parent.seq, max(parent.seq - _AT_ONCE, 0), -1):
+                    if seq not in ahead:
+                        ahead[seq] = pool.submit(self.point, seq)
+                found.insert(0, self._parent(found[0], ahead[parent.seq].result()))
+        parents = [None, *found[:-1]]
+        for each, onto in zip(found, parents, strict=True):
+            if each.root != rooted(onto, each.chain):
+                raise StoreDamagedError(
+                    f"{self.objects.name}: point {each.seq} of {self.name} has another history "
+                    "than its own"
+                )
+        return found
+
+    def _parent(self, point: Point, before: Point) -> Point:
+        """Return what a point goes onto, now that it is known to be that."""
+        if point.parent is None or before.digest != point.parent.digest:
+            raise StoreDamagedError(
+                f"{self.objects.name}: point {before.seq} of {self.name} is not the one that "
+                f"point {point.seq} goes onto"
+            )
+        return before
+
+    def indexes(self, points: Sequence[Point]) -> list[PointIndex]:
+        """Return the indexes of several points, asked for side by side.
+
+        Raises:
+            StoreDamagedError: If one is missing or damaged.
+        """
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            return list(pool.map(self.index, points))
+
+    def index(self, point: Point) -> PointIndex:
+        """Return the index of a point's own frames.
+
+        Raises:
+            StoreDamagedError: If it is missing or damaged.
+        """
+        if not point.index:
+            return PointIndex.empty(point.size)
+        key = self.folder + point.index
+        data = self.objects.read(key)
+        if blake3(data).hexdigest() != point.index_digest:
+            raise StoreDamagedError(f"{self.objects.name}: {key} is not what was stored")
+        try:
+            found = PointIndex.decode(data)
+        except StoreDamagedError as error:
+            raise StoreDamagedError(f"{self.objects.name}: {key}: {error}") from error
+        if found.size != point.size or int(found.frames.pack.max(initial=-1)) >= len(point.packs):
+            raise StoreDamagedError(f"{self.objects.name}: {key} is of another point")
+        return found
+
+    def commit(self, point: Point) -> None:
+        """Make a point visible, now that all that it names is there.
+
+        Raises:
+            BusyError: If somebody else has committed a point of that number.
+            OutcomeUnknownError: If the store failed, so that nobody knows.
+        """
+        try:
+            ours = self.objects.put_new(self.point_key(point.seq), point.encode())
+        except StoreError as error:
+            raise OutcomeUnknownError(
+                f"{error}; whether point {point.seq} of {self.name} was committed is not known; "
+                "`blockstream points` tells; the same command again is right in either case"
+            ) from error
+        if not ours:
+            raise BusyError(
+                f"another blockstream has committed point {point.seq} of {self.name} meanwhile; "
+                "nothing of ours is visible; send again"
+            )
+
+    def discard(self, identity: str, packs: Iterable[Pack]) -> None:
+        """Delete what no manifest will name, if the key may; else pruning finds it.
+
+        Args:
+            identity: The id of the point that will not be.
+            packs: Its own packs, as far as they were begun.
+        """
+        with contextlib.suppress(BlockstreamError):
+            for pack in packs:
+                self.objects.delete(f"{self.folder}pack/{pack.key}")
+            self.objects.delete(f"{self.folder}index/{identity}.index")
+
+    def pack_key(self, point: Point, number: int) -> str:
+        """Return the key of one of a point's packs."""
+        return f"{self.folder}pack/{point.packs[number].key}"
+
+
+def new_id() -> str:
+    """Return an id for a new point; later ones sort later."""
+    return f"{time.time_ns() // 1_000_000:012x}-{secrets.token_hex(8)}"
+
+
+def now_text() -> str:
+    """Return the time, UTC."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,248 @@
+"""`send SOURCE STORE/DISK`: a disk, or what changed of it, becomes a restore point."""
+
+import contextlib
+import time
+from dataclasses import dataclass, replace
+
+import blake3
+import numpy as np
+
+from blockstream import __version__
+from blockstream.errors import (
+    BaseMismatchError,
+    BlockstreamError,
+    BusyError,
+    InterruptedTransferError,
+    RefusedError,
+)
+from blockstream.extents import ExtentMap
+from blockstream.formats.extent_lists import ExtentList, Meaning
+from blockstream.formats.point import Kind as PointKind
+from blockstream.formats.point import Parent, Point, rooted
+from blockstream.formats.point_index import PointIndex
+from blockstream.interfaces import PART_BYTES, Source
+from blockstream.jobs.send import SendPlan, SendRequest, one_way, planned
+from blockstream.jobs.stores.audit import Audit, audit
+from blockstream.jobs.stores.repository import StoredDisk, new_id, now_text
+from blockstream.jobs.supervision import Reporter, Work, supervised
+from blockstream.pipeline.failpoints import failpoint
+from blockstream.pipeline.packs import PACK_BYTES, PackOutlet
+from blockstream.pipeline.progress import Progress, Snapshot
+from blockstream.pipeline.sender import SendEngine, SendOptions
+from blockstream_protocol import Committed, Kind
+
+
+@dataclass(frozen=True, slots=True)
+class SaveEstimate:
+    """What a new point would cost at most, before compression.
+
+    Attributes:
+        bytes: Bytes that would be stored.
+        requests: Requests that write; those that read are a few.
+    """
+
+    bytes: int
+    requests: int
+
+
+def estimated(request: SendRequest, source: Source, disk: StoredDisk) -> SaveEstimate:
+    """Say what `save` would do, and check that it could.
+
+    Raises:
+        BaseMismatchError: As for `save`.
+        BlockstreamError: As the source or the store fails.
+    """
+    what = planned(request, source)
+    if what.opening.base:
+        _check_base(what, disk.last(), disk)
+    data = what.data_bytes
+    packs = -(-data // PACK_BYTES)
+    single = data < PART_BYTES
+    parts = 0 if single else -(-data // PART_BYTES)
+    # A pack is begun and completed, or written at once; then the index, and the manifest.
+    return SaveEstimate(data, parts + (1 if single and data else 2 * packs) + (2 if data else 1))
+
+
+@dataclass(frozen=True, slots=True)
+class SaveResult:
+    """What was saved.
+
+    Attributes:
+        point: The new point.
+        counts: Final counters.
+        audit: What the audit found, if there was one.
+    """
+
+    point: Point
+    counts: Snapshot
+    audit: Audit | None = None
+
+
+def save(
+    request: SendRequest,
+    source: Source,
+    disk: StoredDisk,
+    progress: Progress,
+    reporters: list[Reporter],
+    audit_cycle: int = 0,
+) -> SaveResult:
+    """Send a disk into a store; when this returns, the point can be restored.
+
+    Args:
+        request: What to send.
+        source: The disk.
+        disk: Where to.
+        progress: Counted.
+        reporters: Who shows it.
+        audit_cycle: In how many increments all that is called unchanged is compared with the
+            newest point, a part each time; 0 for never. What differs is sent as well.
+
+    Raises:
+        BaseMismatchError: If an increment does not go onto the newest point.
+        BlockstreamError: As the source or the store fails; then nothing is visible.
+    """
+    last = disk.last()
+    what = planned(request, source)
+    if last is not None and last.state == what.opening.goal:
+        _check_same(what, source, last)
+        return SaveResult(last, progress.snapshot())
+    began, found = time.monotonic(), None
+    parent = _check_base(what, last, disk) if what.opening.base else None
+    if parent is not None and audit_cycle:
+        found = audit(source, disk, parent, what.extents, audit_cycle, reporters)
+        what = _with_missed(what, request, source, found.missed)
+    identity = new_id()
+    outlet = PackOutlet(
+        disk.objects, f"{disk.folder}pack/{identity}/", source.size, request.limiter, progress
+    )
+    try:
+        committed = _streamed(request, what, source, outlet, progress, reporters)
+        key, digest = _put_index(outlet.finish(), disk, identity)
+        counts = progress.snapshot()
+        point = Point(
+            disk=disk.name,
+            seq=last.seq + 1 if last is not None else 1,
+            kind=PointKind.INCREMENT if parent is not None else PointKind.FULL,
+            id=identity,
+            created=now_text(),
+            state=committed.goal,
+            base=what.opening.base,
+            parent=Parent(parent.seq, parent.digest) if parent is not None else None,
+            size=source.size,
+            source={"name": source.name, "identity": source.identity.key},
+            transfer=committed.transfer,
+            frames=committed.frames,
+            chain=committed.chain,
+            total=committed.total,
+            data=counts.data,
+            index=key,
+            index_digest=digest,
+            packs=tuple(outlet.packs),
+            root=rooted(parent, committed.chain),
+            milliseconds=round((time.monotonic() - began) * 1000),
+            software=f"blockstream {__version__}",
+            missed=found.missed.total() if found is not None else 0,
+            audits=(last.audits if last is not None else 0) + (found is not None),
+        )
+    except BaseException:
+        _discard(outlet, disk, identity)
+        raise
+    failpoint("store.before_commit")
+    try:
+        disk.commit(point)
+    except BusyError:
+        _discard(outlet, disk, identity)
+        raise
+    failpoint("store.after_commit")
+    return SaveResult(point, counts, found)
+
+
+def _put_index(index: PointIndex, disk: StoredDisk, identity: str) -> tuple[str, str]:
+    """Store an index, if there is anything in it; return its key and digest."""
+    failpoint("store.before_index")
+    if not len(index.frames):
+        return "", ""
+    key, encoded = f"index/{identity}.index", index.encode()
+    disk.objects.put(disk.folder + key, encoded)
+    return key, blake3.blake3(encoded).hexdigest()
+
+
+def _with_missed(
+    what: SendPlan, request: SendRequest, source: Source, missed: ExtentMap
+) -> SendPlan:
+    """Return a plan that sends what was missed as well."""
+    if not len(missed):
+        return what
+    opening, extents = what.opening, what.extents.overlaid(missed.without(what.extents))
+    changes = ExtentList(extents, Meaning.CHANGED, "audit", source.size)
+    again = replace(request, base=opening.base, goal=opening.goal, extents="", changes=changes)
+    return planned(again, source)
+
+
+def _discard(outlet: PackOutlet, disk: StoredDisk, identity: str) -> None:
+    with contextlib.suppress(BlockstreamError):
+        outlet.abort()
+    disk.discard(identity, outlet.packs)
+
+
+def _check_same(what: SendPlan, source: Source, last: Point) -> None:
+    """Check that the newest point is what would be sent: an earlier run was not heard of.
+
+    Raises:
+        RefusedError: If it is not, or nobody can tell.
+    """
+    if what.opening.identity(blake3.blake3).hex() != last.transfer or not source.immutable:
+        raise RefusedError(
+            f"point {last.seq} of {last.disk} is state {last.state!r} already; nothing was sent; "
+            "to send another content, leave --goal out or name it otherwise"
+        )
+
+
+def _check_base(what: SendPlan, last: Point | None, disk: StoredDisk) -> Point:
+    """Refuse an increment that does not go onto the newest point; return that.
+
+    Raises:
+        BaseMismatchError: If it starts from another state.
+        RefusedError: If the disk has grown, and the changes do not say by what.
+    """
+    base, size = what.opening.base, what.opening.size
+    if last is None or last.state != base:
+        holds = f"state {last.state!r}" if last is not None else "no point"
+        raise BaseMismatchError(
+            f"{disk.objects.name} holds {holds} of {disk.name} last, and not the base {base!r}; "
+            "nothing was sent"
+        )
+    if size > last.size:
+        tail = ExtentMap.from_columns(
+            np.array([last.size]), np.array([size - last.size]), Kind.DATA, size
+        )
+        if tail.without(what.extents).total():
+            raise RefusedError(
+                f"the disk has grown from {last.size} to {size} bytes, and the list of changes "
+                "does not have what it grew by; nothing was sent; send a full copy"
+            )
+    return last
+
+
+def _streamed(
+    request: SendRequest,
+    what: SendPlan,
+    source: Source,
+    outlet: PackOutlet,
+    progress: Progress,
+    reporters: list[Reporter],
+) -> Committed:
+    """Let the stream go into packs; return what it holds."""
+    progress.size, progress.total = source.size, what.opening.total
+    session = one_way(what, source)
+    options = SendOptions(compression=request.compression, check_packing=True)
+    engine = SendEngine(session, source, what.extents, outlet, progress, options)
+
+    def stop(reason: str) -> None:
+        engine.stop(reason)
+        outlet.stop()
+
+    finish = supervised(engine.run, Work(stop), progress, reporters)
+    if finish.committed is None:
+        raise InterruptedTransferError("the session ended without saying what was sent")
+    return finish.committed

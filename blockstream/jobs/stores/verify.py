@@ -1,0 +1,308 @@
+"""`store verify`: everything that a disk's points name is read and checked."""
+
+import contextlib
+import random
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from blake3 import blake3
+
+from blockstream.errors import (
+    AuthenticationError,
+    InterruptedTransferError,
+    StoreDamagedError,
+    StoreError,
+)
+from blockstream.formats.point import Kind, Point
+from blockstream.formats.point_index import PointIndex
+from blockstream.formats.point_map import merged
+from blockstream.jobs.stores.repository import VERIFIED, StoredDisk
+from blockstream.jobs.supervision import Reporter, Work, supervised
+from blockstream.pipeline.compression import Decompressor
+from blockstream.pipeline.progress import Progress
+from blockstream_protocol import HEAD_BYTES, Buffer, Decompress, link
+
+_READERS: Final = 8
+_RUN_BYTES: Final = 8 << 20
+
+Place = tuple[str, int, int, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Something that is not as it was stored.
+
+    Attributes:
+        seq: The point whose it is.
+        key: The object that is damaged.
+        text: What it is.
+        extents: Which ranges of the disk it holds, offset and length in bytes.
+    """
+
+    seq: int
+    key: str
+    text: str
+    extents: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(slots=True)
+class Verified:
+    """What was found of one disk.
+
+    Attributes:
+        disk: Its name.
+        whole: Points that can be restored.
+        broken: Points that cannot, or not all of them.
+        damages: What is wrong.
+        checked: Bytes that were read.
+        part: Of the frames, how many were read: 1 for all.
+    """
+
+    disk: str
+    whole: list[int] = field(default_factory=list)
+    broken: list[int] = field(default_factory=list)
+    damages: list[Damage] = field(default_factory=list)
+    checked: int = 0
+    part: float = 1.0
+
+
+def verify_disk(
+    disk: StoredDisk,
+    progress: Progress,
+    reporters: list[Reporter],
+    *,
+    newest: bool = False,
+    part: float = 1.0,
+) -> Verified:
+    """Read what the points of a disk are made of.
+
+    Args:
+        disk: The disk.
+        progress: Counted.
+        reporters: Who shows it.
+        newest: Only what the newest point is made of.
+        part: Of the frames, how many are read; which ones is left to chance.
+
+    Raises:
+        StoreError: If the store fails.
+    """
+    job = _Verifying(disk, progress, newest=newest, part=part)
+    supervised(job.run, Work(job.stop), progress, reporters)
+    return job.found
+
+
+class _Verifying:
+    """Checks one disk."""
+
+    def __init__(self, disk: StoredDisk, progress: Progress, *, newest: bool, part: float) -> None:
+        self.found = Verified(disk.name, part=part)
+        self._disk = disk
+        self._progress = progress
+        self._newest = newest
+        self._part = part
+        self._stopped = ""
+        self._seen: set[Place] = set()
+        self._bad: set[Place] = set()
+
+    def stop(self, reason: str) -> None:
+        """Make `run` end soon."""
+        self._stopped = reason
+
+    def run(self) -> None:
+        """Check it."""
+        points = self._points()
+        self._progress.total = self._progress.size = sum(point.stored for point in points)
+        indexes = {point.seq: self._index(point) for point in points}
+        for point in points:
+            index = indexes[point.seq]
+            if index is not None:
+                self._frames(point, index)
+        for point in points[-1:] if self._newest else points:
+            good = self._is_whole(point, {each.seq: each for each in points}, indexes)
+            (self.found.whole if good else self.found.broken).append(point.seq)
+        if self._part >= 1:
+            # Who may only read cannot say that he has.
+            with contextlib.suppress(AuthenticationError, StoreError):
+                for seq in self.found.whole:
+                    self._disk.mark(seq, VERIFIED)
+
+    def _damaged(
+        self, seq: int, key: str, text: str, extents: tuple[tuple[int, int], ...] = ()
+    ) -> None:
+        self.found.damages.append(Damage(seq, key, text, extents))
+
+    def _points(self) -> list[Point]:
+        """Return the points whose manifests are good, and which are asked for."""
+        points = []
+        numbers = self._disk.numbers()
+        for seq in numbers:
+            try:
+                points.append(self._disk.point(seq))
+            except StoreDamagedError as error:
+                self._damaged(seq, self._disk.point_key(seq), str(error))
+                self.found.broken.append(seq)
+        for point in points:
+            parent = point.parent
+            if parent is not None and parent.seq not in numbers:
+                text = f"{self._disk.point_key(parent.seq)} is missing: point {point.seq} needs it"
+                self._damaged(parent.seq, self._disk.point_key(parent.seq), text)
+        if not self._newest or not points:
+            return points
+        try:
+            return self._disk.chain(points[-1])
+        except StoreDamagedError as error:
+            self._damaged(points[-1].seq, "", str(error))
+            return points[-1:]
+
+    def _index(self, point: Point) -> PointIndex | None:
+        """Return a point's index if it is the one that its chain says."""
+        try:
+            index = self._disk.index(point)
+        except StoreDamagedError as error:
+            self._damaged(point.seq, self._disk.folder + point.index, str(error))
+            return None
+        chain = point.index_digest
+        if point.kind is not Kind.SYNTHETIC:
+            value = bytes.fromhex(point.transfer)
+            for digest in index.frames.digest:
+                value = link(blake3, value, digest.tobytes())
+            chain = value.hex()
+        if len(index.frames) != point.frames or chain != point.chain:
+            text = f"the index of point {point.seq} has another chain than it"
+            self._damaged(point.seq, self._disk.folder + point.index, text)
+            return None
+        return index
+
+    def _frames(self, point: Point, index: PointIndex) -> None:
+        """Read frames of a point, and compare each with its digest."""
+        rng = random.Random()  # noqa: S311  # a sample
+        places = self._places(point, index)
+        wanted = [
+            number
+            for number, place in enumerate(places)
+            if place not in self._seen and rng.random() < self._part
+        ]
+        if places and not wanted and not self.found.checked:
+            wanted = [rng.randrange(len(places))]  # a look at nothing would say nothing
+        self._seen.update(places)
+        decompress = Decompressor()
+        for run, data in self._fetched(point, index, wanted):
+            base = int(index.frames.offset[run[0]])
+            for number in run:
+                start = int(index.frames.offset[number]) - base
+                end = start + HEAD_BYTES + int(index.frames.wire[number])
+                # Of a range that cannot be read, each frame is asked for by itself.
+                frame = data[start:end] if isinstance(data, bytes) else data
+                if isinstance(frame, str) and len(run) > 1:
+                    frame = self._read(point, index, [number])
+                text = frame if isinstance(frame, str) else _wrong(frame, index, number, decompress)
+                if text:
+                    self._bad_frame(point, index, number, text)
+                self.found.checked += end - start
+                self._progress.frame(data=0, covered=end - start, wire=end - start)
+
+    def _bad_frame(self, point: Point, index: PointIndex, number: int, text: str) -> None:
+        rows = np.equal(index.rows.frame, number)
+        pairs = zip(index.rows.offset[rows].tolist(), index.rows.length[rows].tolist(), strict=True)
+        place = self._places(point, index)[number]
+        self._bad.add(place)
+        self._damaged(point.seq, place[0], f"{place[0]} at {place[1]}: {text}", tuple(pairs))
+
+    def _places(self, point: Point, index: PointIndex) -> list[Place]:
+        """Return where each frame lies, and what it is: pack, offset, size and digest.
+
+        What one index says of a frame, another may say otherwise.
+        """
+        keys = [self._disk.pack_key(point, number) for number in range(len(point.packs))]
+        frames = index.frames
+        return [
+            (keys[pack], offset, wire, digest.tobytes())
+            for pack, offset, wire, digest in zip(
+                frames.pack.tolist(),
+                frames.offset.tolist(),
+                frames.wire.tolist(),
+                frames.digest,
+                strict=True,
+            )
+        ]
+
+    def _fetched(
+        self, point: Point, index: PointIndex, wanted: Sequence[int]
+    ) -> Iterator[tuple[Sequence[int], bytes | str]]:
+        """Give runs of frames with their bytes, or with what is wrong with all of them."""
+        with ThreadPoolExecutor(_READERS) as pool:
+            waiting: deque[tuple[Sequence[int], Future[bytes | str]]] = deque()
+            for run in runs(index, wanted):
+                waiting.append((run, pool.submit(self._read, point, index, run)))
+                if len(waiting) > _READERS:
+                    run, future = waiting.popleft()
+                    yield run, future.result()
+                if self._stopped:
+                    pool.shutdown(cancel_futures=True)
+                    raise InterruptedTransferError(f"{self._stopped}; not everything was checked")
+            for run, future in waiting:
+                yield run, future.result()
+
+    def _read(self, point: Point, index: PointIndex, run: Sequence[int]) -> bytes | str:
+        frames = index.frames
+        start = int(frames.offset[run[0]])
+        end = int(frames.offset[run[-1]]) + HEAD_BYTES + int(frames.wire[run[-1]])
+        key = self._disk.pack_key(point, int(frames.pack[run[0]]))
+        try:
+            return self._disk.objects.read(key, start, end - start)
+        except StoreDamagedError as error:
+            return str(error)
+
+    def _is_whole(
+        self, point: Point, points: dict[int, Point], indexes: dict[int, PointIndex | None]
+    ) -> bool:
+        """Tell whether nothing that a point needs is damaged, as far as it was read."""
+        try:
+            chain = self._disk.chain(point)
+            layers = [indexes.get(each.seq) if each.seq in points else None for each in chain]
+            if any(layer is None for layer in layers):
+                return False
+            found = merged([layer for layer in layers if layer is not None])
+        except StoreDamagedError:
+            return False
+        places = [
+            self._places(each, layer)
+            for each, layer in zip(chain, layers, strict=True)
+            if layer is not None
+        ]
+        used = _pairs(found.layer, found.frame)
+        return not any(places[layer][frame] in self._bad for layer, frame in used)
+
+
+def _pairs(one: np.ndarray, other: np.ndarray) -> set[tuple[int, int]]:
+    return set(zip(one.tolist(), other.tolist(), strict=True))
+
+
+def _wrong(data: Buffer, index: PointIndex, number: int, decompress: Decompress) -> str:
+    """Return what is wrong with a frame; empty for nothing."""
+    try:
+        index.payload(number, data, decompress)
+    except StoreDamagedError as error:
+        return str(error)
+    return ""
+
+
+def runs(index: PointIndex, wanted: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Join frames that lie one after the other."""
+    frames, run = index.frames, list[int]()
+    for number in wanted:
+        if run:
+            last = run[-1]
+            end = int(frames.offset[last]) + HEAD_BYTES + int(frames.wire[last])
+            beside = int(frames.pack[last]) == int(frames.pack[number])
+            beside = beside and end == int(frames.offset[number])
+            if not beside or end - int(frames.offset[run[0]]) > _RUN_BYTES:
+                yield run
+                run = []
+        run.append(number)
+    if run:
+        yield run

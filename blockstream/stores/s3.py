@@ -1,0 +1,506 @@
+"""A bucket as a store: AWS, or anything that speaks S3.
+
+Everything runs in an event loop of its own, in one thread; whoever calls waits for it.
+"""
+
+import asyncio
+import base64
+import contextlib
+import io
+import os
+import threading
+import urllib.parse
+import zlib
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import AsyncExitStack
+from typing import Any, Final, TypeVar
+
+from aiobotocore.config import AioConfig
+from aiobotocore.session import get_session
+from aiohttp import ClientError as HttpError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+)
+
+from blockstream.errors import (
+    AuthenticationError,
+    BlockstreamError,
+    NotFoundError,
+    StoreDamagedError,
+    StoreError,
+    UsageError,
+)
+from blockstream.interfaces import PART_BYTES, ObjectInfo
+from blockstream.stores.ranges import Ranges
+
+T = TypeVar("T")
+
+IN_FLIGHT: Final = 8
+_ATTEMPTS: Final = 6
+_LEAST_PART: Final = 5 << 20  # of S3, but for the last one: EntityTooSmall
+# S3 allows 5 GiB; but a server that does not answer within a minute is taken for dead.
+_MOST_COPIED: Final = 256 << 20
+_DENIED: Final = {
+    "AccessDenied",
+    "AllAccessDisabled",
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "RequestTimeTooSkewed",
+    "SignatureDoesNotMatch",
+    "TokenRefreshRequired",
+    "403",
+}
+_MISSING: Final = {"NoSuchKey", "404", "NotFound"}
+_TAKEN: Final = {"PreconditionFailed", "412"}
+_CONFLICT: Final = {"ConditionalRequestConflict", "409"}
+_LOOPBACK: Final = {"127.0.0.1", "localhost", "::1"}
+
+
+class S3Objects:
+    """Objects of a bucket. See `interfaces.Objects` for what each method promises."""
+
+    def __init__(self, bucket: str, prefix: str = "", endpoint: str = "") -> None:
+        """Prepare to talk to it; nothing is asked yet.
+
+        Args:
+            bucket: The bucket.
+            prefix: What all keys begin with; without slashes at its ends.
+            endpoint: URL of another server than AWS; empty for what botocore's settings say.
+        """
+        self.name = f"s3://{bucket}" + (f"/{prefix}" if prefix else "")
+        self._bucket = bucket
+        self._prefix = f"{prefix}/" if prefix else ""
+        named = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+        self._endpoint = endpoint or next((os.environ[n] for n in named if n in os.environ), "")
+        self._loop = _new_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="s3", daemon=True)
+        self._thread.start()
+        self._stack = AsyncExitStack()
+        self._connecting = threading.Lock()
+        self._client: Any = None
+
+    # Objects.
+
+    def put_new(self, key: str, data: bytes) -> bool:
+        """Write an object that nobody has written."""
+        try:
+            self._put(key, data, IfNoneMatch="*")
+        except _TakenError:
+            # The first attempt's reply may have been lost.
+            return self.read(key) == data
+        return True
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object, in place of an older one."""
+        self._put(key, data)
+
+    def upload(self, key: str) -> "S3Upload":
+        """Begin to write a large object."""
+        return S3Upload(self, key)
+
+    def read(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Return a range of an object."""
+        if length == 0:
+            return b""
+        return self.run(self._read(key, offset, length))
+
+    def listed(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
+        """Give the objects whose keys begin so, a page at a time."""
+        more: dict[str, str] = {}
+        if after:
+            more["StartAfter"] = self._prefix + after
+        while True:
+            page = self._call(prefix, "list_objects_v2", key_word="Prefix", **more)
+            for each in page.get("Contents", []):
+                key = each["Key"].removeprefix(self._prefix)
+                yield ObjectInfo(key, each["Size"], each["LastModified"].timestamp())
+            if not page.get("IsTruncated"):
+                return
+            more = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def delete(self, key: str) -> None:
+        """Remove an object."""
+        self._call(key, "delete_object")
+
+    def forget_unfinished(self, prefix: str, before: float) -> int:
+        """Give up uploads of others that nobody finished."""
+        count, more = 0, dict[str, str]()
+        while True:
+            page = self._call(prefix, "list_multipart_uploads", key_word="Prefix", **more)
+            for each in page.get("Uploads", []):
+                if each["Initiated"].timestamp() <= before:
+                    key = each["Key"].removeprefix(self._prefix)
+                    self._call(key, "abort_multipart_upload", UploadId=each["UploadId"])
+                    count += 1
+            if not page.get("IsTruncated"):
+                return count
+            more = {
+                "KeyMarker": page["NextKeyMarker"],
+                "UploadIdMarker": page["NextUploadIdMarker"],
+            }
+
+    def close(self) -> None:
+        """End the connections."""
+        if self._loop.is_closed():
+            return
+        with contextlib.suppress(StoreError):
+            self.run(self._stack.aclose())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def source_of(self, key: str) -> dict[str, str]:
+        """Return how a request names an object that is to be copied."""
+        return {"Bucket": self._bucket, "Key": self._prefix + key}
+
+    # Requests.
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run something in the loop, and wait for it."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run something in the loop, and do not wait."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    async def request(self, key: str, what: str, *, key_word: str = "Key", **words: Any) -> Any:
+        """Make one request.
+
+        Raises:
+            BlockstreamError: If it fails.
+        """
+        try:
+            method = getattr(await self._connected(), what)
+            return await method(Bucket=self._bucket, **{key_word: self._prefix + key}, **words)
+        except ClientError as error:
+            raise self._translated(error, key) from error
+        except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as error:
+            raise AuthenticationError(
+                f"{self.name}: {error}; nothing was sent; credentials come from the environment, "
+                "~/.aws, or the instance, as for the aws command"
+            ) from error
+        except (BotoCoreError, HttpError, OSError, TimeoutError) as error:
+            raise StoreError(f"{self.name} cannot be reached: {error}; run it again") from error
+
+    def _put(self, key: str, data: bytes, **words: str) -> None:
+        # Each attempt has a payload of its own, because it is closed once it was sent.
+        self.run(_patiently(lambda: self.request(key, "put_object", **_body(data), **words)))
+
+    def _call(self, key: str, what: str, **words: Any) -> Any:
+        return self.run(_patiently(lambda: self.request(key, what, **words)))
+
+    async def _read(self, key: str, offset: int, length: int | None) -> bytes:
+        """Read a range, and go on where a body ended too early."""
+        pieces, have = list[bytes](), 0
+        for _ in range(_ATTEMPTS):
+            last = "" if length is None else str(offset + length - 1)
+            try:
+                whole = await self._body(key, f"bytes={offset + have}-{last}", pieces)
+            except (HttpError, OSError, TimeoutError):
+                whole = False  # the connection broke within the body
+            have = sum(map(len, pieces))
+            if (length is None and whole) or have == length:
+                return b"".join(pieces)
+        if length is not None and have < length:
+            raise StoreDamagedError(
+                f"{self.name}: {key} ends at byte {offset + have}, before {offset + length}"
+            )
+        raise StoreError(f"{self.name}: {key} does not come whole; run it again")
+
+    async def _body(self, key: str, wanted: str, pieces: list[bytes]) -> bool:
+        """Append what comes of a range; tell whether all came that was announced."""
+        words = {} if wanted == "bytes=0-" else {"Range": wanted}
+        try:
+            reply = await self.request(key, "get_object", **words)
+        except _BeyondEndError:
+            return False
+        left = int(reply["ContentLength"])
+        body = reply["Body"]
+        try:
+            # `read` would hold it twice, and costs half as much again.
+            async for piece in body.raw_stream.content.iter_any():
+                pieces.append(piece)  # what came before an error counts
+                left -= len(piece)
+        finally:
+            body.close()
+        return left == 0
+
+    async def _connected(self) -> Any:
+        if self._client is None:
+            session = get_session()
+            endpoint = self._endpoint or None
+            host = urllib.parse.urlsplit(self._endpoint).hostname
+            # Without encryption, only a signature of the payload protects it on its way.
+            bare = self._endpoint.startswith("http://") and host not in _LOOPBACK
+            config = AioConfig(
+                s3={
+                    "addressing_style": "path" if endpoint else "auto",
+                    "payload_signing_enabled": bare,
+                },
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+                max_pool_connections=2 * IN_FLIGHT + 4,
+                retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+                connect_timeout=10,
+                read_timeout=60,
+                tcp_keepalive=True,
+                user_agent_extra="blockstream",
+            )
+            region = session.get_config_variable("region") or "us-east-1"
+            client = session.create_client(
+                "s3", region_name=region, endpoint_url=endpoint, config=config
+            )
+            self._client = await self._stack.enter_async_context(client)
+        return self._client
+
+    def _translated(self, error: ClientError, key: str) -> BlockstreamError:
+        """Return a server's refusal as one of ours."""
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        text = f"{self.name}: {key}: {code}: {error.response.get('Error', {}).get('Message', '')}"
+        if code in _MISSING:
+            return StoreDamagedError(f"{self.name} has no {key}")
+        if code == "NoSuchBucket":
+            return NotFoundError(f"{self.name}: there is no bucket {self._bucket}; make it first")
+        if code in _TAKEN:
+            return _TakenError(text)
+        if code in _CONFLICT:
+            return _AgainError(text)
+        if code == "InvalidRange":
+            return _BeyondEndError(text)
+        if code in _DENIED:
+            return AuthenticationError(f"{text}; nothing was done")
+        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500:
+            return _AgainError(text)
+        return StoreError(text)
+
+
+class _TakenError(StoreError):
+    """Somebody has written that key already."""
+
+
+class _AgainError(StoreError):
+    """It may work a moment later."""
+
+
+class _BeyondEndError(StoreDamagedError):
+    """The object ends before the range begins."""
+
+
+class S3Upload:
+    """An object under way, in parts. See `interfaces.Upload`.
+
+    Memory: the parts in flight, the one that is being filled, and as much of what is copied but
+    too short to be a part.
+    """
+
+    def __init__(self, objects: S3Objects, key: str) -> None:
+        """Name it; nothing is sent before a part is full."""
+        self._objects = objects
+        self._key = key
+        self._filling = bytearray()
+        self._id = ""
+        self._parts: list[Future[dict[str, Any]]] = []
+        self._slots = threading.Semaphore(IN_FLIGHT)
+        self._ranges = Ranges(objects)
+        self._size = 0
+        self._copied = False
+
+    def write(self, parts: Sequence[memoryview]) -> None:
+        """Append bytes; waits while too many parts are in flight."""
+        for part in parts:
+            done = 0
+            while done < len(part):
+                step = part[done : done + PART_BYTES - len(self._filling)]
+                self._filling += step
+                done += len(step)
+                if len(self._filling) == PART_BYTES:
+                    self._send_part()
+
+    def copy(self, key: str, offset: int, length: int) -> None:
+        """Append a range of another object; the server copies what is large enough for a part."""
+        self._ranges.check(key, offset, length)
+        # What was written before must be large enough, too.
+        read = max(0, _LEAST_PART - len(self._filling)) if self._filling else 0
+        if length - read < _LEAST_PART:
+            read = length
+        for piece in self._ranges.pieces(key, offset, read):
+            self.write([piece])
+        offset, length = offset + read, length - read
+        if length and self._filling:
+            self._send_part()
+        count = -(-length // _MOST_COPIED)
+        for number in range(count):
+            start, end = (offset + length * each // count for each in (number, number + 1))
+            self._copy_part(key, start, end - start)
+
+    def finish(self) -> None:
+        """Make it visible and durable."""
+        if not self._id:
+            data = bytes(self._filling)
+            self._objects.put(self._key, data)
+            return
+        if self._filling:
+            self._send_part()
+        done = [part.result() for part in self._parts]
+        self._objects.run(_patiently(lambda: self._complete(done)))
+        self._id = ""
+
+    def abort(self) -> None:
+        """Forget it."""
+        for part in self._parts:
+            part.cancel()
+        if self._id:
+            with contextlib.suppress(BlockstreamError):
+                self._objects.run(
+                    self._objects.request(self._key, "abort_multipart_upload", UploadId=self._id)
+                )
+            self._id = ""
+
+    def _send_part(self) -> None:
+        data = bytes(self._filling)
+        self._filling.clear()
+        crc = _base64(zlib.crc32(data))  # here, and not in the loop, which has enough to do
+        self._start(len(data), lambda number: self._part(number, data, crc))
+
+    def _copy_part(self, key: str, offset: int, length: int) -> None:
+        self._copied = True
+        wanted = f"bytes={offset}-{offset + length - 1}"
+        self._start(length, lambda number: self._part_of(number, key, wanted))
+
+    def _start(self, size: int, part: Callable[[int], Coroutine[Any, Any, dict[str, Any]]]) -> None:
+        """Begin with a part, once there are not too many in flight."""
+        if not self._id:
+            begin = self._objects.request(
+                self._key, "create_multipart_upload", ChecksumAlgorithm="CRC32"
+            )
+            self._id = self._objects.run(begin)["UploadId"]
+        self._size += size
+        self._slots.acquire()
+        failed = next((p for p in self._parts if p.done() and p.exception() is not None), None)
+        if failed is not None:
+            failed.result()
+        started = self._objects.start(part(len(self._parts) + 1))
+        started.add_done_callback(lambda _part: self._slots.release())
+        self._parts.append(started)
+
+    async def _part(self, number: int, data: bytes, crc: str) -> dict[str, Any]:
+        reply = await _patiently(
+            lambda: self._objects.request(
+                self._key,
+                "upload_part",
+                UploadId=self._id,
+                PartNumber=number,
+                Body=_Payload(data),
+                ChecksumCRC32=crc,
+            )
+        )
+        return {"PartNumber": number, "ETag": reply["ETag"], "ChecksumCRC32": crc}
+
+    async def _part_of(self, number: int, key: str, wanted: str) -> dict[str, Any]:
+        """Let the server copy a part."""
+        reply = await _patiently(
+            lambda: self._objects.request(
+                self._key,
+                "upload_part_copy",
+                UploadId=self._id,
+                PartNumber=number,
+                CopySource=self._objects.source_of(key),
+                CopySourceRange=wanted,
+            )
+        )
+        found = reply["CopyPartResult"]
+        kept = {name: found[name] for name in ("ETag", "ChecksumCRC32") if name in found}
+        return {"PartNumber": number, **kept}
+
+    async def _complete(self, parts: Sequence[dict[str, Any]]) -> None:
+        try:
+            await self._objects.request(
+                self._key,
+                "complete_multipart_upload",
+                UploadId=self._id,
+                MpuObjectSize=self._size,
+                MultipartUpload={"Parts": list(parts)},
+            )
+        except BlockstreamError:
+            # The reply of an attempt that worked may have been lost: then it is there.
+            if not await self._is_there():
+                raise
+        if self._copied:
+            await self._check_size()
+
+    async def _check_size(self) -> None:
+        """Compare an object with its parts: old servers ignore the size that they are told.
+
+        Raises:
+            StoreError: If the server copied less, or more.
+        """
+        found = await _patiently(lambda: self._objects.request(self._key, "head_object"))
+        if found["ContentLength"] != self._size:
+            raise StoreError(
+                f"{self._objects.name}: {self._key} has {found['ContentLength']} bytes, and not "
+                f"the {self._size} of its parts; nothing names it"
+            )
+
+    async def _is_there(self) -> bool:
+        try:
+            found = await self._objects.request(self._key, "head_object")
+        except BlockstreamError:
+            return False
+        return bool(found["ContentLength"] == self._size)
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """Return uvloop's, a tenth faster, if it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+async def _patiently(attempt: Callable[[], Awaitable[T]]) -> T:
+    """Try again, after longer and longer pauses, where a server says that it may work then."""
+    for number in range(_ATTEMPTS):
+        try:
+            return await attempt()
+        except _AgainError:
+            await asyncio.sleep(min(0.2 * 2**number, 5.0))
+    return await attempt()
+
+
+class _Payload(io.BytesIO):
+    """Bytes to be sent. Asked for its buffer, which aiohttp does, it makes no copy of them."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._data = data
+
+    def getbuffer(self) -> memoryview:
+        return memoryview(self._data)
+
+
+def _body(data: bytes) -> dict[str, Any]:
+    return {"Body": _Payload(data), "ChecksumCRC32": _base64(zlib.crc32(data))}
+
+
+def _base64(crc: int) -> str:
+    return base64.b64encode(crc.to_bytes(4, "big")).decode()
+
+
+def s3_objects(place: str, endpoint: str = "") -> S3Objects:
+    """Return the objects of `s3://BUCKET/PREFIX`.
+
+    Raises:
+        UsageError: If there is no bucket in it.
+    """
+    bucket, _, prefix = place.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise UsageError(f"{place} names no bucket")
+    return S3Objects(bucket, prefix.strip("/"), endpoint)

@@ -1,0 +1,186 @@
+"""Whatever a bucket's server does to us: what was promised holds, or it is said what does not."""
+
+import itertools
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blockstream.errors import AuthenticationError, BlockstreamError, StoreError
+from blockstream.stores import s3
+from blockstream.stores.s3 import S3Objects, s3_objects
+from tests.s3_proxy import Answer, Fault, Proxy, Rule, proxy
+from tests.s3_servers import S3Server
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
+
+DATA = os.urandom(20 << 20)
+BUSY = Answer(503, "SlowDown")
+FAILED = Answer(500, "InternalError")
+PASSING = [BUSY, FAILED, Fault.RESET, Fault.LOST_REPLY]
+
+
+@pytest.fixture
+def between(localstack: S3Server) -> Iterator[Proxy]:
+    with proxy(localstack.url) as made:
+        yield made
+
+
+@pytest.fixture
+def objects(
+    between: Proxy, localstack: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[S3Objects]:
+    for name, value in localstack.environment.items():
+        monkeypatch.setenv(name, value)
+    with closing(s3_objects(f"s3://contracts/faults/{tmp_path.name}", between.url)) as objects:
+        yield objects
+
+
+def upload(objects: S3Objects, key: str = "big") -> None:
+    made = objects.upload(key)
+    try:
+        for start in range(0, len(DATA), 3 << 20):
+            made.write([memoryview(DATA)[start : start + (3 << 20)]])
+        made.finish()
+    except BlockstreamError:
+        made.abort()
+        raise
+
+
+@pytest.mark.parametrize("fault", PASSING)
+@pytest.mark.parametrize("word", ["?uploads", "partNumber=2", "?uploadId"])
+def test_an_upload_outlives_what_passes(
+    objects: S3Objects, between: Proxy, word: str, fault: Fault | Answer
+) -> None:
+    method = "PUT" if "partNumber" in word else "POST"
+    between.rules.append(Rule(method, word, fault, times=2))
+    upload(objects)
+    assert between.rules[0].seen >= 1
+    assert objects.read("big") == DATA
+    assert [info.key for info in objects.listed("")] == ["big"]
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_a_new_object_is_ours_although_nobody_heard_it(
+    objects: S3Objects, between: Proxy, fault: Fault | Answer
+) -> None:
+    between.rules.append(Rule("PUT", "point", fault))
+    assert objects.put_new("point", b"mine")
+    assert not objects.put_new("point", b"theirs")
+    assert objects.read("point") == b"mine"
+
+
+@pytest.mark.parametrize("fault", [*PASSING, Fault.SHORT_BODY])
+def test_reading_goes_on_where_a_body_ended(
+    objects: S3Objects, between: Proxy, fault: Fault | Answer
+) -> None:
+    upload(objects)
+    between.rules.append(Rule("GET", "big", fault, times=2))
+    assert objects.read("big", 1000, 15 << 20) == DATA[1000 : 1000 + (15 << 20)]
+    between.rules.append(Rule("GET", "big", fault))
+    assert objects.read("big") == DATA
+    assert between.rules[0].seen == 2
+
+
+def test_what_does_not_pass_is_said_and_nothing_is_visible(
+    objects: S3Objects, between: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "_ATTEMPTS", 2)
+    between.rules.append(Rule("PUT", "partNumber=2", BUSY, times=1000))
+    with pytest.raises(StoreError, match="SlowDown"):
+        upload(objects)
+    assert list(objects.listed("")) == []
+    assert objects.forget_unfinished("", 1e12) == 0  # it was given up
+
+
+@pytest.mark.parametrize("code", ["ExpiredToken", "RequestTimeTooSkewed", "AccessDenied"])
+def test_a_refusal_to_let_us_in_is_told_from_a_failure(
+    objects: S3Objects, between: Proxy, code: str
+) -> None:
+    between.rules.append(Rule("GET", "thing", Answer(403, code), times=1000))
+    with pytest.raises(AuthenticationError, match=code):
+        objects.read("thing")
+
+
+def test_a_conflict_is_tried_again(objects: S3Objects, between: Proxy) -> None:
+    between.rules.append(Rule("PUT", "point", Answer(409, "ConditionalRequestConflict"), times=2))
+    assert objects.put_new("point", b"mine")
+    assert between.rules[0].seen == 2
+
+
+@pytest.mark.parametrize(
+    ("word", "fault"),
+    [
+        *itertools.product(["?uploads", "partNumber=2", "?uploadId"], PASSING),
+        ("partNumber=2", Answer(200, "InternalError")),  # S3 has begun to answer before it fails
+    ],
+)
+def test_a_copy_outlives_what_passes(
+    objects: S3Objects, between: Proxy, word: str, fault: Fault | Answer
+) -> None:
+    upload(objects)
+    method = "PUT" if "partNumber" in word else "POST"
+    between.rules.append(Rule(method, word, fault, times=2))
+    made = objects.upload("copy")
+    made.copy("big", 1, 6 << 20)
+    made.copy("big", 7 << 20, 12 << 20)
+    made.copy("big", 100, 6 << 20)
+    made.finish()
+    assert between.rules[0].seen >= 1
+    want = DATA[1 : 1 + (6 << 20)] + DATA[7 << 20 : 19 << 20] + DATA[100 : 100 + (6 << 20)]
+    assert objects.read("copy") == want
+
+
+def test_what_is_copied_does_not_travel(
+    objects: S3Objects, between: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "_MOST_COPIED", 12 << 20)
+    upload(objects)
+    between.requests.clear()
+    made = objects.upload("copy")
+    made.copy("big", 0, 20 << 20)
+    made.write([memoryview(b"tail")])
+    made.finish()
+    assert not [
+        target
+        for method, target in between.requests
+        if method == "GET" and "big" in target and "list-type" not in target
+    ]
+    parts = [target for method, target in between.requests if method == "PUT"]
+    assert len(parts) == 3  # two that are copied, and the tail
+    assert objects.read("copy") == DATA + b"tail"
+
+
+def test_short_ranges_that_lie_close_are_one_request(objects: S3Objects, between: Proxy) -> None:
+    upload(objects)
+    between.requests.clear()
+    made = objects.upload("copy")
+    for start in range(0, 900_000, 9_000):
+        made.copy("big", start, 4_000)
+    made.finish()
+    assert len([method for method, _ in between.requests if method == "GET"]) == 2  # its size
+    want = b"".join(DATA[start : start + 4_000] for start in range(0, 900_000, 9_000))
+    assert objects.read("copy") == want
+
+
+def test_an_object_of_another_size_than_its_parts_is_not_taken(
+    objects: S3Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a server would make that copies less than it was told."""
+    upload(objects)
+    request = S3Objects.request
+
+    async def short(self: S3Objects, key: str, what: str, **words: Any) -> object:
+        words.pop("MpuObjectSize", None)
+        if what == "upload_part_copy":
+            words["CopySourceRange"] = f"bytes=0-{6 << 20}"
+        return await request(self, key, what, **words)
+
+    monkeypatch.setattr(S3Objects, "request", short)
+    made = objects.upload("copy")
+    made.copy("big", 0, 7 << 20)
+    with pytest.raises(StoreError, match="nothing names it"):
+        made.finish()

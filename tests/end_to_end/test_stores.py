@@ -1,0 +1,510 @@
+"""A disk that was saved comes back as it was, at any of its points; what is damaged is named."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.hosts import Ended, Host
+from tests.s3_proxy import Fault, Rule, proxy
+from tests.s3_servers import S3Server
+
+SEND = ("send", "{disk}", "{store}/vm", "--base", "c", "--goal", "d", "--extents", "{listed}")
+PRUNE = ("store", "prune", "{store}", "--keep", "last=1", "--grace", "0")
+BLOCK = 4096
+SIZE = 3 << 20
+
+
+@pytest.fixture
+def store(host: Host, tmp_path: Path) -> str:
+    place = f"dir:{tmp_path}/store"
+    assert host.run("store", "init", place).status == 0
+    return place
+
+
+@pytest.fixture
+def encrypted(host: Host, tmp_path: Path) -> str:
+    place, identity = f"dir:{tmp_path}/store", tmp_path / "identity"
+    recipient = ok(host.run("store", "key", "new", identity)).out.decode().strip()
+    assert identity.stat().st_mode & 0o777 == 0o600
+    said = ok(host.run("store", "init", place, "--encrypt-to", recipient)).err
+    assert "Whoever loses every identity that opens it has lost what it holds" in said
+    host.environment["BLOCKSTREAM_IDENTITY"] = str(identity)
+    return place
+
+
+@pytest.fixture(params=["store", "encrypted"])
+def either(request: pytest.FixtureRequest) -> str:
+    """A folder, encrypted or not."""
+    return str(request.getfixturevalue(request.param))
+
+
+@pytest.fixture(
+    params=[
+        "folder",
+        "encrypted",
+        pytest.param("radosgw", marks=[pytest.mark.slow, pytest.mark.needs("radosgw")]),
+        pytest.param("localstack", marks=pytest.mark.slow),
+    ]
+)
+def anywhere(host: Host, tmp_path: Path, request: pytest.FixtureRequest) -> str:
+    """A store of each kind."""
+    if request.param == "folder":
+        return str(request.getfixturevalue("store"))
+    if request.param == "encrypted":
+        return str(request.getfixturevalue("encrypted"))
+    server = request.getfixturevalue(request.param)
+    host.environment |= server.environment
+    place = f"s3://contracts/{tmp_path.parent.name}/{tmp_path.name}"
+    ok(host.run("store", "init", place))
+    return place
+
+
+def ok(ended: Ended) -> Ended:
+    assert ended.status == 0, ended.err
+    return ended
+
+
+def changed(disk: Path, rng: random.Random) -> str:
+    """Change some blocks of a disk; return the list of changes, as rbd gives it."""
+    content = bytearray(disk.read_bytes())
+    blocks = sorted(rng.sample(range(len(content) // BLOCK), rng.randrange(0, 40)))
+    for block in blocks:
+        zero = rng.random() < 0.3
+        piece = bytes(BLOCK) if zero else rng.randbytes(BLOCK)
+        content[block * BLOCK : (block + 1) * BLOCK] = piece
+    disk.write_bytes(content)
+    return json.dumps([change(block * BLOCK) for block in blocks])
+
+
+def change(offset: int) -> dict[str, object]:
+    return {"offset": offset, "length": BLOCK, "exists": "true"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_every_point_of_a_disk_comes_back(host: Host, anywhere: str, tmp_path: Path) -> None:
+    store = anywhere
+    rng = random.Random(1)  # noqa: S311
+    disk = tmp_path / "disk"
+    disk.write_bytes(rng.randbytes(SIZE // 2) + bytes(SIZE // 2))
+    states = [disk.read_bytes()]
+    ok(host.run("send", disk, f"{store}/vm", "--goal", "state0"))
+    for number in range(1, 12):
+        listed = tmp_path / "changes.json"
+        listed.write_text(changed(disk, rng))
+        states.append(disk.read_bytes())
+        words = ["--base", f"state{number - 1}", "--extents", str(listed)]
+        if number == 7:
+            words = []  # a full copy in between
+        ok(host.run("send", disk, f"{store}/vm", "--goal", f"state{number}", *words))
+    shown = ok(host.run("points", f"{store}/vm")).out.decode()
+    assert shown.count("never") == 12
+    assert shown.count("increment") == 10
+    assert shown.count("full") == 2
+    for number, state in enumerate(states):
+        copy = tmp_path / f"copy{number}"
+        point = rng.choice([str(number + 1), f"state{number}"])
+        ok(host.run("restore", f"{store}/vm@{point}", copy, "--create"))
+        assert copy.read_bytes() == state, number
+        assert f"state{number}" in ok(host.run("status", copy)).out.decode()
+    assert ok(host.run("points", store)).out.decode().split() == [f"{store}/vm"]
+
+
+def test_the_packs_of_a_point_are_its_stream(host: Host, store: str, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(random.Random(2).randbytes(SIZE))  # noqa: S311
+    ok(host.run("send", disk, f"{store}/vm"))
+    packs = sorted((tmp_path / "store").rglob("*.pack"))
+    stream = b"".join(pack.read_bytes() for pack in packs)
+    copy = tmp_path / "copy"
+    ok(host.run("recv", copy, "--create", data=stream))
+    assert copy.read_bytes() == disk.read_bytes()
+
+
+def test_an_increment_goes_onto_the_newest_point_only(
+    host: Host, store: str, tmp_path: Path
+) -> None:
+    disk, listed = tmp_path / "disk", tmp_path / "changes.json"
+    disk.write_bytes(bytes(SIZE))
+    listed.write_text("[]")
+    words = ("send", disk, f"{store}/vm", "--extents", listed)
+    refused = host.run(*words, "--base", "a", "--goal", "b")
+    assert refused.status == 10
+    assert "holds no point of vm last, and not the base 'a'" in refused.err
+    ok(host.run("send", disk, f"{store}/vm", "--goal", "a"))
+    ok(host.run(*words, "--base", "a", "--goal", "b"))
+    refused = host.run(*words, "--base", "a", "--goal", "c")
+    assert refused.status == 10
+    assert "holds state 'b' of vm last" in refused.err
+    assert len(list((tmp_path / "store").rglob("*.json"))) == 3
+
+
+def test_a_disk_that_grew_is_sent_with_what_it_grew_by(
+    host: Host, store: str, tmp_path: Path
+) -> None:
+    disk, listed = tmp_path / "disk", tmp_path / "changes.json"
+    disk.write_bytes(bytes(SIZE))
+    ok(host.run("send", disk, f"{store}/vm", "--goal", "a"))
+    with disk.open("ab") as file:
+        file.write(b"x" * BLOCK)
+    listed.write_text("[]")
+    words = ("send", disk, f"{store}/vm", "--base", "a", "--goal", "b", "--extents", listed)
+    refused = host.run(*words)
+    assert refused.status == 10
+    assert "has grown" in refused.err
+    listed.write_text(json.dumps([change(SIZE)]))
+    ok(host.run(*words))
+    ok(host.run("restore", f"{store}/vm", tmp_path / "copy", "--create"))
+    assert (tmp_path / "copy").read_bytes() == disk.read_bytes()
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("point", ["send.first_data", "store.before_seal", "store.after_seal"])
+def test_a_send_that_was_killed_is_invisible(
+    host: Host, anywhere: str, tmp_path: Path, point: str
+) -> None:
+    store = anywhere
+    disk = tmp_path / "disk"
+    disk.write_bytes(random.Random(3).randbytes(SIZE))  # noqa: S311
+    killed = host.run(
+        "send", disk, f"{store}/vm", environment={"BLOCKSTREAM_FAILPOINT": f"{point}:1:kill"}
+    )
+    assert killed.status == -9
+    assert "no point" in host.run("points", f"{store}/vm").err
+    ok(host.run("send", disk, f"{store}/vm"))
+    copy = tmp_path / "copy"
+    ok(host.run("restore", f"{store}/vm", copy, "--create"))
+    assert copy.read_bytes() == disk.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "point"),
+    [
+        (SEND, "store.before_seal:1"),
+        (SEND, "store.before_index:1"),
+        (SEND, "store.before_commit:1"),
+        (SEND, "store.after_commit:1"),
+        (("store", "compact", "{store}"), "compact.before_commit:1"),
+        (("store", "compact", "{store}"), "compact.after_commit:1"),
+        (PRUNE, "prune.after_mark:1"),
+        (PRUNE, "prune.after_mark:2"),
+        (PRUNE, "prune.after_manifest:1"),
+        (PRUNE, "prune.before_sweep:1"),
+        (("restore", "{store}/vm", "{copy}", "--create"), "recv.after_write:1"),
+        (("restore", "{store}/vm", "{copy}", "--create"), "recv.before_clean:1"),
+    ],
+)
+def test_a_store_outlives_whoever_dies_at_work_on_it(
+    host: Host, store: str, tmp_path: Path, words: tuple[str, ...], point: str
+) -> None:
+    rng = random.Random(7)  # noqa: S311
+    disk, listed, copy = (tmp_path / name for name in ("disk", "changes.json", "copy"))
+    disk.write_bytes(rng.randbytes(SIZE // 4))
+    ok(host.run("send", disk, f"{store}/vm", "--goal", "a"))
+    for base, goal in ("ab", "bc"):
+        listed.write_text(changed(disk, rng))
+        more = ("--base", base, "--goal", goal, "--extents", listed)
+        ok(host.run("send", disk, f"{store}/vm", *more))
+    if words == PRUNE:  # of what nothing needs
+        ok(host.run("send", disk, f"{store}/vm", "--goal", "d"))
+    before = disk.read_bytes()
+    if words == SEND:
+        listed.write_text(changed(disk, rng))
+    places = {"store": store, "disk": disk, "copy": copy, "listed": listed}
+    line = [word.format(**places) for word in words]
+    environment = {"BLOCKSTREAM_FAILPOINT": f"{point}:kill"}
+    killed = host.run(*line, environment=environment)
+    assert killed.status == -9, killed.err
+    ok(host.run("store", "verify", store))
+    again = host.run(*line if words[0] != "restore" else line[:-1])
+    committed = point.startswith("store.after_commit")
+    assert again.status == (10 if committed else 0), again.err
+    assert ("is state 'd' already" in again.err) == committed
+    ok(host.run("store", "verify", store))
+    if words[0] != "restore":
+        ok(host.run("restore", f"{store}/vm", copy, "--create"))
+    assert copy.read_bytes() == (disk.read_bytes() if words == SEND else before)
+
+
+def mostly_overwritten(host: Host, store: str, disk: Path, listed: Path) -> None:
+    """Save a disk, and then two thirds of it anew: 8 MiB of the first pack are needed yet."""
+    rng = random.Random(8)  # noqa: S311
+    disk.write_bytes(rng.randbytes(24 << 20))
+    ok(host.run("send", disk, f"{store}/vm", "--goal", "a"))
+    for base, goal in ("ab", "bc"):
+        with disk.open("r+b") as file:
+            file.write(rng.randbytes(16 << 20))
+        listed.write_text(json.dumps([{"offset": 0, "length": 16 << 20, "exists": "true"}]))
+        ok(
+            host.run(
+                "send", disk, f"{store}/vm", "--base", base, "--goal", goal, "--extents", listed
+            )
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_what_little_is_needed_of_is_given_up(host: Host, anywhere: str, tmp_path: Path) -> None:
+    store, disk, listed = anywhere, tmp_path / "disk", tmp_path / "changes.json"
+    mostly_overwritten(host, store, disk, listed)
+    said = ok(host.run("store", "compact", store)).err
+    assert "vm: point 4 is c, and needs no other; 8.0 MiB of 1 pack copied within the store" in said
+    assert "needs no other\n" in ok(host.run("store", "compact", store)).err
+    pruned = ok(host.run(*(word.format(store=store) for word in PRUNE))).err
+    assert "deleted 1 to 3, 40.0 MiB" in pruned
+    ok(host.run("store", "verify", store))
+    ok(host.run("restore", f"{store}/vm", tmp_path / "copy", "--create"))
+    assert (tmp_path / "copy").read_bytes() == disk.read_bytes()
+    listed.write_text(json.dumps([change(BLOCK)]))
+    words = ("--base", "c", "--goal", "d", "--extents", listed)
+    ok(host.run("send", disk, f"{store}/vm", *words))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("point", ["after_pack", "before_commit", "after_commit"])
+def test_a_compaction_that_was_killed_is_done_again(
+    host: Host, anywhere: str, tmp_path: Path, point: str
+) -> None:
+    store, disk = anywhere, tmp_path / "disk"
+    mostly_overwritten(host, store, disk, tmp_path / "changes.json")
+    failpoint = {"BLOCKSTREAM_FAILPOINT": f"compact.{point}:1:kill"}
+    killed = host.run("store", "compact", store, environment=failpoint)
+    assert killed.status == -9, killed.err
+    shown = ok(host.run("points", f"{store}/vm")).out.decode()
+    assert shown.count("synthetic") == (1 if point == "after_commit" else 0)
+    again = ok(host.run("store", "compact", store)).err
+    assert ("8.0 MiB" in again) == (point != "after_commit")
+    ok(host.run(*(word.format(store=store) for word in PRUNE)))
+    ok(host.run("store", "verify", store))
+    ok(host.run("restore", f"{store}/vm", tmp_path / "copy", "--create"))
+    assert (tmp_path / "copy").read_bytes() == disk.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(100)
+def test_whatever_is_damaged_is_named(host: Host, either: str, tmp_path: Path) -> None:
+    """Each object cut, altered, removed, or exchanged for that of another disk."""
+    store = either
+    rng = random.Random(4)  # noqa: S311
+    for name in ("vm", "other"):
+        disk = tmp_path / name
+        disk.write_bytes(rng.randbytes(SIZE // 4))
+        ok(host.run("send", disk, f"{store}/{name}", "--goal", "a"))
+        listed = tmp_path / "changes.json"
+        listed.write_text(json.dumps([change(BLOCK)]))
+        words = ("--base", "a", "--goal", "b", "--extents", listed)
+        ok(host.run("send", disk, f"{store}/{name}", *words))
+    root = tmp_path / "store" / "bs1" / "disk" / "vm"
+    theirs = sorted((root.parent / "other").rglob("*.*"))
+    for number, path in enumerate(sorted(path for path in root.rglob("*.*") if path.is_file())):
+        good = path.read_bytes()
+        flipped = bytearray(good)
+        flipped[len(good) // 2] ^= 1
+        swapped = [each for each in theirs if each.suffix == path.suffix][number % 2].read_bytes()
+        for what, bad in (
+            ("cut", good[: len(good) // 2]),
+            ("altered", bytes(flipped)),
+            ("removed", None),
+            ("swapped", swapped),
+        ):
+            if bad is None:
+                path.unlink()
+            else:
+                path.write_bytes(bad)
+            copy = tmp_path / "copy"
+            ended = host.run("restore", f"{store}/vm@b", copy, "--create")
+            copy.unlink(missing_ok=True)
+            checked = host.run("store", "verify", f"{store}/vm")
+            assert checked.status == 12 or (what == "removed" and path.name.endswith("2.json"))
+            if checked.status == 12:
+                assert "that cannot: " in checked.err
+            missing = what == "removed" and path.name.endswith("2.json")
+            assert ended.status == (17 if missing else 12), (what, path, ended.err)
+            if not missing:
+                assert path.name in ended.err or "pack" in ended.err or "point" in ended.err
+        path.write_bytes(good)
+    ok(host.run("restore", f"{store}/vm@b", tmp_path / "copy", "--create"))
+    sample = ok(host.run("store", "verify", store, "--percent", "1")).err
+    assert "a sample of 1 %; points in which it found no damage: 1 to 2" in sample
+    sound = ok(host.run("store", "verify", store)).err
+    assert sound.count("points that can be restored: 1 to 2") == 2
+    assert "never" not in ok(host.run("points", f"{store}/vm")).out.decode()
+
+
+@pytest.mark.slow
+def test_what_is_damaged_is_replaced_by_its_twin(host: Host, store: str, tmp_path: Path) -> None:
+    rng = random.Random(5)  # noqa: S311
+    disk, listed = tmp_path / "disk", tmp_path / "changes.json"
+    disk.write_bytes(rng.randbytes(SIZE // 4))
+    ok(host.run("send", disk, f"{store}/vm", "--goal", "a"))
+    for base, goal in ("ab", "bc"):
+        listed.write_text(changed(disk, rng))
+        words = ("--base", base, "--goal", goal, "--extents", listed)
+        ok(host.run("send", disk, f"{store}/vm", *words))
+    root, copy = tmp_path / "store", tmp_path / "twin"
+    shutil.copytree(root, copy)
+    objects = sorted(path for path in root.rglob("*.*") if path.parent.name != "bs1")
+    twin = f"dir:{copy}"
+    assert "was replaced" not in ok(host.run("store", "repair", store, "--from", twin)).err
+    for number, path in enumerate(objects):
+        good = path.read_bytes()
+        bad = bytearray(good)
+        bad[len(bad) // 2] ^= 1
+        path.write_bytes(bad) if number % 2 else path.unlink()
+        key = path.relative_to(root)
+        if path.name != "0000000003.json" or number % 2:  # the last point is not missed by anybody
+            said = ok(host.run("store", "repair", f"{store}/vm", "--from", twin)).err
+            assert f"{key} was replaced" in said
+            assert path.read_bytes() == good
+        path.write_bytes(good)
+    # A pack of the twin of which nothing there says what it is, is held against what we know.
+    pack = next(path for path in objects if path.suffix == ".pack")
+    theirs, good = copy / pack.relative_to(root), pack.read_bytes()
+    spare = shutil.copytree(copy / "bs1/disk/vm/point", tmp_path / "points")
+    shutil.rmtree(copy / "bs1/disk/vm/point")
+    theirs.write_bytes(good[:300] + bytes(len(good) - 300))
+    pack.unlink()
+    kept = host.run("store", "repair", store, "--from", twin)
+    assert kept.status == 12
+    assert "was replaced" not in kept.err
+    theirs.write_bytes(good)
+    assert "was replaced" in ok(host.run("store", "repair", store, "--from", twin)).err
+    shutil.copytree(spare, copy / "bs1/disk/vm/point")
+    # A twin that is damaged as well is not taken.
+    for folder in (root, copy):
+        (folder / objects[-1].relative_to(root)).write_bytes(b"{}")
+    kept = host.run("store", "repair", store, "--from", twin)
+    assert kept.status == 12
+    assert "stay damaged" in kept.err
+
+
+def test_a_point_that_needs_nothing_of_what_is_damaged_is_whole(
+    host: Host, store: str, tmp_path: Path
+) -> None:
+    disk, listed = tmp_path / "disk", tmp_path / "changes.json"
+    disk.write_bytes(b"x" * BLOCK)
+    ok(host.run("send", disk, f"{store}/vm", "--goal", "a", "--compress", "none"))
+    disk.write_bytes(b"y" * BLOCK)
+    listed.write_text(json.dumps([change(0)]))  # all of it
+    words = ("--base", "a", "--goal", "b", "--extents", listed, "--compress", "none")
+    ok(host.run("send", disk, f"{store}/vm", *words))
+    first = min((tmp_path / "store").rglob("*.pack"))
+    first.write_bytes(first.read_bytes().replace(b"x" * 100, b"z" * 100))
+    checked = host.run("store", "verify", store)
+    assert checked.status == 12
+    assert "4.0 KiB of the disk at offset 0" in checked.err
+    assert "can be restored: 2; that cannot: 1" in checked.err
+    assert host.run("store", "verify", "--newest", store).status == 12  # it reads the chain
+    ok(host.run("restore", f"{store}/vm", tmp_path / "copy", "--create"))
+    assert (tmp_path / "copy").read_bytes() == disk.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_bytes_that_were_altered_on_their_way_are_never_written(
+    host: Host, localstack: S3Server, tmp_path: Path
+) -> None:
+    disk, copy = tmp_path / "disk", tmp_path / "copy"
+    disk.write_bytes(random.Random(6).randbytes(SIZE))  # noqa: S311
+    with proxy(localstack.url) as between:
+        host.environment |= localstack.environment | {"AWS_ENDPOINT_URL": between.url}
+        store = f"s3://contracts/{tmp_path.name}-altered"
+        ok(host.run("store", "init", store))
+        ok(host.run("send", disk, f"{store}/vm"))
+        between.rules.append(Rule("GET", ".pack", Fault.WRONG_BYTES))
+        refused = host.run("restore", f"{store}/vm", copy, "--create")
+        assert refused.status == 12, refused.err
+        assert "the frame at offset" in refused.err
+        ok(host.run("restore", f"{store}/vm", copy))
+    assert copy.read_bytes() == disk.read_bytes()
+
+
+def test_an_audit_finds_what_the_list_of_changes_missed(
+    host: Host, store: str, tmp_path: Path
+) -> None:
+    disk, listed = tmp_path / "disk", tmp_path / "changes.json"
+    content = bytearray(random.Random(8).randbytes(SIZE))  # noqa: S311
+    disk.write_bytes(content)
+    ok(host.run("send", disk, f"{store}/vm", "--goal", "a", "--audit", "2"))
+    listed.write_text(json.dumps([change(0)]))
+    words = ("send", disk, f"{store}/vm", "--extents", listed, "--audit", "1")
+    honest = ok(host.run(*words, "--base", "a", "--goal", "b"))
+    assert "audited: 3.0 MiB that were called unchanged are" in honest.err
+    content[BLOCK * 9] ^= 1
+    disk.write_bytes(content)
+    caught = host.run(*words, "--base", "b", "--goal", "c")
+    assert caught.status == 19, caught.err
+    assert (
+        f"@3 is right, but the list of changes had missed 4.0 KiB, first at offset {BLOCK * 9}"
+        in caught.err
+    )
+    ok(host.run("restore", f"{store}/vm", tmp_path / "copy", "--create"))
+    assert (tmp_path / "copy").read_bytes() == content
+    assert "had missed 4.0 KiB of it" in ok(host.run("points", f"{store}/vm")).out.decode()
+    ok(host.run("store", "verify", store))
+    assert host.run("send", disk, tmp_path / "copy", "--audit", "1").status == 2
+
+
+def test_what_is_no_store_is_said(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(bytes(BLOCK))
+    place = f"dir:{tmp_path}/none/vm"
+    for words in (
+        ["send", str(tmp_path / "disk"), place],
+        ["points", place],
+        ["restore", place, "x"],
+    ):
+        ended = host.run(*words)
+        assert ended.status == 17, ended.err
+        assert f"blockstream store init dir:{tmp_path}/none" in ended.err
+
+
+def test_a_rehearsal_says_what_it_would_cost_and_stores_nothing(
+    host: Host, store: str, tmp_path: Path
+) -> None:
+    disk, listed = tmp_path / "disk", tmp_path / "changes.json"
+    disk.write_bytes(random.Random(1).randbytes(SIZE))  # noqa: S311
+    said = ok(host.run("send", "-n", disk, f"{store}/vm")).err
+    assert "3.0 MiB at most would be stored, with about 3 requests" in said
+    listed.write_text("[]")
+    words = ("send", "-n", disk, f"{store}/vm", "--base", "a", "--goal", "b", "--extents", listed)
+    assert "holds no point of vm last" in host.run(*words).err
+    ok(host.run("send", disk, f"{store}/vm", "--goal", "a"))
+    assert "0 B at most would be stored, with about 1 requests" in ok(host.run(*words)).err
+    assert len(list((tmp_path / "store").rglob("*.json"))) == 2
+
+
+def test_a_writer_may_not_delete(host: Host) -> None:
+    texts = {}
+    for role in ("writer", "reader", "pruner"):
+        texts[role] = ok(
+            host.run("store", "policy", "s3://bucket/pre", "--role", role)
+        ).out.decode()
+        assert json.loads(texts[role])["Version"] == "2012-10-17"
+        assert "arn:aws:s3:::bucket/pre/bs1/*" in texts[role]
+    assert "Delete" not in texts["writer"] + texts["reader"]
+    assert "Put" not in texts["reader"]
+    assert "s3:DeleteObject" in texts["pruner"]
+    assert host.run("store", "policy", "dir:/x").status == 2
+
+
+def test_a_store_is_made_once(host: Host, store: str) -> None:
+    again = host.run("store", "init", store)
+    assert again.status == 10
+    assert "is a store already" in again.err
+
+
+def test_times_mean_the_newest_point_that_is_not_younger(
+    host: Host, store: str, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(BLOCK))
+    ok(host.run("send", disk, f"{store}/vm", "--goal", "a"))
+    ok(host.run("restore", f"{store}/vm@2999-01-01", tmp_path / "copy", "--create"))
+    early = host.run("restore", f"{store}/vm@1999-01-01T10:00", tmp_path / "copy2", "--create")
+    assert early.status == 17
+    assert "has no point 1999-01-01T10:00 of vm" in early.err

@@ -1,0 +1,244 @@
+"""A point's index and manifest come back as they were, or are refused; newer extents win."""
+
+import random
+from dataclasses import fields, replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blockstream.errors import StoreDamagedError
+from blockstream.formats.point import Kind as PointKind
+from blockstream.formats.point import Pack, Parent, Point, rooted
+from blockstream.formats.point_index import Frames, PointIndex, Rows, starts_of
+from blockstream.formats.point_map import flattened, merged
+from blockstream_protocol import Kind
+
+SIZE = 64
+BASE = Point(
+    disk="vm",
+    seq=2,
+    kind=PointKind.INCREMENT,
+    id="0123-ab",
+    created="2026-11-20T03:15:00Z",
+    state="b",
+    base="a",
+    parent=Parent(1, "00" * 32),
+    size=SIZE,
+    source={"name": "/dev/vg/vm", "identity": "x"},
+    transfer="11" * 32,
+    frames=1,
+    chain="22" * 32,
+    total=64,
+    data=64,
+    index="index/0123-ab.index",
+    index_digest="33" * 32,
+    packs=(Pack("0000.pack", 123),),
+    root="44" * 32,
+    milliseconds=12,
+    software="blockstream",
+)
+
+
+def index_of(*frames: list[tuple[int, int, Kind]], size: int = SIZE) -> PointIndex:
+    """Return an index of frames with these extents."""
+    rows = [(*row, number) for number, frame in enumerate(frames) for row in frame]
+    raw = [
+        4 + 20 * len(frame) + sum(length for _, length, kind in frame if kind is Kind.DATA)
+        for frame in frames
+    ]
+    count = len(frames)
+    offset, length, kind, number = np.array(rows, np.int64).reshape(-1, 4).T
+    return PointIndex(
+        size,
+        Frames(
+            np.zeros(count, np.int64),
+            np.arange(count) * 1000,
+            np.array(raw, np.int64),
+            np.array(raw, np.int64),
+            np.zeros(count, np.uint8),
+            np.arange(count * 32, dtype=np.int64).astype(np.uint8).reshape(count, 32),
+        ),
+        Rows(
+            offset, length, number, starts_of(offset, length, number, kind), kind.astype(np.uint8)
+        ),
+    )
+
+
+WHOLE = index_of([(0, 32, Kind.DATA), (32, 16, Kind.ZERO)], [(48, 16, Kind.DATA)])
+
+
+def same(one: PointIndex, other: PointIndex) -> bool:
+    pairs: list[tuple[Frames | Rows, Frames | Rows]]
+    pairs = [(one.frames, other.frames), (one.rows, other.rows)]
+    return one.size == other.size and all(
+        np.array_equal(getattr(mine, each.name), getattr(theirs, each.name))
+        for mine, theirs in pairs
+        for each in fields(mine)
+    )
+
+
+@pytest.mark.parametrize("index", [WHOLE, index_of(), PointIndex.empty(7)])
+def test_an_index_comes_back(index: PointIndex) -> None:
+    assert same(PointIndex.decode(index.encode()), index)
+
+
+BAD = {
+    "overlapping": index_of([(0, 32, Kind.DATA), (16, 16, Kind.DATA)]),
+    "backwards": index_of([(32, 16, Kind.DATA)], [(0, 16, Kind.DATA)]),
+    "beyond the end": index_of([(48, 17, Kind.DATA)]),
+    "empty extent": index_of([(0, 0, Kind.ZERO)]),
+    "unknown kind": index_of([(0, 16, 3)]),  # type: ignore[list-item]
+    "negative": index_of([(-16, 16, Kind.DATA)]),
+    "too large for a frame": index_of([(0, 2 << 20, Kind.DATA)], size=4 << 20),
+    "frame too small": replace(WHOLE, frames=replace(WHOLE.frames, raw=WHOLE.frames.raw - 1)),
+    "in a table": replace(WHOLE, rows=replace(WHOLE.rows, start=WHOLE.rows.start - 25)),
+    "unknown codec": replace(WHOLE, frames=replace(WHOLE.frames, codec=np.array([7, 0], np.uint8))),
+    "frame that is not listed": replace(
+        WHOLE, rows=replace(WHOLE.rows, frame=np.array([0, 0, 2], np.int64))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_an_index_that_contradicts_itself_is_refused(name: str) -> None:
+    with pytest.raises(StoreDamagedError):
+        PointIndex.decode(BAD[name].encode())
+
+
+def test_every_cut_and_every_flip_of_an_index_is_refused_or_harmless() -> None:
+    data = WHOLE.encode()
+    for end in range(len(data)):
+        with pytest.raises(StoreDamagedError):
+            PointIndex.decode(data[:end])
+    raw = zstandard.ZstdDecompressor().decompress(data)
+    for at in range(len(raw)):
+        bad = bytearray(raw)
+        bad[at] ^= 0xFF
+        packed = zstandard.ZstdCompressor().compress(bytes(bad))
+        try:
+            PointIndex.decode(packed).check()
+        except StoreDamagedError:
+            continue
+
+
+def test_an_index_that_would_take_all_memory_is_refused() -> None:
+    head = b"BSINDEX1" + (SIZE).to_bytes(8, "little") + (1 << 40).to_bytes(8, "little") * 2
+    with pytest.raises(StoreDamagedError):
+        PointIndex.decode(zstandard.ZstdCompressor().compress(head))
+
+
+def test_a_manifest_comes_back() -> None:
+    for point in (BASE, replace(BASE, parent=None, base="", packs=(), index="")):
+        assert Point.decode(point.encode()) == point
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"format":1', b'"format":2'),
+        (b'"seq":2', b'"seq":"2"'),
+        (b'"seq":2', b'"seq":-2'),
+        (b'"seq":2', b'"seq":true'),
+        (b'"kind":"increment"', b'"kind":"other"'),
+        (b'"disk":"vm"', b'"disk":null'),
+        (b'"disk":"vm",', b""),
+        (b'"disk":"vm"', b'"disk":"vm","more":1'),
+        (b'"packs":[{', b'"packs":[{"more":1,'),
+        (b'"packs":[{', b'"packs":[7,{'),
+        (b'"parent":{', b'"parent":{"more":1,'),
+        (b'"parent":{', b'"parent":{"seq":0,'),
+        (b'"seq":1}', b'"seq":0}'),
+        (b'"seq":1}', b'"seq":2}'),
+        (b'"seq":1}', b'"seq":Infinity}'),
+        (b'"size"', b'"missed":0,"size"'),
+        (b'"size"', b'"audits":-1,"size"'),
+        (b'{"base"', b'{ "base"'),
+        (b"{", b"["),
+    ],
+)
+def test_what_is_no_manifest_is_refused(old: bytes, new: bytes) -> None:
+    data = BASE.encode().replace(old, new, 1)
+    assert data != BASE.encode()
+    with pytest.raises(StoreDamagedError):
+        Point.decode(data)
+
+
+def test_the_root_is_of_the_whole_history() -> None:
+    first = rooted(None, "aa")
+    assert rooted(replace(BASE, root=first), "bb") != rooted(None, "bb")
+
+
+Row = tuple[int, int, Kind]
+Place = tuple[int, int, int]
+
+
+def layer_of(rng: random.Random, *, whole: bool) -> list[list[Row]]:
+    """Return the frames of a layer, with random extents."""
+    marks = sorted(rng.sample(range(SIZE + 1), rng.randrange(0, 8) * 2))
+    if whole:
+        marks = sorted({0, SIZE, *marks})
+    rows = [
+        (low, high - low, rng.choice([Kind.DATA, Kind.ZERO]))
+        for number, (low, high) in enumerate(pairwise(marks))
+        if whole or number % 2 == 0
+    ]
+    frames: list[list[Row]] = []
+    for row in rows:
+        if frames and rng.random() < 0.5:
+            frames[-1].append(row)
+        else:
+            frames.append([row])
+    return frames
+
+
+def laid(model: list[Place], layer: int, frames: list[list[Row]]) -> None:
+    """Note for each byte which layer and frame say what it is, and where it lies there."""
+    for number, frame in enumerate(frames):
+        at = 4 + 20 * len(frame)
+        for offset, length, kind in frame:
+            data = kind is Kind.DATA
+            for byte in range(length):
+                model[offset + byte] = (layer, number, at + byte if data else -1)
+            at += length if data else 0
+
+
+@given(st.integers(0, 2**32), st.integers(1, 8))
+def test_the_newest_layer_says_what_a_byte_is(seed: int, count: int) -> None:
+    rng = random.Random(seed)  # noqa: S311  # the same each time
+    model = [(-1, 0, 0)] * SIZE
+    layers = []
+    for number in range(count):
+        frames = layer_of(rng, whole=not number)
+        laid(model, number, frames)
+        layers.append(index_of(*frames))
+    found = merged(layers)
+    assert int(found.length.sum()) == SIZE
+    for at in range(len(found)):
+        for byte in range(int(found.length[at])):
+            holds = int(found.kind[at]) == Kind.DATA
+            start = int(found.start[at]) + byte if holds else -1
+            place = (int(found.layer[at]), int(found.frame[at]), start)
+            assert place == model[int(found.offset[at]) + byte]
+
+
+@given(st.integers(0, 2**32), st.integers(1, 8))
+def test_one_index_says_what_several_say(seed: int, count: int) -> None:
+    rng = random.Random(seed)  # noqa: S311  # the same each time
+    layers = [index_of(*layer_of(rng, whole=not number)) for number in range(count)]
+    found = merged(layers)
+    flat = flattened(layers, [10 * number for number in range(count)])
+    flat.check()
+    again = merged([flat])
+    for name in ("offset", "length", "kind", "start"):
+        assert np.array_equal(getattr(again, name), getattr(found, name))
+    assert np.array_equal(flat.frames.pack[again.frame], 10 * found.layer)
+    assert np.array_equal(flat.frames.offset[again.frame], 1000 * found.frame)
+
+
+def test_a_byte_that_nobody_tells_of_is_damage() -> None:
+    with pytest.raises(StoreDamagedError, match="at offset 16"):
+        merged([index_of([(0, 16, Kind.DATA), (32, 32, Kind.DATA)])])

@@ -1,0 +1,280 @@
+"""Whatever is sent, pruned and compacted, in any order: every point that is shown comes back."""
+
+import os
+import random
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from blockstream.errors import BusyError, NotFoundError
+from blockstream.extents import ExtentMap
+from blockstream.formats.extent_lists import ExtentList, Meaning
+from blockstream.formats.point import Kind as PointKind
+from blockstream.jobs.send import SendRequest
+from blockstream.jobs.stores.compaction import WORTH, Compacted, compact
+from blockstream.jobs.stores.prune import prune
+from blockstream.jobs.stores.repository import Repository, StoredDisk
+from blockstream.jobs.stores.restore import opened_point
+from blockstream.jobs.stores.retention import parse_rules
+from blockstream.jobs.stores.save import save
+from blockstream.jobs.stores.verify import verify_disk
+from blockstream.linux.buffers import aligned_buffer
+from blockstream.pipeline.progress import Progress
+from blockstream.sources.disk import DiskSource
+from blockstream.stores.folder import FolderObjects
+from blockstream_protocol import Kind
+
+BLOCK = 4096
+BLOCKS = 24
+
+
+class Model:
+    """A store, and what each of its points must hold."""
+
+    def __init__(self, folder: Path, seed: int, store: Path | None = None) -> None:
+        self.folder = folder
+        self.rng = random.Random(seed)  # noqa: S311  # the same each time
+        objects = FolderObjects(store or folder / "store")
+        Repository.create(objects)
+        self.disk: StoredDisk = Repository(objects).disk("vm")
+        self.content = bytearray(self.rng.randbytes(BLOCK) * BLOCKS)
+        self.points: dict[int, bytes] = {}
+
+    def send(
+        self, *, full: bool, count: int | None = None, blocks: Sequence[int] | None = None
+    ) -> None:
+        """Change some blocks, or so many, or these; save them, or all of the disk.
+
+        Where it is left to us, the disk grows or shrinks as well, now and then.
+        """
+        if blocks is None:
+            grown = self._resize() if count is None else []
+            count = self.rng.randrange(0, 6) if count is None else count
+            there = range(len(self.content) // BLOCK)
+            blocks = sorted({*self.rng.sample(there, min(count, len(there))), *grown})
+        for block in blocks:
+            zero = self.rng.random() < 0.3
+            piece = bytes(BLOCK) if zero else self.rng.randbytes(BLOCK)
+            self.content[block * BLOCK : (block + 1) * BLOCK] = piece
+        path = self.folder / "disk"
+        path.write_bytes(self.content)
+        last = self.disk.last()
+        changes, base = None, ""
+        if last is not None and not full:
+            offsets = np.array(blocks, np.int64) * BLOCK
+            found = ExtentMap.from_columns(
+                offsets, np.full(len(blocks), BLOCK), Kind.DATA, len(self.content)
+            )
+            changes, base = (
+                ExtentList(found, Meaning.CHANGED, "test", len(self.content)),
+                last.state,
+            )
+        request = SendRequest(str(path), self.folder / "state", base=base, changes=changes)
+        with closing(DiskSource(str(path))) as source:
+            point = save(request, source, self.disk, Progress(), []).point
+        self.points[point.seq] = bytes(self.content)
+
+    def _resize(self) -> Sequence[int]:
+        """Let the disk grow or shrink, now and then; return what it grew by, in blocks."""
+        before, after = len(self.content) // BLOCK, self.rng.randrange(BLOCKS // 2, BLOCKS * 2)
+        if self.rng.random() < 0.7:
+            return []
+        del self.content[after * BLOCK :]
+        self.content += bytes(max(0, after - before) * BLOCK)
+        return range(before, after)
+
+    def compact(self, worth: float = WORTH, pack_bytes: int = 1 << 30) -> Compacted | None:
+        before = self.disk.last()
+        made = compact(self.disk, worth=worth, pack_bytes=pack_bytes)
+        if made is not None and before is not None:
+            self.points[made.point.seq] = self.points[before.seq]
+        return made
+
+    def prune(self, last: int, grace: float) -> None:
+        keep = set(sorted(self.points)[-last:])
+        prune(self.disk, parse_rules(f"last={last}"), grace=grace)
+        self.points = {seq: state for seq, state in self.points.items() if seq in keep}
+
+    def check(self) -> None:
+        """Restore every point."""
+        shown = list(self.disk.points())
+        assert [point.seq for point in shown] == sorted(self.points)
+        for point in shown:
+            with closing(opened_point(self.disk, point)) as source:
+                buffer = aligned_buffer(source.size)
+                source.read_into([0], [source.size], buffer)
+            assert buffer == self.points[point.seq], point.seq
+        found = verify_disk(self.disk, Progress(), [])
+        assert not found.damages
+        assert set(self.points) <= set(found.whole)
+
+    def keys(self, folder: str) -> list[str]:
+        """Return what there is in a folder of the disk; all of it for none."""
+        prefix = f"bs1/disk/vm/{folder}/" if folder else "bs1/disk/vm/"
+        return [info.key for info in self.disk.objects.listed(prefix)]
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("send"), st.just(0)),
+        st.tuples(st.just("full"), st.just(0)),
+        st.tuples(st.just("compact"), st.just(0)),
+        st.tuples(st.just("hide"), st.integers(1, 4)),
+        st.tuples(st.just("prune"), st.integers(1, 4)),
+    ),
+    max_size=12,
+)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32), steps=STEPS)
+def test_any_sequence_equals_the_model(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, steps: list[tuple[str, int]]
+) -> None:
+    model = Model(tmp_path_factory.mktemp("model"), seed)
+    model.send(full=True)
+    for what, count in steps:
+        match what:
+            case "send" | "full":
+                model.send(full=what == "full")
+            case "compact":
+                model.compact()
+            case "hide":
+                model.prune(count, grace=1e9)
+            case "prune":
+                model.prune(count, grace=0)
+    model.check()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Model:
+    made = Model(tmp_path, 1)
+    made.send(full=True)
+    for _ in range(4):
+        made.send(full=False)
+    return made
+
+
+def test_what_a_kept_point_needs_is_kept_until_it_needs_it_no_more(model: Model) -> None:
+    packs = model.keys("pack")
+    model.prune(1, grace=0)
+    assert model.keys("pack") == packs
+    assert len(model.keys("point")) == 5
+    model.compact(worth=0)
+    model.check()
+    assert model.keys("pack") == packs  # no data has moved
+    model.prune(1, grace=0)
+    assert len(model.keys("point")) == 1
+    assert len(model.keys("index")) == 1
+    assert [key for key in model.keys("mark") if "verified" not in key] == []
+    assert len(model.keys("mark")) == 1  # of the one that is left
+    assert set(model.keys("pack")) <= set(packs)
+    model.check()
+    model.send(full=False)
+    model.check()
+
+
+def test_a_pruned_point_is_hidden_at_once_and_deleted_later(model: Model) -> None:
+    model.send(full=True)
+    before = model.keys("point")
+    model.prune(1, grace=3600)
+    assert model.keys("point") == before
+    with pytest.raises(NotFoundError):
+        model.disk.find("3")
+    model.check()
+    model.prune(1, grace=0)
+    assert len(model.keys("point")) == len(model.keys("pack")) == 1
+    model.check()
+
+
+def test_what_was_hidden_lately_keeps_what_it_needs(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden = model.disk.find("4")
+    model.send(full=True)
+    prune(model.disk, parse_rules("last=1"), grace=3600)
+    marks = model.disk.marks()
+    lately = {seq: when - (0 if seq == 4 else 7200) for seq, when in marks.items()}
+    monkeypatch.setattr(StoredDisk, "marks", lambda _disk: dict(lately))
+    found = prune(model.disk, parse_rules("last=1"), grace=3600)
+    assert found.deleted == [5]
+    with closing(opened_point(model.disk, hidden)) as source:
+        buffer = aligned_buffer(source.size)
+        source.read_into([0], [source.size], buffer)
+    assert buffer == model.points[4]
+
+
+def test_a_dry_run_writes_nothing(model: Model) -> None:
+    before = model.keys("")
+    found = prune(model.disk, parse_rules("last=2"), grace=0, dry_run=True)
+    assert found.kept == [4, 5]
+    assert found.hidden == [1, 2, 3]
+    assert model.keys("") == before
+
+
+def test_what_nobody_names_is_swept_once_it_is_old(model: Model) -> None:
+    objects = model.disk.objects
+    for key in ("pack/00-dead/0000.pack", "index/00-dead.index"):
+        objects.put(f"bs1/disk/vm/{key}", b"x")
+    prune(model.disk, parse_rules("last=9"), grace=0)
+    assert any("dead" in key for key in model.keys("pack"))  # somebody may be at work
+    for path in (model.folder / "store").rglob("*dead*"):
+        for each in [path] if path.is_file() else path.iterdir():
+            os.utime(each, (0, 0))
+    found = prune(model.disk, parse_rules("last=9"), grace=0)
+    assert found.freed == 2
+    assert not any("dead" in key for key in model.keys(""))
+    model.check()
+
+
+def test_of_two_writers_one_is_told(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Repository(model.disk.objects).disk("vm")
+    commit = StoredDisk.commit
+
+    def late(disk: StoredDisk, point: object) -> None:
+        monkeypatch.setattr(StoredDisk, "commit", commit)
+        assert compact(other, worth=0) is not None  # somebody else was faster
+        commit(disk, point)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(StoredDisk, "commit", late)
+    packs = model.keys("pack")
+    with pytest.raises(BusyError, match="has committed point 6"):
+        model.send(full=False)
+    assert model.keys("pack") == packs  # ours are gone
+    assert [point.kind for point in model.disk.points()][-1] is PointKind.SYNTHETIC
+
+
+def test_who_wrote_lately_is_still_at_work_however_long_ago_it_began(tmp_path: Path) -> None:
+    model = Model(tmp_path, 1)
+    model.send(full=True, count=1)
+    week = 8 * 86_400
+    for owner, ages in (("busy", (2 * week, 0)), ("dead", (2 * week, week))):
+        for number, age in enumerate(ages):
+            key = f"{model.disk.folder}pack/{owner}/{number:04d}.pack"
+            model.disk.objects.put(key, b"x")
+            path = tmp_path / "store" / key
+            when = path.stat().st_mtime - age
+            os.utime(path, (when, when))
+    prune(model.disk, parse_rules("last=1"), grace=0)
+    listed = model.disk.objects.listed(f"{model.disk.folder}pack/")
+    left = {info.key.split("/")[-2] for info in listed}
+    assert "busy" in left
+    assert "dead" not in left
+
+
+def test_files_of_others_are_no_points(tmp_path: Path) -> None:
+    model = Model(tmp_path, 1)
+    model.send(full=True, count=1)
+    for name in ("point/.nfs0001", "point/0000000001.json.Xy12", "mark/x.pruned.json", "point/"):
+        path = tmp_path / "store" / model.disk.folder / name
+        path.parent.mkdir(exist_ok=True)
+        if not name.endswith("/"):
+            path.write_bytes(b"")
+    assert [point.seq for point in model.disk.points()] == [1]

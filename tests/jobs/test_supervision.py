@@ -1,0 +1,40 @@
+"""Signals: what a transfer installs it takes away again, and nothing is left half done."""
+
+import signal
+
+import pytest
+
+from blockstream.jobs.supervision import Work, supervised, undisturbed
+from blockstream.pipeline.progress import Progress
+
+
+class ToldError(Exception):
+    """A signal came."""
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> object:
+    def tell(number: int, _frame: object) -> None:
+        raise ToldError(number)
+
+    before = {n: signal.signal(n, tell) for n in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_after_a_transfer_signals_are_heard_as_before() -> None:
+    assert supervised(lambda: 7, Work(lambda _reason: None), Progress(), []) == 7
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with pytest.raises(ToldError):
+            signal.raise_signal(number)
+
+
+def test_what_must_not_be_left_half_done_is_done() -> None:
+    said: list[str] = []
+    with undisturbed(said.append):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.raise_signal(number)
+    assert [text.split()[0] for text in said] == ["SIGTERM", "SIGINT"]
+    with pytest.raises(ToldError):
+        signal.raise_signal(signal.SIGTERM)
