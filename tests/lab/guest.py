@@ -249,7 +249,7 @@ class Running:
         self._socket.settimeout(_COMMAND_SECONDS)
         self.pid = int(self._file.readline() or 0)
 
-    def wait(self, seconds: float = _COMMAND_SECONDS * 3) -> Done:
+    def wait(self, seconds: float = _COMMAND_SECONDS * 6) -> Done:
         """Wait for its end."""
         self._socket.settimeout(seconds)
         with self._socket, self._file:

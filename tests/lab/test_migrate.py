@@ -15,10 +15,15 @@ from tests.lab.test_lvm_sources import MAKERS, digest, make_thick, make_thin, na
 WRITER = (Path(__file__).parent / "writer.py").read_bytes()
 BLOCK = 4096
 RUNS = int(os.environ.get("LAB_RUNS", "1"))
+# A process that waits for the disk stops only when what it wrote is there.
+STOP = (
+    "pid=$(pgrep -f [w]riter.py) && kill -STOP $pid && "
+    "until grep -q '^State:.T' /proc/$pid/status; do sleep 0.05; done"
+)
 # Long limits: an emulated processor takes seconds for what a real one does in tenths.
 HOOKS = (
     *("--max-downtime", "15"),
-    *("--pause", "pkill -STOP -f [w]riter.py; sleep 0.1"),
+    *("--pause", STOP),
     *("--start", "touch /root/started"),
     *("--roll-back", "pkill -CONT -f [w]riter.py; touch /root/back"),
 )
@@ -187,8 +192,8 @@ def test_a_guest_that_writes_too_fast_is_said_to_and_runs_on(writer: Guest, dst:
     src = writer
     make_thick(src)
     before = names(src)
-    begin(src, 2000)
-    words = ["--create", *HOOKS, "--max-downtime", "1.05", "--bwlimit", "500k"]
+    begin(src, 500)
+    words = ["--create", *HOOKS, "--max-downtime", "1.05", "--bwlimit", "1M"]
     done = migrate(src, *words)
     assert done.status == 10, done.err
     assert "does not converge: the guest changes" in done.err
@@ -202,7 +207,7 @@ def test_abort_wakes_the_guest_and_cleans_both_hosts(writer: Guest, dst: Guest) 
     before = names(src)
     begin(src)
     died = migrate(
-        src, "--create", *HOOKS, "--pause", "pkill -STOP -f [w]riter.py; kill -KILL $PPID"
+        src, "--create", *HOOKS, "--pause", f"{STOP}; kill -KILL $PPID"
     )
     assert died.status == -9, died.err
     done = src.blockstream("migrate", "--abort", "vg/vm")
@@ -245,7 +250,7 @@ def test_a_guest_is_woken_although_the_other_host_is_gone(writer: Guest, dst: Gu
     src = writer
     make_thick(src)
     begin(src)
-    dying = ["--pause", "pkill -STOP -f [w]riter.py; kill -KILL $PPID"]
+    dying = ["--pause", f"{STOP}; kill -KILL $PPID"]
     assert migrate(src, "--create", *HOOKS, *dying).status == -9
     src.run("ip link set eth1 down")
     try:
