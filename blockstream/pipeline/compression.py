@@ -30,9 +30,11 @@ class CompressionChoice:
 
     Attributes:
         level: zstd's level; 0 for none; None to follow the bottleneck.
+        least: The level that following the bottleneck begins at, and never falls below.
     """
 
     level: int | None
+    least: int = 0
 
     @classmethod
     def parse(cls, text: str) -> "CompressionChoice":
@@ -147,8 +149,9 @@ class LevelControl:
         clock: Callable[[], float] = time.monotonic,
         idle_cores: Callable[[], float] | None = None,
     ) -> None:
-        """Start at the chosen level, or at none where it is to be found."""
-        self.level = choice.level or 0
+        """Start at the chosen level, or at the least where it is to be found."""
+        self.level = choice.least if choice.level is None else choice.level
+        self._least = choice.least
         self._fixed = choice.level is not None
         self._clock = clock
         self._idle_cores = idle_cores or IdleCores(clock)
@@ -185,7 +188,7 @@ class LevelControl:
             self._before_step = None
             return
         self._before_step = None
-        if blocked < 0.1 and self.level:
+        if blocked < 0.1 and self.level > self._least:
             self._step(-1)
         elif self._patience:
             self._patience -= 1

@@ -172,14 +172,16 @@ class World:
     COST = {0: 0.0001, 1: 0.0012, 3: 0.004, 6: 0.012, 9: 0.03}  # noqa: RUF012
     RATIO = {0: 1.0, 1: 3.0, 3: 3.5, 6: 3.8, 9: 3.85}  # noqa: RUF012
 
-    def __init__(self, link: float, cores: float, ratio: dict[int, float] | None = None) -> None:
+    def __init__(
+        self, link: float, cores: float, ratio: dict[int, float] | None = None, least: int = 0
+    ) -> None:
         self.link = link  # MiB a second
         self.cores = cores
         self.ratio = ratio or self.RATIO
         self.now = 0.0
         self.busy = 0.0
         self.control = LevelControl(
-            CompressionChoice(None), clock=lambda: self.now, idle_cores=lambda: self.idle
+            CompressionChoice(None, least), clock=lambda: self.now, idle_cores=lambda: self.idle
         )
 
     @property
@@ -242,6 +244,14 @@ def test_a_fast_pipe_ends_at_none() -> None:
     world.control.level = 9
     world.run(5)
     assert share(world.run(10), 0) > 0.9
+
+
+def test_it_never_falls_below_the_least() -> None:
+    world = World(link=8_000, cores=2, least=1)
+    world.control.level = 9
+    assert world.run(10)[-1] == 1
+    world.control._idle_cores = lambda: 0.1
+    assert share(world.run(10), 1) == 1.0
 
 
 def test_it_returns_when_the_link_becomes_fast() -> None:

@@ -235,7 +235,9 @@ def _streamed(
     """Let the stream go into packs; return what it holds."""
     progress.size, progress.total = source.size, what.opening.total
     session = one_way(what, source)
-    options = SendOptions(compression=request.compression, check_packing=True)
+    # What is stored is kept, and often paid for, so it is packed however fast the way there is.
+    compression = replace(request.compression, least=1)
+    options = SendOptions(compression=compression, check_packing=True)
     engine = SendEngine(session, source, what.extents, outlet, progress, options)
 
     def stop(reason: str) -> None:
