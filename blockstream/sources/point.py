@@ -19,10 +19,12 @@ from blockstream_protocol import HEAD_BYTES, Decompress, Kind
 _IN_FLIGHT: Final = 8
 _RUN_BYTES: Final = 8 << 20  # of one request, about
 _GAP_BYTES: Final = 256 << 10  # of what nobody wants, rather than another request
-_AHEAD_BYTES: Final = 64 << 20
+_AHEAD_BYTES: Final = 48 << 20
 _RUNS_AHEAD: Final = 64
 _MOST_HELD: Final = 2 * _AHEAD_BYTES
 _CACHE_BYTES: Final = 96 << 20
+# Frames that stay after all of them was read, because another thread may be a little behind.
+_SPENT: Final = 8
 # Frames whose turn comes later than this many others are not fetched with this one.
 _NEAR: Final = 32
 # Who wants the next frame but that many, with several threads, reads in order.
@@ -99,7 +101,9 @@ class PointSource:
         self._map = merged([layer.index for layer in layers])
         self.size = self._map.size
         self._ends = self._map.offset + self._map.length
-        self._fetching = _Fetching(layers, self._order(), new_decompress)
+        data = np.equal(self._map.kind, Kind.DATA)
+        held = (self._map.layer[data], self._map.frame[data])
+        self._fetching = _Fetching(layers, held, new_decompress)
 
     def extents(self) -> ExtentMap:
         """Return DATA and ZERO extents that cover the disk."""
@@ -131,19 +135,12 @@ class PointSource:
             if int(found.kind[row]) == Kind.ZERO:
                 piece[:] = bytes(count)
             else:
-                payload = self._fetching.payload((int(found.layer[row]), int(found.frame[row])))
+                key = (int(found.layer[row]), int(found.frame[row]))
                 start = int(found.start[row]) + inside
-                piece[:] = payload[start : start + count]
+                piece[:] = self._fetching.payload(key)[start : start + count]
+                if inside + count == int(found.length[row]):
+                    self._fetching.used(key)
             done, row = done + count, row + 1
-
-    def _order(self) -> tuple[Numbers, Numbers]:
-        """Return layer and frame of all that holds data, in the order in which it is wanted."""
-        data = np.equal(self._map.kind, Kind.DATA)
-        layer, frame = self._map.layer[data], self._map.frame[data]
-        # Two numbers as one: `unique` of pairs takes ten times as long.
-        _, first = np.unique(layer << 40 | frame, return_index=True)
-        first.sort()
-        return layer[first], frame[first]
 
 
 class _Fetching:
@@ -152,9 +149,17 @@ class _Fetching:
     def __init__(
         self,
         layers: Sequence[Layer],
-        order: tuple[Numbers, Numbers],
+        held: tuple[Numbers, Numbers],
         new_decompress: Callable[[], Decompress],
     ) -> None:
+        """Plan; nothing is fetched.
+
+        Args:
+            layers: What frames are fetched from.
+            held: Layer and frame of each extent that holds data, in the order of the disk.
+            new_decompress: Makes what unpacks one payload at a time.
+        """
+        order = _first_uses(held)
         self._layers = layers
         self._new_decompress = new_decompress
         counts = [len(layer.index.frames) for layer in layers]
@@ -167,6 +172,10 @@ class _Fetching:
         self._run_of, self._turn_of = (np.zeros(sum(counts), np.int64) for _ in range(2))
         self._run_of[places] = self._runs.of
         self._turn_of[places] = np.arange(len(places))
+        # How many extents of each frame there are, and how many of them were not read yet.
+        self._extents = np.bincount(np.array(self._base)[held[0]] + held[1], minlength=sum(counts))
+        self._unread = self._extents.copy()
+        self._spent: deque[Key] = deque()
         self._asked: deque[_Run] = deque()
         self._held = 0
         self._lock = threading.Lock()
@@ -201,6 +210,18 @@ class _Fetching:
             self._make_room()
         return found
 
+    def used(self, key: Key) -> None:
+        """Note that an extent of a frame was read to its end: after the last, the frame may go."""
+        place = self._base[key[0]] + key[1]
+        with self._lock:
+            self._unread[place] -= 1
+            if self._unread[place]:
+                return
+            self._unread[place] = self._extents[place]  # whoever begins again
+            self._spent.append(key)
+            if len(self._spent) > _SPENT:
+                self._forget(self._spent.popleft())
+
     def close(self) -> None:
         """Ask for nothing more."""
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -209,8 +230,12 @@ class _Fetching:
         for key in list(self._cache):
             if self._cached <= _CACHE_BYTES:
                 return
-            if self._cache[key].done() and self._cache[key].exception() is None:
-                self._cached -= len(self._cache.pop(key).result())
+            self._forget(key)
+
+    def _forget(self, key: Key) -> None:
+        known = self._cache.get(key)
+        if known is not None and known.done() and known.exception() is None:
+            self._cached -= len(self._cache.pop(key).result())
 
     def _decoded(self, key: Key) -> memoryview:
         layer, number = self._layers[key[0]], key[1]
@@ -281,6 +306,15 @@ class _Fetching:
         if run.data is not None:
             run.data = None
             self._held -= run.length
+
+
+def _first_uses(held: tuple[Numbers, Numbers]) -> tuple[Numbers, Numbers]:
+    """Return layer and frame of all frames, in the order in which they are wanted first."""
+    layer, frame = held
+    # Two numbers as one: `unique` of pairs takes ten times as long.
+    _, first = np.unique(layer << 40 | frame, return_index=True)
+    first.sort()
+    return layer[first], frame[first]
 
 
 @dataclass(frozen=True, slots=True)

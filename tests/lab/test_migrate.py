@@ -206,9 +206,7 @@ def test_abort_wakes_the_guest_and_cleans_both_hosts(writer: Guest, dst: Guest) 
     make_thick(src)
     before = names(src)
     begin(src)
-    died = migrate(
-        src, "--create", *HOOKS, "--pause", f"{STOP}; kill -KILL $PPID"
-    )
+    died = migrate(src, "--create", *HOOKS, "--pause", f"{STOP}; kill -KILL $PPID")
     assert died.status == -9, died.err
     done = src.blockstream("migrate", "--abort", "vg/vm")
     assert done.status == 0, done.err

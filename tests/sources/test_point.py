@@ -145,6 +145,7 @@ def test_a_whole_pass_asks_for_each_byte_about_once_in_large_pieces(
         objects.requests.clear()
         for at in range(0, SIZE, MIB):
             assert read(source, (at, MIB)) == content[at : at + MIB]
+        assert source._fetching._cached < 10 * MIB  # what was read to its end does not stay
     asked = sum(length for _, _, length in objects.requests)
     stored = sum(point.stored for point in disk.points())
     assert asked <= stored
