@@ -16,7 +16,11 @@ from blockstream.linux.qmp import connected
 from blockstream.locations import Remote, Way
 from tests.machine import BOOT, DISK_BYTES, IDLE_BOOT, Machine, machine, wrong_records
 
-pytestmark = [pytest.mark.slow, pytest.mark.needs("qemu-system-x86_64")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.needs("qemu-system-x86_64"),
+    pytest.mark.timeout(120),
+]
 
 
 @pytest.fixture
