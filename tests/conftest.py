@@ -16,6 +16,7 @@ import pytest
 
 from tests import s3_servers
 from tests.s3_servers import S3Server
+from tests.ssh_server import SshServer, ssh_server
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -30,6 +31,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if missing:
         say = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
         say(f"this machine has no {', no '.join(missing)}")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshServer]:
+    """An sshd of this host."""
+    with ssh_server(tmp_path_factory.mktemp("sshd")) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -11,17 +11,10 @@ import pytest
 from blockstream.errors import NotFoundError
 from blockstream.interfaces import Link
 from blockstream.locations import Remote, Way, open_link
-from tests.ssh_server import SshServer, ssh_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 
 Connect = Callable[[str], Link]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshServer]:
-    with ssh_server(tmp_path_factory.mktemp("sshd")) as running:
-        yield running
 
 
 @pytest.fixture(

@@ -12,7 +12,6 @@ import pytest
 
 from tests.end_to_end.far_host import far_command
 from tests.end_to_end.hosts import OFTEN, Host, Zygote
-from tests.ssh_server import SshServer, ssh_server
 
 CUTTER = Path(__file__).with_name("cutter.py")
 
@@ -48,12 +47,6 @@ def eager(tmp_path: Path, zygote: Zygote) -> Iterator[Host]:
         yield made
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshServer]:
-    with ssh_server(tmp_path_factory.mktemp("sshd")) as running:
-        yield running
-
-
 @pytest.fixture(
     params=[
         "pipe",
@@ -66,7 +59,7 @@ def way(request: pytest.FixtureRequest, host: Host) -> list[str]:
     options = ["--remote-command", far_command(host)]
     if request.param == "pipe":
         return [*options, "--rsh", "sh -c {command}"]
-    lab: SshServer = request.getfixturevalue("server")
+    lab = request.getfixturevalue("server")
     if request.param == "our ssh":
         return [*options, "--ssh-config", str(lab.config)]
     return [*options, "--rsh", f"ssh -F {lab.config}"]

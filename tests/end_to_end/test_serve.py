@@ -4,7 +4,6 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from blockstream.errors import BlockstreamError, UsageError
 from blockstream.jobs.serve import PEER_COMMAND, key_line, load_policy
 from tests.end_to_end.hosts import COMMAND, ROOT, Ended, Host
-from tests.ssh_server import SshServer, ssh_server
+from tests.ssh_server import SshServer
 
 # What a stolen key would be tried with.
 HOSTILE = [
@@ -194,12 +193,6 @@ def test_options_that_the_policy_decides_are_refused_here(host: Host, option: li
 
 
 # Over ssh.
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshServer]:
-    with ssh_server(tmp_path_factory.mktemp("sshd")) as running:
-        yield running
 
 
 @pytest.mark.slow

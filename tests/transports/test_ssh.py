@@ -19,12 +19,6 @@ CONNECTED, UNTRUSTED = 7, 16
 WRONG_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBw3Jm0a0hYqGJ8vUo8m8vQH1yqkS1e6cJxXo3sQ4m1k"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshServer]:
-    with ssh_server(tmp_path_factory.mktemp("sshd")) as running:
-        yield running
-
-
 def connect(config: Path, *words: str, command: str = "exit 7") -> tuple[int, str]:
     """Run a command there; return the exit status and what was said."""
     program = [sys.executable, "-m", "blockstream.transports.ssh", "--config", str(config)]
