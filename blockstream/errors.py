@@ -134,6 +134,13 @@ class ExceptionStoreError(SourceError):
         super().__init__(f"exception store: {what}")
 
 
+class NbdError(SourceError):
+    """An NBD server says what it must not say, or speaks another version. Nothing was believed."""
+
+    def __init__(self, where: str, what: str) -> None:
+        super().__init__(f"{where}: no NBD server that can be trusted: {what}; END was not sent")
+
+
 class SnapshotInvalidError(SourceError):
     """A snapshot is not valid any more: it was filled, merged, or taken away."""
 

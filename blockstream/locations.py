@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from blockstream.errors import NotFoundError, UsageError
 from blockstream.interfaces import Objects, Source
@@ -16,6 +17,9 @@ from blockstream.linux.identity import Node
 from blockstream.stores.folder import FolderObjects
 from blockstream.targets.disk import DiskTarget
 from blockstream.transports.command import CommandLink, PipedLink
+
+if TYPE_CHECKING:
+    from blockstream.sources.nbd import NbdSource
 
 _ROUND_TRIP_SECONDS = 5.0
 _HOST = r"(?:(?P<user>[A-Za-z0-9._@+-]+)@)?(?P<host>\[[0-9A-Za-z:.%_-]+\]|[A-Za-z0-9._-]+)"
@@ -26,6 +30,7 @@ _LONG = re.compile(rf"ssh://{_HOST}(?::(?P<port>\d{{1,5}}))?(?P<path>/.+)", re.D
 _STORE = re.compile(
     r"(?P<store>dir:.*?|s3://[^/]+.*?)(?:/(?P<disk>[^/@]+)(?:@(?P<point>[^/@]*))?)?/?", re.DOTALL
 )
+_NBD = re.compile(r"nbds?(\+unix)?://")
 _PASSWORD = re.compile(r"(//[^/@:]*:)[^/]*@")
 
 
@@ -38,7 +43,25 @@ def open_source(location: str, *, from_medium: bool = False) -> Source:
     """
     from blockstream.sources.disk import DiskSource  # numpy: 60 ms that `recv` need not wait
 
+    if is_nbd(location):
+        return open_export(location)
     return DiskSource(location, from_medium=from_medium)
+
+
+def is_nbd(location: str) -> bool:
+    """Tell whether a location is an export of an NBD server."""
+    return _NBD.match(location) is not None
+
+
+def open_export(location: str, *, bitmap: str = "") -> "NbdSource":
+    """Open an export of an NBD server; see `NbdSource`.
+
+    Raises:
+        SourceError: If it cannot be read.
+    """
+    from blockstream.sources.nbd import NbdSource
+
+    return NbdSource(location, bitmap=bitmap)
 
 
 def open_target(
@@ -52,7 +75,10 @@ def open_target(
 
     Raises:
         RefusedError: If it must not be written.
+        UsageError: If it can only be read.
     """
+    if is_nbd(location):
+        raise UsageError(f"{location} is an export of an NBD server, which is only read here")
     return DiskTarget(location, create=create, force_in_use=force_in_use, sources=sources)
 
 
@@ -154,6 +180,8 @@ def remote(location: str) -> Remote | None:
     Raises:
         UsageError: If it can only be meant as such, and is none.
     """
+    if is_nbd(location):
+        return None
     named = _NAMED.fullmatch(location)
     if named is not None and not named["host"].startswith("-"):
         return Remote(named["host"].strip("[]"), "", named["user"] or "", name=named["path"])

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from blockstream.cli.console import show
+from blockstream.cli.exports import with_certificates, with_export_options
 from blockstream.cli.options import (
     cleared,
     parse_size,
@@ -21,7 +22,7 @@ from blockstream.interfaces import Source
 from blockstream.jobs.compare import changes
 from blockstream.jobs.snapshots import stored_changes, tracked_changes
 from blockstream.jobs.supervision import Reporter, Work, supervised
-from blockstream.locations import open_source
+from blockstream.locations import is_nbd, open_export, open_source
 from blockstream.pipeline.progress import Progress
 
 _STORE = "cow:"
@@ -38,12 +39,15 @@ _STORE = "cow:"
 @click.option(
     "--size", default="", metavar="SIZE", help="With cow:FILE, the size of the disk that it is of."
 )
+@with_export_options
 @with_progress
 @with_state_dir
 def command(
     source: str,
     since: str | None,
     size: str,
+    bitmap: str,
+    tls_certificates: str,
     state_dir: Path,
     as_json: bool,
     quiet: bool,
@@ -52,17 +56,22 @@ def command(
     """Write the extents of SOURCE to standard output, as JSON that `send --extents` reads.
 
     SOURCE is a disk, or cow:FILE: a copy of the exception store of a snapshot, or what thin_delta
-    wrote.
+    wrote; or an export of an NBD server, as for `send`.
 
     \b
     Examples:
       blockstream extents disk.img
       blockstream extents /dev/vg/vm --since vm-snap
       blockstream extents disk.img --since yesterday.img > changed.json
+      blockstream extents nbd+unix:///?socket=/run/vm.sock --bitmap monday
       blockstream send --base A --goal B --extents changed.json disk.img | ...
     """  # noqa: D301
+    (source,) = with_certificates([source], tls_certificates)
     if size and not source.startswith(_STORE):
         raise UsageError("--size is for cow:FILE; every other SOURCE tells its own")
+    if bitmap:
+        _show_bitmap(source, bitmap, since, as_json=as_json)
+        return
     if source.startswith(_STORE):
         if since is not None:
             raise UsageError("cow:FILE says itself what changed; leave --since out")
@@ -88,6 +97,15 @@ def command(
             extents = _compared(new, old, seen)
         new.validate()
     _show(extents, Meaning.CHANGED)
+
+
+def _show_bitmap(source: str, bitmap: str, since: str | None, *, as_json: bool) -> None:
+    if since is not None or not is_nbd(source):
+        raise UsageError("--bitmap is for an export of an NBD server, without --since")
+    with contextlib.closing(open_export(source, bitmap=bitmap)) as export:
+        for text in export.warnings:
+            warn(text, as_json=as_json)
+        _show(export.changes().extents, Meaning.CHANGED)
 
 
 def _compared(new: Source, old: Source, seen: list[Reporter]) -> ExtentMap:

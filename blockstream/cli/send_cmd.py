@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from blockstream.cli.console import event, saving_text, say
+from blockstream.cli.exports import with_certificates, with_export_options
 from blockstream.cli.options import (
     cleared,
     refuse_terminal,
@@ -40,7 +41,7 @@ from blockstream.jobs.session import send_session
 from blockstream.jobs.snapshots import SnapshotWish, opened
 from blockstream.jobs.stores.save import estimated, save
 from blockstream.jobs.supervision import Reporter
-from blockstream.locations import Remote, StorePlace, remote, remote_folder, store_place
+from blockstream.locations import Remote, StorePlace, is_nbd, remote, remote_folder, store_place
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.progress import Progress
 from blockstream.pipeline.token import ResumeToken
@@ -120,6 +121,7 @@ _NO_EFFECT = "have no effect here: a session with another host confirms and cont
 @with_peer_options
 @with_target_options
 @with_snapshot_options
+@with_export_options
 @with_progress
 @with_state_dir
 def command(  # one an option
@@ -142,12 +144,15 @@ def command(  # one an option
     progress_fd: int | None,
     **options: Any,
 ) -> None:
-    """Send SOURCE, a file or block device, to TARGET, or as a stream to standard output.
+    """Send SOURCE, a file, block device or NBD export, to TARGET, or as a stream to stdout.
 
     TARGET is a disk of this host, or of another one: [USER@]HOST:/PATH or
     ssh://[USER@]HOST[:PORT]/PATH; or STORE/DISK, a disk in a store. SOURCE may be one of another
     host, too, and is fetched then. Several SOURCEs go to HOST: or HOST:/FOLDER/ as one set: none
     is committed before all are durable there.
+
+    An export of an NBD server is nbd://HOST[:PORT]/EXPORT, or nbd+unix:///EXPORT?socket=PATH; with
+    TLS, which is then required, nbds://... and nbds+unix://...
 
     \b
     Examples:
@@ -159,11 +164,12 @@ def command(  # one an option
       blockstream send --base monday --goal tuesday --extents changed.json disk.img | ...
       blockstream send disk.img copy.img --create
       blockstream send /dev/vg/vm dir:/var/backups/blockstream/vm
+      blockstream send nbd://HOST/vm copy.img --base monday --goal tuesday --bitmap monday
     """  # noqa: D301
     if receipt_wait is not None and not require_receipt:
         raise UsageError("--receipt-wait has no effect without --require-receipt")
     receipt_seconds = (receipt_wait or _RECEIPT_SECONDS) if require_receipt else 0.0
-    where_to = _Places.of(places)
+    where_to = _Places.of(with_certificates(places, options["tls_certificates"]))
     _check_places(where_to, options)
     source, target, from_host = where_to.source, where_to.target, where_to.from_host
     shown = reporters("send", as_json=as_json, quiet=quiet or session, progress_fd=progress_fd)
@@ -193,6 +199,7 @@ def command(  # one an option
         compression=CompressionChoice.parse(compress),
         limiter=limiter,
         receipt_seconds=receipt_seconds,
+        bitmap=options["bitmap"],
     )
     voice.shown += followers
     if compare and (len(where_to.hosts) != 1 or dry_run or base or extents or where.create):
@@ -271,6 +278,8 @@ class _Places:
         if store is not None:
             return cls(sources, target, remote(sources[0]), (), store)
         together = remote_folder(target, sources)
+        if together is not None and any(map(is_nbd, sources)):
+            raise UsageError("an NBD export has no path that it could have there: HOST:/PATH")
         if together is not None:
             return cls(sources, target, None, tuple(together))
         if len(sources) > 1:
@@ -282,6 +291,8 @@ class _Places:
 def _check_places(places: _Places, options: Mapping[str, Any]) -> None:
     """Refuse what has no effect between these places."""
     _check_store(places, options)
+    if options["bitmap"] and (places.from_host is not None or not all(map(is_nbd, places.sources))):
+        raise UsageError("--bitmap is for a SOURCE that is an export of an NBD server")
     if places.from_host is not None and places.target is None:
         raise UsageError("a SOURCE of another host needs a TARGET here")
     if places.from_host is not None and places.hosts:

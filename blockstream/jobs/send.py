@@ -18,6 +18,7 @@ from blockstream.jobs.sent import Intent, SentTransfers
 from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.linux.identity import described
 from blockstream.linux.streams import widen_pipe
+from blockstream.locations import is_nbd
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.limiter import Limiter
 from blockstream.pipeline.outlet import PipeOutlet
@@ -45,6 +46,7 @@ class SendRequest:
         receipt_seconds: How long to wait for `confirm`; 0 for not at all.
         changes: The ranges to send, where no file holds them.
         name: What a policy of `serve` calls the target.
+        bitmap: Of an NBD export, the dirty bitmap that says what changed.
     """
 
     source: str
@@ -58,6 +60,7 @@ class SendRequest:
     receipt_seconds: float = 0.0
     changes: ExtentList | None = None
     name: str = ""
+    bitmap: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +214,8 @@ def _states(request: SendRequest) -> tuple[str, str]:
 
 def absolute(location: str) -> str:
     """Return a name that means the same in every directory."""
+    if is_nbd(location):
+        return location
     return str(Path(location).absolute())
 
 

@@ -33,7 +33,7 @@ from blockstream.jobs.send import SendRequest
 from blockstream.linux import lvm
 from blockstream.linux.lvm import Volume
 from blockstream.linux.state_directory import make_directory
-from blockstream.locations import open_source
+from blockstream.locations import is_nbd, open_export, open_source
 from blockstream.sources.volume import VolumeSource, changed_since, flush
 from blockstream_protocol import DEVICE_BYTES
 
@@ -86,6 +86,10 @@ def opened(
         UsageError: If something was asked for that only a logical volume has.
         BlockstreamError: As LVM, or whoever uses what was opened, fails.
     """
+    if request.bitmap:
+        with _tracked(request, wish) as found:
+            yield found
+        return
     volume = _volume_at(request.source)
     if volume is None:
         if not wish.is_plain:
@@ -110,14 +114,32 @@ def opened(
         yield found
 
 
+@contextlib.contextmanager
+def _tracked(request: SendRequest, wish: SnapshotWish) -> Iterator[tuple[Source, SendRequest]]:
+    """Read what the dirty bitmap of an export says has changed."""
+    if not is_nbd(request.source):
+        raise UsageError(f"--bitmap is for exports of NBD servers, which {request.source} is not")
+    if request.extents or not wish.is_plain:
+        raise UsageError("--bitmap tells what changed; leave --extents and --since out")
+    if not request.base and request.resume is None:
+        raise UsageError(
+            "--bitmap tells what changed since it was begun: --base must name the state that the "
+            "target holds since then; nothing was sent"
+        )
+    with contextlib.closing(open_export(request.source, bitmap=request.bitmap)) as source:
+        yield source, replace(request, changes=source.changes())
+
+
 def _volume_at(path: str) -> Volume | None:
     """Return the volume that is meant, where LVM is there and we may ask it."""
-    if os.geteuid() != 0 or shutil.which("lvs") is None:
+    if is_nbd(path) or os.geteuid() != 0 or shutil.which("lvs") is None:
         return None
     return lvm.volume_at(path)
 
 
 def _why_no_volume(path: str) -> str:
+    if is_nbd(path):
+        return "is an export of an NBD server"
     if os.geteuid() != 0:
         return "is not asked of LVM, which needs root"
     if shutil.which("lvs") is None:
