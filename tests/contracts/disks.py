@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from tests.devices import loop_device
+from tests.nbd_servers import nbdkit
 
 SIZE = 1 << 20
 ODD_SIZE = 1234567
@@ -95,6 +96,21 @@ def on_big_sectors(folder: Path) -> Iterator[Disk]:
         yield disk
 
 
+@contextmanager
+def behind_nbd(folder: Path) -> Iterator[Disk]:
+    with in_sparse_file(folder) as disk, nbdkit(folder, "-r", "file", disk.file) as location:
+        yield Disk(location, disk.content, 512, disk.file)
+
+
+@contextmanager
+def behind_odd_nbd(folder: Path) -> Iterator[Disk]:
+    with (
+        in_odd_file(folder) as disk,
+        nbdkit(folder, "-r", "--no-sr", "--filter=noparallel", "file", disk.file) as location,
+    ):
+        yield Disk(location, disk.content, 512, disk.file)
+
+
 DISKS = [
     pytest.param(in_file, id="file"),
     pytest.param(in_memory, id="tmpfs"),
@@ -102,6 +118,11 @@ DISKS = [
     pytest.param(in_sparse_file, id="sparse"),
     pytest.param(on_loop, id="loop512", marks=pytest.mark.root),
     pytest.param(on_big_sectors, id="loop4096", marks=pytest.mark.root),
+]
+
+EXPORTS = [
+    pytest.param(behind_nbd, id="nbd", marks=pytest.mark.needs("nbdkit")),
+    pytest.param(behind_odd_nbd, id="nbd-simple", marks=pytest.mark.needs("nbdkit")),
 ]
 
 
