@@ -41,10 +41,10 @@ def open_source(location: str, *, from_medium: bool = False) -> Source:
         NotFoundError: If there is nothing.
         SourceError: If it cannot be read.
     """
-    from blockstream.sources.disk import DiskSource  # numpy: 60 ms that `recv` need not wait
-
     if is_nbd(location):
         return open_export(location)
+    from blockstream.sources.disk import DiskSource  # numpy: 60 ms that `recv` need not wait
+
     return DiskSource(location, from_medium=from_medium)
 
 

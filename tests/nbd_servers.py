@@ -102,7 +102,13 @@ def taken(line: socket.socket, count: int) -> bytes:
     return bytes(data)
 
 
-def open_export(line: socket.socket, size: int, flags: int = READ_ONLY) -> None:
+def open_export(
+    line: socket.socket,
+    size: int,
+    flags: int = READ_ONLY,
+    least: int = 1,
+    most: int = 32 << 20,
+) -> None:
     """Greet and open, as a server with structured replies and base:allocation."""
     line.sendall(greeting())
     taken(line, 4)
@@ -112,7 +118,7 @@ def open_export(line: socket.socket, size: int, flags: int = READ_ONLY) -> None:
         if option == SET_META:
             line.sendall(context(1, "base:allocation"))
         elif option == GO:
-            line.sendall(export(size, flags))
+            line.sendall(export(size, flags) + blocks(least, max(least, 512), most))
         line.sendall(answer(option, ACK))
         if option == GO:
             return

@@ -72,7 +72,9 @@ class NbdSource:
                 f"{location} may be written while it is read: then what is sent is no one moment "
                 "of it; an export of a snapshot would be"
             )
-        self._step = min(_READ_BYTES, export.most // self.alignment * self.alignment)
+        # A server may take even less than a sector at once.
+        most = export.most - export.most % min(self.alignment, export.most)
+        self._step = min(_READ_BYTES, most)
 
     def extents(self) -> ExtentMap:
         """Return the map: what the server promises to be zeros is ZERO, all else DATA."""

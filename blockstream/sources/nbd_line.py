@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from blockstream.errors import AuthenticationError, NotFoundError, SourceError, UsageError
 from blockstream.formats.nbd import ABORT, MOST_NAME_BYTES, Export, Step, Wish, opened
@@ -91,7 +91,9 @@ class Place:
         try:
             parts = urlsplit(location)
             port, host = parts.port or PORT, parts.hostname or ""
-            words = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True))
+            # Not parse_qsl, to which a plus is a blank: a path may have one.
+            pairs = [each.split("=", 1) for each in parts.query.split("&") if each]
+            words = {unquote(word): unquote(value) for word, value in pairs}
         except ValueError as error:
             raise UsageError(f"{location} names no NBD export: {error}") from None
         scheme = _SCHEME.fullmatch(parts.scheme)

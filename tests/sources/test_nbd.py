@@ -48,6 +48,7 @@ from tests.nbd_servers import (
 pytestmark = [pytest.mark.needs("nbdkit")]
 MIB = 1 << 20
 QUICK = Patience(connect=1.0, greeting=1.0, reply=1.0, pauses=(0.01, 0.05, 0.1))
+CONTENT = random.Random(1).randbytes(MIB)  # noqa: S311  # not secrets
 Script = Callable[[socket.socket], None]
 
 
@@ -90,6 +91,7 @@ def rows(source: NbdSource) -> list[tuple[int, int, int]]:
         ("nbds://h/x?tls-hostname=other", "h", 10809, "", "x", True, "other"),
         ("nbd+unix:///x?socket=/s", "", 10809, "/s", "x", False, "localhost"),
         ("nbd+unix://?socket=/a%3Fb", "", 10809, "/a?b", "", False, "localhost"),
+        ("nbd+unix:///?socket=/a+b", "", 10809, "/a+b", "", False, "localhost"),
         ("nbds+unix:////x?socket=s&tls-certificates=d", "", 10809, "s", "/x", True, "localhost"),
     ],
 )
@@ -176,6 +178,22 @@ def test_the_block_size_of_a_server_is_kept(image: Path) -> None:
         assert all(not offset % 4096 for offset, *_ in rows(source))
         with pytest.raises(SourceError, match=r"512 bytes at offset 512 .*EINVAL.*END was not"):
             read(source, 512, 512)
+
+
+def test_a_server_that_gives_a_little_at_once_is_asked_for_that(tmp_path: Path) -> None:
+    lengths = set[int]()
+
+    def script(line: socket.socket) -> None:
+        open_export(line, 2048, least=1, most=256)
+        while True:
+            _, cookie, offset, length = asked(line)
+            lengths.add(length)
+            line.sendall(data(cookie, offset, CONTENT[offset : offset + length]))
+
+    with scripted(tmp_path, script) as location, opened(location) as source:
+        assert source.alignment == 512
+        assert read(source, 0, 2048) == CONTENT[:2048]
+    assert lengths == {256}
 
 
 @pytest.mark.parametrize("size", [1, 511, 513, MIB + 1])
@@ -447,9 +465,6 @@ def serving(content: bytes, *, flags: int = READ_ONLY, replies: int = 1 << 30) -
             line.sendall(data(cookie, offset, content[offset : offset + length]))
 
     return script
-
-
-CONTENT = random.Random(1).randbytes(MIB)  # noqa: S311  # not secrets
 
 
 def test_what_was_not_answered_is_asked_again(tmp_path: Path) -> None:
