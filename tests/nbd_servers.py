@@ -108,8 +108,9 @@ def open_export(
     flags: int = READ_ONLY,
     least: int = 1,
     most: int = 32 << 20,
+    bitmap: str = "",
 ) -> None:
-    """Greet and open, as a server with structured replies and base:allocation."""
+    """Greet and open, as a server with structured replies and base:allocation; the bitmap is 2."""
     line.sendall(greeting())
     taken(line, 4)
     while True:
@@ -117,6 +118,8 @@ def open_export(
         taken(line, length)
         if option == SET_META:
             line.sendall(context(1, "base:allocation"))
+            if bitmap:
+                line.sendall(context(2, f"qemu:dirty-bitmap:{bitmap}"))
         elif option == GO:
             line.sendall(export(size, flags) + blocks(least, max(least, 512), most))
         line.sendall(answer(option, ACK))

@@ -364,13 +364,14 @@ BAD_READS = {
     "an end with something": chunk(1, NONE, b"x"),
     "the same place twice": data(1, BASE, A, 0) + data(1, BASE, B),
     "overlapping": data(1, BASE, A, 0) + data(1, BASE + 4095, B),
-    "overlapping what comes after": data(1, BASE + 4096, B, 0) + data(1, BASE, A + b"a"),
-    "a hole of nothing": hole(1, BASE, 0),
+    "overlapping what comes after": data(1, BASE + 4096, B, 0) + data(1, BASE + 1, A),
+    "a hole of nothing": hole(1, BASE, 0, 0) + data(1, BASE, A + B),
+    "past the end, before it comes": data(1, BASE, A, 0) + data(1, BASE + 4096, A + B)[:28],
     "a hole outside": hole(1, BASE + 8192, 1),
     "a huge hole": hole(1, BASE, (1 << 32) - 1),
     "a hole that is too long": chunk(1, HOLE, bytes(13)),
     "in too many pieces": b"".join(data(1, BASE + at, b"x", 0) for at in range(0, 8192, 2))
-    + data(1, BASE + 1, b"x"),
+    + data(1, BASE + 1, b"x", 0),
     "status of a read": status(1, (512, 0)),
     "an unknown type": chunk(1, 77, b"x"),
     "an error that is none": fault(1, 0),
@@ -388,12 +389,19 @@ def test_what_answers_no_read_is_not_believed(case: str) -> None:
         answered(read(8191 if case == "in too many pieces" else 8192), BAD_READS[case])
 
 
+@pytest.mark.parametrize("offset", [0, BASE - 1, BASE + 1, BASE + 8192])
+def test_data_of_another_place_is_told_by_its_place(offset: int) -> None:
+    words = f"gives 8192 bytes at offset {offset} for 8192 bytes at offset {BASE};"
+    with pytest.raises(NbdError, match=words):
+        answered(read(), data(1, offset, A + B))
+
+
 BAD_STATUS = {
     "of nothing": status(1),
     "half a row": chunk(1, STATUS, bytes(7)),
     "an empty extent": status(1, (512, 0), (0, 1), (512, 0)),
     "an extent after the end": status(1, (8192, 0), (512, 0)),
-    "overflowing": status(1, ((1 << 32) - 1, 0), ((1 << 32) - 1, 0), (512, 0)),
+    "overflowing": status(1, (1 << 31, 0), (1 << 31, 0), (512, 0)),
     "another context": status(1, (512, 0), number=9),
     "one context twice": status(1, (512, 0), flags=0) + status(1, (512, 0)),
     "data": data(1, BASE, A),

@@ -146,7 +146,7 @@ VARIANTS = {
     "structured replies": [],
     "simple replies": ["--no-sr"],
     "zeroes after the name": ["--mask-handshake=1"],
-    "one connection": ["--filter=noparallel", "serialize=connections"],
+    "one connection": ["--filter=multi-conn", "multi-conn-mode=disable"],
     "no extents": ["--filter=noextents"],
     "large blocks": [
         "--filter=blocksize-policy",
@@ -390,10 +390,15 @@ def with_ring(location: str, ring: Path) -> str:
 def test_tls_gives_all_bytes_to_several_threads(
     image: Path, secured: str, certificates: Path
 ) -> None:
-    ring = keyring(image.parent / "ours", certificates, ca="ca")
-    with opened(with_ring(secured, ring)) as source, ThreadPoolExecutor(8) as threads:
-        parts = threads.map(lambda at: read(source, at, 1 << 16), range(0, 3 * MIB, 1 << 16))
-        assert b"".join(parts) == image.read_bytes()
+    ring = keyring(image.parent / "ours", certificates, ca="ca", server="server")
+    alone = ["--filter=multi-conn", "file", str(image), "multi-conn-mode=disable"]
+    tls = ["--tls=require", f"--tls-certificates={ring}"]
+    with nbdkit(image.parent, "-r", *tls, *alone, name="alone") as single:
+        for location in (secured, single.replace("nbd+", "nbds+")):
+            with opened(with_ring(location, ring)) as source, ThreadPoolExecutor(8) as threads:
+                starts = range(0, 3 * MIB, 1 << 14)
+                parts = list(threads.map(lambda at: read(source, at, 1 << 14), starts))
+                assert b"".join(parts) == image.read_bytes()
 
 
 @pytest.mark.needs("openssl")
@@ -584,10 +589,10 @@ def test_replies_out_of_order_come_to_whom_they_belong(tmp_path: Path) -> None:
 
 
 def test_a_server_with_no_room_for_a_second_connection_is_read_over_one(tmp_path: Path) -> None:
-    refused = threading.Event()
+    refused: list[int] = []
 
     def second(line: socket.socket) -> None:
-        refused.set()
+        refused.append(1)
         line.close()
 
     with (
@@ -598,7 +603,7 @@ def test_a_server_with_no_room_for_a_second_connection_is_read_over_one(tmp_path
         for _ in range(20):
             parts = threads.map(lambda at: read(source, at, 1 << 16), range(0, MIB, 1 << 16))
             assert b"".join(parts) == CONTENT
-        assert refused.is_set()
+        assert len(refused) == 1
 
 
 @pytest.mark.parametrize(
@@ -683,6 +688,19 @@ def test_nothing_stays_open_after_losses(tmp_path: Path) -> None:
 
 
 # Bitmaps of QEMU.
+
+
+def test_what_a_bitmap_does_not_tell_may_have_changed(tmp_path: Path) -> None:
+    def script(line: socket.socket) -> None:
+        open_export(line, 4096, bitmap="b0")
+        line.sendall(status(asked(line)[1], (1024, 0), number=2))
+        line.sendall(fault(asked(line)[1], 5))
+        line.sendall(status(asked(line)[1], (2048, 0), (2048, 2)))
+        taken(line, 28)
+
+    with scripted(tmp_path, script) as location, opened(location, bitmap="b0") as source:
+        found = [(offset, length, kind) for offset, length, kind in source.changes().extents]
+    assert found == [(1024, 1024, Kind.DATA), (2048, 2048, Kind.ZERO)]
 
 
 @pytest.fixture
