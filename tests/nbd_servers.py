@@ -2,6 +2,7 @@
 
 import socket
 import struct
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -89,6 +90,35 @@ def scripted(folder: Path, *scripts: Callable[[socket.socket], None]) -> Iterato
                     line.shutdown(socket.SHUT_RDWR)
             server.join()
     path.unlink()
+
+
+def make_certificates(folder: Path) -> Path:
+    """Make an authority, certificates of a server, another host and a client, and a stranger's."""
+    for name in ("ca", "stranger"):
+        words = ["-subj", f"/CN={name}", "-keyout", f"{name}-key.pem", "-out", f"{name}-cert.pem"]
+        _openssl(folder, "req", "-x509", "-days", "2", *words)
+    for name, host in (("server", "localhost"), ("other", "elsewhere"), ("client", "me")):
+        words = ["-addext", f"subjectAltName=DNS:{host}", "-keyout", f"{name}-key.pem"]
+        words += ["-CA", "ca-cert.pem", "-CAkey", "ca-key.pem", "-out", f"{name}-cert.pem"]
+        _openssl(folder, "req", "-x509", "-days", "2", "-subj", f"/CN={host}", *words)
+    return folder
+
+
+def _openssl(folder: Path, *words: str) -> None:
+    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command = ["openssl", *words, *curve]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)  # noqa: S603
+
+
+def keyring(folder: Path, certificates: Path, **files: str) -> Path:
+    """Make a folder of certificates under the names that both sides look for."""
+    folder.mkdir()
+    for name, source in files.items():
+        (folder / f"{name}-cert.pem").write_bytes(
+            (certificates / f"{source}-cert.pem").read_bytes()
+        )
+        (folder / f"{name}-key.pem").write_bytes((certificates / f"{source}-key.pem").read_bytes())
+    return folder
 
 
 def taken(line: socket.socket, count: int) -> bytes:

@@ -13,7 +13,7 @@ from blockstream.locations import open_source
 from tests.devices import run
 from tests.end_to_end.hosts import Host, content
 from tests.machine import BLOCK, BOOT, DISK_BYTES, Machine, machine
-from tests.nbd_servers import nbdkit, qemu_nbd
+from tests.nbd_servers import keyring, make_certificates, nbdkit, qemu_nbd
 
 QEMU = pytest.mark.needs("qemu-nbd", "qemu-img", "qemu-io")
 
@@ -98,6 +98,29 @@ def test_an_export_goes_through_a_pipe_and_into_a_store(host: Host) -> None:
         other = host.disk("other", 1_234_567, seed=3)
         ended = host.run("extents", other, "--since", export)
         assert json.loads(ended.out)["meaning"] == "changed"
+
+
+@pytest.mark.slow
+@pytest.mark.needs("nbdkit", "openssl")
+def test_certificates_are_given_by_a_folder(host: Host) -> None:
+    disk, copy = host.disk("disk"), host.folder / "copy"
+    pki = host.folder / "pki"
+    pki.mkdir()
+    make_certificates(pki)
+    theirs = keyring(host.folder / "server", pki, ca="ca", server="server")
+    ours = keyring(host.folder / "our s", pki, ca="ca", client="client")
+    stranger = keyring(host.folder / "stranger", pki, ca="stranger")
+    tls = ["--tls=require", f"--tls-certificates={theirs}", "--tls-verify-peer"]
+    with nbdkit(host.folder, "-r", *tls, "file", disk) as export:
+        clear, export = export, export.replace("nbd+", "nbds+")
+        words: list[str | Path] = ["send", export, copy, "--create", "--tls-certificates"]
+        for refused in (host.run(*words, stranger), host.run("send", clear, copy, "--create")):
+            assert refused.status == 16, refused.err
+            assert not copy.exists()
+        assert "nothing was sent in clear" in host.run("extents", export).err
+        ended = host.run(*words, ours)
+        assert ended.status == 0, ended.err
+    assert copy.read_bytes() == disk.read_bytes()
 
 
 @pytest.mark.parametrize(

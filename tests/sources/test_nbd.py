@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import socket
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +36,8 @@ from tests.nbd_servers import (
     data,
     fault,
     greeting,
+    keyring,
+    make_certificates,
     nbdkit,
     open_export,
     qemu_nbd,
@@ -346,32 +347,7 @@ def test_the_map_is_that_of_nbdinfo(image: Path) -> None:
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give a folder with an authority, certificates of a server and a client, and a stranger's."""
-    folder = tmp_path_factory.mktemp("pki")
-    for name in ("ca", "stranger"):
-        words = ["-subj", f"/CN={name}", "-keyout", f"{name}-key.pem", "-out", f"{name}-cert.pem"]
-        _openssl(folder, "req", "-x509", "-days", "2", *words)
-    for name, host in (("server", "localhost"), ("other", "elsewhere"), ("client", "me")):
-        words = ["-addext", f"subjectAltName=DNS:{host}", "-keyout", f"{name}-key.pem"]
-        words += ["-CA", "ca-cert.pem", "-CAkey", "ca-key.pem", "-out", f"{name}-cert.pem"]
-        _openssl(folder, "req", "-x509", "-days", "2", "-subj", f"/CN={host}", *words)
-    return folder
-
-
-def _openssl(folder: Path, *words: str) -> None:
-    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    command = ["openssl", *words, *curve]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)  # noqa: S603
-
-
-def keyring(folder: Path, certificates: Path, **files: str) -> Path:
-    """Make a folder of certificates under the names that both sides look for."""
-    folder.mkdir()
-    for name, source in files.items():
-        (folder / f"{name}-cert.pem").write_bytes(
-            (certificates / f"{source}-cert.pem").read_bytes()
-        )
-        (folder / f"{name}-key.pem").write_bytes((certificates / f"{source}-key.pem").read_bytes())
-    return folder
+    return make_certificates(tmp_path_factory.mktemp("pki"))
 
 
 @pytest.fixture
