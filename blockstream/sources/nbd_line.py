@@ -34,6 +34,8 @@ _WINDOW: Final = 64
 # this much is copied.
 _STAGE_BYTES: Final = 16 << 10
 
+_LOOK: Final = "look at both sides' certificates (--tls-certificates)"
+
 
 class LineLostError(Exception):
     """The connection is no more; what was not answered may be asked on another one."""
@@ -158,6 +160,7 @@ class Line:
             LineLostError: If the connection ends meanwhile.
         """
         self._place = place
+        self._in_doubt = False
         self._socket = _connected(place, patience.connect)
         try:
             wish = Wish(place.location, place.export, place.tls, bitmap)
@@ -324,14 +327,25 @@ class Line:
             self._socket.sendall(step.send)
         if step.secure:
             self._limit(deadline)
+            self._in_doubt = True
             self._socket = _secured(self._socket, self._place)
         while view:
             self._limit(deadline)
             count = self._socket.recv_into(view)
             if not count:
-                raise LineLostError("the server hung up before the export was open")
+                raise self._hung_up()
             view = view[count:]
+            self._in_doubt = False
         return bytes(data)
+
+    def _hung_up(self) -> Exception:
+        """Return what it means, which depends: with TLS 1.3 a client is refused after the fact."""
+        if self._in_doubt:
+            return AuthenticationError(
+                f"{self._place.location}: the server hung up as soon as TLS had begun, as those do "
+                f"that do not accept our certificate; nothing was sent; {_LOOK}"
+            )
+        return LineLostError("the server hung up before the export was open")
 
     def _limit(self, deadline: float) -> None:
         left = deadline - time.monotonic()
@@ -340,15 +354,17 @@ class Line:
         self._socket.settimeout(left)
 
     def _failed(self, error: OSError) -> Exception:
-        """Return what an error in the handshake means; TLS 1.3 refuses clients only after it."""
+        """Return what an error in the handshake means."""
         if self._place.tls:
             import ssl
 
+            if isinstance(error, (ssl.SSLEOFError, ConnectionError)):
+                return self._hung_up()
             if isinstance(error, ssl.SSLError):
-                reason = error.reason or error.strerror or str(error)
+                reason = getattr(error, "verify_message", "") or error.reason or error
                 return AuthenticationError(
                     f"{self._place.location}: TLS failed: {reason}; nothing was sent in clear; "
-                    "look at both sides' certificates (--tls-certificates)"
+                    f"{_LOOK}"
                 )
         return LineLostError(f"the connection failed: {error.strerror or error}")
 
