@@ -40,6 +40,9 @@ def test_a_disk_of_another_host_is_recognised(typed: str, meant: Remote) -> None
         "host::a/b",
         "ho st:/x",
         "/dev/disk/by-path/pci-0000:00:1f.2",
+        "nbd://host/vm",
+        "nbds://host:10809/vm",
+        "nbd+unix:///vm?socket=/run/a@b:/c",
     ],
 )
 def test_everything_else_is_of_this_host(typed: str) -> None:

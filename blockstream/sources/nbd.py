@@ -36,7 +36,8 @@ class NbdSource:
     """Reads an export. See `interfaces.Source` for what each method promises.
 
     Whether it lies on a target of this host cannot be told, so it has no nodes. When a connection
-    is lost, what was not answered is asked again on a new one, some times.
+    is lost, what was not answered is asked again on a new one, some times; of the export, only its
+    size and its bitmap show then whether it is still the same.
     """
 
     immutable = False
