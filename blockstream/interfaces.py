@@ -187,6 +187,9 @@ class Objects(Protocol):
     def delete(self, key: str) -> None:
         """Remove an object; nothing happens if it is not there."""
 
+    def locked(self, key: str) -> bool:
+        """Tell whether an object is to be kept yet, as whoever owns the store has told it."""
+
     def forget_unfinished(self, prefix: str, before: float) -> int:
         """Give up uploads of others below a prefix that nobody finished.
 

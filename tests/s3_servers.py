@@ -17,6 +17,7 @@ import urllib.request
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +96,20 @@ class S3Server:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
-    def make_bucket(self, name: str) -> None:
-        """Make a bucket."""
-        self._client("s3").create_bucket(Bucket=name)
+    def make_bucket(self, name: str, *, lock: bool = False) -> None:
+        """Make a bucket, with Object Lock if that is wanted."""
+        self._client("s3").create_bucket(Bucket=name, ObjectLockEnabledForBucket=lock)
+
+    def hold(self, bucket: str, key: str, *, held: bool) -> None:
+        """Let the last version of an object be kept until it is said otherwise, or say so."""
+        hold = {"Status": "ON" if held else "OFF"}
+        self._client("s3").put_object_legal_hold(Bucket=bucket, Key=key, LegalHold=hold)
+
+    def retain(self, bucket: str, key: str, seconds: float) -> None:
+        """Let the last version of an object be kept for so long."""
+        until = datetime.now(UTC) + timedelta(seconds=seconds)
+        kept = {"Mode": "GOVERNANCE", "RetainUntilDate": until}
+        self._client("s3").put_object_retention(Bucket=bucket, Key=key, Retention=kept)
 
     def collect_garbage(self) -> None:
         """Let Ceph give back the memory of deleted objects now."""

@@ -5,6 +5,7 @@ import ctypes
 import fcntl
 import os
 import socket
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from blockstream.errors import BusyError, RefusedError
 
 _SLOTS = 2
 _AT_FDCWD = -100  # fcntl.h
+_GETFLAGS = 0x80086601  # linux/fs.h: FS_IOC_GETFLAGS
+_KEPT = 0x10 | 0x20  # FS_IMMUTABLE_FL, FS_APPEND_FL
 _RENAME_NOREPLACE = 1  # linux/fs.h; Python has no name for it
 
 
@@ -82,6 +85,15 @@ def rename_new(old: Path, new: Path) -> None:
     if libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_NOREPLACE):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(new))
+
+
+def is_immutable(fd: int) -> bool:
+    """Tell whether a file was made immutable or append-only, so that nobody can remove it."""
+    try:
+        (flags,) = struct.unpack("l", fcntl.ioctl(fd, _GETFLAGS, bytes(8)))
+    except OSError:
+        return False  # a file system that does not know of it
+    return bool(flags & _KEPT)
 
 
 class JournalFiles:

@@ -94,6 +94,10 @@ class EncryptedObjects:
         self._inner.delete(key)
         self._forget(key)
 
+    def locked(self, key: str) -> bool:
+        """Tell whether an object is to be kept yet."""
+        return self._inner.locked(key)
+
     def forget_unfinished(self, prefix: str, before: float) -> int:
         """Give up uploads of others that nobody finished."""
         return self._inner.forget_unfinished(prefix, before)

@@ -11,7 +11,7 @@ from pathlib import Path
 from blockstream.errors import StoreDamagedError, StoreError
 from blockstream.interfaces import ObjectInfo
 from blockstream.linux.buffers import write_stream
-from blockstream.linux.state_directory import rename_new, sync_directory
+from blockstream.linux.state_directory import is_immutable, rename_new, sync_directory
 from blockstream.stores.ranges import Ranges
 
 _UNFINISHED = ".part"
@@ -89,6 +89,14 @@ class FolderObjects:
             sync_directory(path.parent)
             with contextlib.suppress(OSError):
                 path.parent.rmdir()  # only if it is empty
+
+    def locked(self, key: str) -> bool:
+        """Tell whether a file is immutable: chattr +i."""
+        try:
+            with self.opened(key) as file:
+                return is_immutable(file.fileno())
+        except (StoreDamagedError, OSError):
+            return False
 
     def forget_unfinished(self, prefix: str, before: float) -> int:
         """Give up uploads of others that nobody finished."""

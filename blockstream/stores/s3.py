@@ -9,6 +9,7 @@ import contextlib
 import io
 import os
 import threading
+import time
 import urllib.parse
 import zlib
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
@@ -128,6 +129,16 @@ class S3Objects:
     def delete(self, key: str) -> None:
         """Remove an object."""
         self._call(key, "delete_object")
+
+    def locked(self, key: str) -> bool:
+        """Tell whether an object is retained: S3 would hide it all the same, if it was told to."""
+        try:
+            found = self._call(key, "head_object")
+        except StoreDamagedError:
+            return False
+        until = found.get("ObjectLockRetainUntilDate")
+        held = found.get("ObjectLockLegalHoldStatus") == "ON"
+        return held or (until is not None and until.timestamp() > time.time())
 
     def forget_unfinished(self, prefix: str, before: float) -> int:
         """Give up uploads of others that nobody finished."""

@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from blockstream.interfaces import Objects
 from blockstream.stores.encrypted import EncryptedObjects
 from blockstream.stores.folder import FolderObjects
 from blockstream.stores.s3 import s3_objects
+from tests.s3_servers import S3Server
 
 MIB = 1 << 20
 SOURCE = random.Random(1).randbytes(21 * MIB + 13)  # noqa: S311  # the same each time
@@ -129,6 +131,46 @@ def test_what_was_deleted_is_gone(objects: Objects) -> None:
     objects.delete("a/b")
     assert keys(objects, "a/") == []
     assert objects.put_new("a/b", b"y")
+
+
+def test_nothing_is_locked_that_nobody_locked(objects: Objects) -> None:
+    objects.put("a/b", b"x")
+    assert not objects.locked("a/b")
+    assert not objects.locked("a/none")
+
+
+@pytest.mark.root
+@pytest.mark.needs("chattr")
+@pytest.mark.parametrize("flag", ["i", "a"])
+def test_a_file_that_nobody_may_remove_is_locked(tmp_path: Path, flag: str) -> None:
+    objects = FolderObjects(tmp_path)
+    objects.put("a/b", b"x")
+    if subprocess.run(["chattr", f"+{flag}", tmp_path / "a/b"], check=False).returncode:
+        pytest.skip("this file system has no such flags")
+    try:
+        assert objects.locked("a/b")
+    finally:
+        subprocess.run(["chattr", f"-{flag}", tmp_path / "a/b"], check=True)
+    assert not objects.locked("a/b")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_what_a_bucket_retains_is_locked(
+    localstack: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S3 would hide it behind a marker, and say that it was deleted."""
+    localstack.make_bucket("retaining", lock=True)
+    for name, value in localstack.environment.items():
+        monkeypatch.setenv(name, value)
+    with closing(s3_objects("s3://retaining/x", localstack.url)) as objects:
+        for key in ("held", "until", "free"):
+            objects.put(key, b"x")
+        localstack.hold("retaining", "x/held", held=True)
+        localstack.retain("retaining", "x/until", 3600)
+        assert [objects.locked(key) for key in ("held", "until", "free")] == [True, True, False]
+        localstack.hold("retaining", "x/held", held=False)
+        assert not objects.locked("held")
 
 
 def test_an_upload_is_seen_when_it_is_finished(objects: Objects) -> None:

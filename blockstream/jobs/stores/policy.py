@@ -16,10 +16,11 @@ class Role(StrEnum):
 _READING: Final = ("s3:GetObject",)
 # To let S3 copy a part takes the right to read the one object and to write the other.
 _WRITING: Final = ("s3:PutObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts")
+_LOCKS: Final = ("s3:GetObjectRetention", "s3:GetObjectLegalHold")  # without, S3 tells of none
 _OBJECTS: Final[Mapping[Role, Sequence[str]]] = {
     Role.WRITER: (*_READING, *_WRITING),
     Role.READER: _READING,
-    Role.PRUNER: (*_READING, *_WRITING, "s3:DeleteObject"),
+    Role.PRUNER: (*_READING, *_WRITING, *_LOCKS, "s3:DeleteObject"),
 }
 
 

@@ -12,7 +12,7 @@ from typing import Final
 from blockstream.errors import AuthenticationError
 from blockstream.formats.point import Point
 from blockstream.jobs.stores.compaction import compact
-from blockstream.jobs.stores.repository import VERIFIED, StoredDisk
+from blockstream.jobs.stores.repository import PRUNED, VERIFIED, StoredDisk
 from blockstream.jobs.stores.retention import Rules, kept
 from blockstream.pipeline.failpoints import failpoint
 
@@ -61,7 +61,7 @@ def prune(disk: StoredDisk, rules: Rules, *, grace: float, dry_run: bool = False
     result = Pruned(disk.name, sorted(keep))
     marks = disk.marks()
     unwanted = [point.seq for point in points if point.seq not in keep]
-    result.hidden = sorted({*marks, *unwanted})
+    result.hidden = sorted({*marks, *unwanted} & set(disk.numbers()))
     if dry_run:
         return result
     for seq in unwanted:
@@ -89,16 +89,28 @@ def _delete(disk: StoredDisk, marks: dict[int, float], grace: float, result: Pru
     gone = [point for point in everything if point.seq in old - needed]
     # The newest first, so that none is ever there without what it goes onto.
     for point in reversed(gone):
+        if point.seq in needed:
+            continue
         if _let_go(disk, disk.point_key(point.seq), 0, result):
             failpoint("prune.after_manifest")
-            disk.objects.delete(disk.mark_key(point.seq, VERIFIED))
-            disk.objects.delete(disk.mark_key(point.seq))
             result.deleted.append(point.seq)
+        else:
+            needed |= {each.seq for each in disk.chain(point)}
     failpoint("prune.before_sweep")
     deleted = set(result.deleted)
+    _unmark(disk, {point.seq for point in everything} - deleted, result)
     result.hidden = [seq for seq in result.hidden if seq not in deleted]
     left = [point for point in everything if point.seq not in deleted]
     _sweep(disk, left, [point for point in gone if point.seq in deleted], result)
+
+
+def _unmark(disk: StoredDisk, left: set[int], result: Pruned) -> None:
+    """Delete marks of points that are gone, also of those that somebody deleted who died then."""
+    newest = max(left, default=0)  # what came meanwhile is not ours
+    for kind in (PRUNED, VERIFIED):
+        for seq in disk.marks(kind):
+            if seq not in left and seq < newest:
+                _let_go(disk, disk.mark_key(seq, kind), 0, result)
 
 
 def _sweep(disk: StoredDisk, left: Sequence[Point], gone: Sequence[Point], result: Pruned) -> None:
@@ -132,6 +144,9 @@ def _names(disk: StoredDisk, points: Iterable[Point]) -> Iterable[str]:
 def _let_go(disk: StoredDisk, key: str, size: int, result: Pruned) -> bool:
     """Delete an object, unless the store holds it for a time that is not over."""
     try:
+        if disk.objects.locked(key):
+            result.locked += 1
+            return False
         disk.objects.delete(key)
     except AuthenticationError:
         result.locked += 1

@@ -202,13 +202,36 @@ def test_what_was_hidden_lately_keeps_what_it_needs(
     prune(model.disk, parse_rules("last=1"), grace=3600)
     marks = model.disk.marks()
     lately = {seq: when - (0 if seq == 4 else 7200) for seq, when in marks.items()}
-    monkeypatch.setattr(StoredDisk, "marks", lambda _disk: dict(lately))
+    monkeypatch.setattr(StoredDisk, "marks", lambda _disk, _kind="": dict(lately))
     found = prune(model.disk, parse_rules("last=1"), grace=3600)
     assert found.deleted == [5]
     with closing(opened_point(model.disk, hidden)) as source:
         buffer = aligned_buffer(source.size)
         source.read_into([0], [source.size], buffer)
     assert buffer == model.points[4]
+
+
+def test_what_is_locked_keeps_all_that_it_needs(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = model.disk.find("3")
+    model.send(full=True)
+    locked = {model.disk.point_key(3), model.disk.mark_key(2)}
+    monkeypatch.setattr(FolderObjects, "locked", lambda _objects, key: key in locked)
+    found = prune(model.disk, parse_rules("last=1"), grace=0)
+    assert (found.deleted, found.locked, found.hidden) == ([5, 4], 1, [1, 2, 3])
+    with closing(opened_point(model.disk, held)) as source:
+        buffer = aligned_buffer(source.size)
+        source.read_into([0], [source.size], buffer)
+    assert buffer == model.points[3]
+    locked.remove(model.disk.point_key(3))
+    found = prune(model.disk, parse_rules("last=1"), grace=0)
+    assert (found.deleted, found.locked) == ([3, 2, 1], 1)
+    assert model.keys("mark") == [model.disk.mark_key(2)]
+    locked.clear()
+    assert prune(model.disk, parse_rules("last=1"), grace=0).hidden == []
+    assert model.keys("mark") == []  # although its point went before
+    assert len(model.keys("pack")) == len(model.keys("index")) == 1
 
 
 def test_a_dry_run_writes_nothing(model: Model) -> None:
