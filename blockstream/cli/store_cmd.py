@@ -1,5 +1,6 @@
 """`blockstream store`."""
 
+import contextlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -19,13 +20,15 @@ from blockstream.cli.stores import (
 )
 from blockstream.errors import StoreDamagedError, UsageError
 from blockstream.jobs.stores.compaction import compact
+from blockstream.jobs.stores.healing import heal
 from blockstream.jobs.stores.keys import StoreKeys
 from blockstream.jobs.stores.policy import Role, policy
 from blockstream.jobs.stores.prune import prune
-from blockstream.jobs.stores.repair import repair
+from blockstream.jobs.stores.repair import Repaired, repair
 from blockstream.jobs.stores.repository import Repository, now_text
 from blockstream.jobs.stores.retention import parse_rules
 from blockstream.jobs.stores.verify import Verified, verify_disk
+from blockstream.locations import open_source, store_place
 from blockstream.pipeline.progress import Progress
 from blockstream.words import size_text
 
@@ -186,36 +189,66 @@ def compact_points(place: str, access: StoreAccess) -> None:
 
 @command.command("repair")
 @click.argument("place", metavar="STORE[/DISK]")
-@click.option("--from", "other", required=True, metavar="STORE", help="A copy of the store.")
+@click.option(
+    "--from",
+    "other",
+    required=True,
+    metavar="STORE|DISK",
+    help="A copy of the store; or a disk that holds what was saved yet, as the source may.",
+)
 @with_store_access
 @with_progress
 def repair_points(
     place: str, other: str, access: StoreAccess, as_json: bool, quiet: bool, progress_fd: int | None
 ) -> None:
-    """Replace what is damaged by its twin in a copy of the STORE, as rsync or replication made it.
+    """Replace what is damaged in a STORE by what a copy of it or a DISK holds.
 
-    Everything is read first, and again afterwards. A twin is checked before it is taken. Exit 12 if
-    something stays damaged.
-    """
+    A copy is what rsync or replication made. A DISK is one of this host; of it, those ranges are
+    taken that have not changed since: their digests tell. That heals one STORE/DISK at a time.
+
+    Everything is read first, and again afterwards. Exit 12 if something stays damaged.
+
+    \b
+    Examples:
+      blockstream store repair dir:/var/backups/blockstream --from dir:/mnt/copy
+      blockstream store repair dir:/var/backups/blockstream/vm --from /dev/vg/vm
+    """  # noqa: D301
     shown = reporters("repair", as_json=as_json, quiet=quiet, progress_fd=progress_fd)
-    copy, damaged = whole_store(other), []
+    damaged = []
     for store, name in _disks_of(place, access):
-        with (
-            opened_store(store, access) as ours,
-            opened_store(copy, access) as theirs,
-        ):
-            result = repair(ours.disk(name), theirs.disk(name), shown)
+        with opened_store(store, access) as repository:
+            if store_place(other, disk=False) is not None:
+                with opened_store(whole_store(other), access) as theirs:
+                    result = repair(repository.disk(name), theirs.disk(name), shown)
+            elif whole_store(place) == store:
+                raise UsageError(
+                    f"a disk heals one STORE/DISK, as {store}/{name}; nothing was done"
+                )
+            else:
+                with contextlib.closing(open_source(other)) as source:
+                    result = heal(repository.disk(name), source, shown)
         cleared(shown)
-        if as_json:
-            event("repaired", **asdict(result))
-        else:
-            for key in result.replaced:
-                say(f"{name}: {key} was replaced")
+        _show_repaired(result, other, as_json=as_json)
         if result.after is not None:
             _show_verified(result.after, as_json=as_json, quiet=quiet)
             damaged += [name] if result.after.damages else []
     if damaged:
         raise StoreDamagedError(f"{place}: {', '.join(damaged)} stay damaged; see the lines above")
+
+
+def _show_repaired(result: Repaired, other: str, *, as_json: bool) -> None:
+    if as_json:
+        event("repaired", **asdict(result))
+        return
+    for key in result.replaced:
+        say(f"{result.disk}: {key} was replaced")
+    for text in dict.fromkeys(result.refusals):
+        say(text)
+    if result.healed or result.lost:
+        text = f"{result.disk}: {result.healed} damaged frames were made anew from {other}"
+        say(text + (f"; of {result.lost} it holds something else" if result.lost else ""))
+    for key in result.filled:
+        say(f"{result.disk}: {key} is no stream for `recv` any more; to restore takes only frames")
 
 
 @command.command("policy")

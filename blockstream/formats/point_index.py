@@ -133,6 +133,15 @@ class PointIndex:
         rows["frame"] = rows["frame"] + np.repeat(before, [len(part.rows) for part in parts])
         return cls(size, Frames(**frames), Rows(**rows))
 
+    def part(self, these: Numbers) -> "PointIndex":
+        """Return the index of these frames alone, in this order."""
+        number = np.full(len(self.frames), -1, np.int64)
+        number[these] = np.arange(len(these))
+        of = number[self.rows.frame]
+        mine = np.greater_equal(of, 0)
+        rows = replace(self.rows.only(mine), frame=of[mine])
+        return PointIndex(self.size, self.frames.only(these), rows)
+
     def within(self, size: int) -> "PointIndex":
         """Return what it says of a disk of another size: where that shrank, of its first bytes."""
         rows = self.rows

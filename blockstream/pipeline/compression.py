@@ -20,6 +20,10 @@ _SAMPLE = 4096
 # Levels, and the plain bytes that one core packs with each in a second; text and programs.
 _LADDER = {0: 0.0, 1: 600e6, 3: 300e6, 6: 100e6, 9: 60e6}
 _LEVELS = list(_LADDER)
+# Where a payload is packed anew: from what is most likely the level that it had.
+_LEVELS_AGAIN = (*_LEVELS[1:], 12, 15, 19, 22)
+_MAGIC_BYTES = 4
+_BLOCK_HEAD = 3
 # A rate differs by this much from one moment to the next, whatever we do.
 _BETTER = 1.1
 
@@ -102,6 +106,38 @@ class Compressor:
             context = zstandard.ZstdCompressor(level=level, write_content_size=True)
             self._contexts[level] = context
         return context
+
+
+def packed_to(raw: Buffer, length: int) -> bytes | None:
+    """Return `raw` as one zstd frame of exactly that length; None if no level packs it so small.
+
+    What is too short is filled with what unpacks to nothing: blocks of no bytes, and the number 0
+    of a dictionary, which means none (RFC 8878, 3.1.1).
+    """
+    for level in _LEVELS_AGAIN:
+        wire = zstandard.ZstdCompressor(level=level, write_content_size=True).compress(raw)
+        if len(wire) <= length:
+            return _filled(wire, length - len(wire))
+    return None
+
+
+def _filled(wire: bytes, count: int) -> bytes:
+    blocks, number = divmod(count, _BLOCK_HEAD)
+    descriptor = wire[_MAGIC_BYTES]
+    # A window's size comes before the dictionary's number where the content is no single segment.
+    before = _MAGIC_BYTES + 1 + (0 if descriptor & 0x20 else 1)
+    header = zstandard.frame_header_size(wire)
+    return b"".join(
+        (
+            wire[:_MAGIC_BYTES],
+            bytes([descriptor | number]),  # of one byte or of two: the flag says the same
+            wire[_MAGIC_BYTES + 1 : before],
+            bytes(number),
+            wire[before:header],
+            bytes(blocks * _BLOCK_HEAD),
+            wire[header:],
+        )
+    )
 
 
 class Decompressor:

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from blake3 import blake3
 
-from blockstream.errors import InterruptedTransferError
+from blockstream.errors import InterruptedTransferError, StoreDamagedError
 from blockstream.formats.point import Pack
 from blockstream.formats.point_index import Frames, PointIndex, Rows, starts_of
 from blockstream.interfaces import Objects, Upload
@@ -23,6 +23,7 @@ from blockstream.pipeline.packer import PackedFrame
 from blockstream.pipeline.progress import Progress
 from blockstream_protocol import (
     EXTENTS_BYTES,
+    HEAD_BYTES,
     MAGIC,
     Extents,
     Frame,
@@ -39,6 +40,7 @@ from blockstream_protocol import (
 PACK_BYTES: Final = 1 << 30  # a sealed pack is never sent again
 FOOTER_TYPE: Final = 128
 TRAILER_TYPE: Final = 129
+FILLER_TYPE: Final = 130
 TRAILER: Final = struct.Struct("<8sQQ32s")  # magic, offset and bytes of the index, its digest
 TRAILER_MAGIC: Final = b"BSPACK1\0"
 
@@ -107,6 +109,41 @@ def frames_end(objects: Objects, key: str, size: int) -> int:
     if len(end) < TRAILER.size or not end.startswith(TRAILER_MAGIC):
         return size
     return min(size, int(TRAILER.unpack(end)[1]))
+
+
+def index_in(objects: Objects, key: str, size: int) -> PointIndex:
+    """Return the part of the index with which a pack ends.
+
+    Args:
+        objects: Where it lies.
+        key: Its key.
+        size: Its size in bytes.
+
+    Raises:
+        StoreDamagedError: If it does not end with one.
+    """
+    place = frames_end(objects, key, size)
+    footer = objects.read(key, place, size - place)
+    trailer = footer[-TRAILER.size :]
+    if len(trailer) < TRAILER.size or not trailer.startswith(TRAILER_MAGIC):
+        raise StoreDamagedError(f"{objects.name}: {key} does not end with its index")
+    length, digest = TRAILER.unpack(trailer)[2:]
+    count = -(-length // EXTENTS_BYTES)
+    step = EXTENTS_BYTES + HEAD_BYTES
+    pieces = [footer[each * step + HEAD_BYTES : (each + 1) * step] for each in range(count)]
+    index = b"".join(pieces)[:length]
+    if blake3(index).digest() != digest:
+        raise StoreDamagedError(f"{objects.name}: the index of {key} is damaged")
+    return PointIndex.decode(index)
+
+
+def fillers(length: int) -> Iterator[bytes]:
+    """Give frames that mean nothing, in place of lost ones that were as long together."""
+    while length >= HEAD_BYTES:
+        most = length if length <= EXTENTS_BYTES else EXTENTS_BYTES - HEAD_BYTES
+        yield encode_optional(FILLER_TYPE, bytes(most - HEAD_BYTES), blake3)
+        length -= most
+    yield bytes(length)
 
 
 def _joined(parts: list[np.ndarray], kind: type) -> np.ndarray:

@@ -51,6 +51,7 @@ from blockstream_protocol._frames import (
     encode_optional,
     frame_in,
     plain_frame,
+    sound_frames,
     unpacked,
 )
 from blockstream_protocol._limits import (
@@ -201,6 +202,7 @@ __all__ = [
     "parse_table",
     "plain_frame",
     "plain_text",
+    "sound_frames",
     "table_bytes",
     "told",
     "unpacked",

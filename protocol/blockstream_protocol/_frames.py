@@ -267,6 +267,26 @@ def frame_in(data: Buffer) -> Frame:
     return Frame(kind, codec, raw_len, digest, view[HEAD_BYTES:])
 
 
+def sound_frames(data: Buffer, new_digest: NewDigest) -> int:
+    """Return how many bytes these begin with that are whole frames, optional ones as well.
+
+    A packed payload is taken as it is: whoever unpacks it checks it.
+    """
+    view, done = memoryview(data).cast("B"), 0
+    while len(view) - done >= HEAD_BYTES:
+        try:
+            _, codec, _, wire_len, digest = _parsed_head(view[done:])
+        except RemoteProtocolError:
+            break
+        end = done + HEAD_BYTES + wire_len
+        payload = view[done + HEAD_BYTES : end]
+        whole = len(payload) == wire_len
+        if not whole or (codec == Codec.NONE and new_digest(payload).digest() != digest):
+            break
+        done = end
+    return done
+
+
 def _parsed_head(head: memoryview) -> tuple[int, int, int, int, bytes]:
     """Return type, codec, both lengths and the digest that a head states."""
     stated = bytes(head[: _HEAD.size])

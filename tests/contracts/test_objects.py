@@ -143,14 +143,16 @@ def test_nothing_is_locked_that_nobody_locked(objects: Objects) -> None:
 @pytest.mark.needs("chattr")
 @pytest.mark.parametrize("flag", ["i", "a"])
 def test_a_file_that_nobody_may_remove_is_locked(tmp_path: Path, flag: str) -> None:
+    def change(sign: str, path: Path) -> None:
+        subprocess.run(["chattr", sign + flag, path], check=True)  # noqa: S603, S607  # as written
+
     objects = FolderObjects(tmp_path)
     objects.put("a/b", b"x")
-    if subprocess.run(["chattr", f"+{flag}", tmp_path / "a/b"], check=False).returncode:
-        pytest.skip("this file system has no such flags")
+    change("+", tmp_path / "a/b")
     try:
         assert objects.locked("a/b")
     finally:
-        subprocess.run(["chattr", f"-{flag}", tmp_path / "a/b"], check=True)
+        change("-", tmp_path / "a/b")
     assert not objects.locked("a/b")
 
 

@@ -3,10 +3,13 @@
 import json
 import random
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from blockstream.interfaces import Objects
+from blockstream.locations import open_objects
 from tests.end_to_end.hosts import Ended, Host
 from tests.s3_proxy import Fault, Rule, proxy
 from tests.s3_servers import S3Server
@@ -178,6 +181,30 @@ def test_a_send_that_was_killed_is_invisible(
     copy = tmp_path / "copy"
     ok(host.run("restore", f"{store}/vm", copy, "--create"))
     assert copy.read_bytes() == disk.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", ["repair.before_finish", "repair.after_finish"])
+def test_a_repair_that_was_killed_is_done_again(
+    host: Host, either: str, tmp_path: Path, point: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = host.disk("disk", SIZE)
+    ok(host.run("send", disk, f"{either}/vm"))
+    with closing(opened_raw(host, either, monkeypatch)) as objects:
+        (pack,) = [info.key for info in objects.listed("bs1/disk/vm/pack/")]
+        (index,) = [info.key for info in objects.listed("bs1/disk/vm/index/")]
+        before = objects.read(pack)
+        damaged(objects, pack, "altered")
+        damaged(objects, index, "missing")  # each pack has its part of it
+        line = ("store", "repair", f"{either}/vm", "--from", disk)
+        killed = host.run(*line, environment={"BLOCKSTREAM_FAILPOINT": f"{point}:1:kill"})
+        assert killed.status == -9, killed.err
+        assert len(objects.read(pack)) == len(before)
+        said = ok(host.run(*line)).err
+        assert ("1 damaged frames were made anew" in said) == (point == "repair.before_finish")
+    ok(host.run("store", "verify", either))
+    ok(host.run("restore", f"{either}/vm", tmp_path / "copy", "--create"))
+    assert (tmp_path / "copy").read_bytes() == disk.read_bytes()
 
 
 @pytest.mark.slow
@@ -381,6 +408,77 @@ def test_what_is_damaged_is_replaced_by_its_twin(host: Host, store: str, tmp_pat
     kept = host.run("store", "repair", store, "--from", twin)
     assert kept.status == 12
     assert "stay damaged" in kept.err
+
+
+def opened_raw(host: Host, store: str, monkeypatch: pytest.MonkeyPatch) -> Objects:
+    """Return a store's objects as they lie there."""
+    for name, value in host.environment.items():
+        monkeypatch.setenv(name, value)
+    return open_objects(store)
+
+
+def damaged(objects: Objects, key: str, how: str) -> None:
+    data = bytearray(objects.read(key))
+    match how:
+        case "missing":
+            objects.delete(key)
+            return
+        case "cut":
+            del data[len(data) // 2 :]
+        case "altered":
+            data[len(data) // 2] ^= 1
+        case "zeroed":
+            data[100 : len(data) - 50] = bytes(len(data) - 150)
+        case "its end":
+            data[-1] ^= 1
+        case "longer":
+            data += bytes(7)
+    objects.put(key, bytes(data))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("anywhere", ["folder", "encrypted", "localstack"], indirect=True)
+def test_damaged_frames_are_made_anew_from_a_disk(
+    host: Host, anywhere: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, disk, listed = anywhere, host.disk("disk", SIZE), tmp_path / "changes.json"
+    ok(host.run("send", disk, f"{store}/vm", "--goal", "a", "--compress", "zstd:7"))
+    first = Path(shutil.copy(disk, tmp_path / "first"))
+    content = bytearray(disk.read_bytes())
+    content[:BLOCK] = random.Random(9).randbytes(BLOCK)  # noqa: S311
+    disk.write_bytes(content)
+    listed.write_text(json.dumps([change(0)]))
+    words = ("--base", "a", "--goal", "b", "--extents", listed)
+    ok(host.run("send", disk, f"{store}/vm", *words))
+    repair = ("store", "repair", f"{store}/vm", "--from")
+    with closing(opened_raw(host, store, monkeypatch)) as objects:
+        packs = [info.key for info in objects.listed("bs1/disk/vm/pack/")]
+        ways = ("missing", "cut", "altered", "zeroed", "its end", "longer")
+        for how in ways if store.startswith("dir:") else ways[:1]:
+            damaged(objects, packs[0], how)
+            assert host.run("store", "verify", store).status == 12, how
+            if how == "missing":
+                # What was overwritten since is not on this disk; all else is.
+                partly = host.run(*repair, disk)
+                assert partly.status == 12, partly.err
+                assert f"damaged frames were made anew from {disk}; of 1 it holds" in partly.err
+                assert f"{packs[0]} is no stream for `recv` any more" in partly.err
+                assert "points that can be restored: none; that cannot: 1 to 2" in partly.err
+            healed = ok(host.run(*repair, first)).err
+            assert f"{packs[0]} was replaced" in healed, how
+            assert "points that can be restored: 1 to 2\n" in healed
+        damaged(objects, packs[1], "missing")
+        assert "of 1 it holds something else" in host.run(*repair, first).err
+        assert not list(objects.listed(packs[1]))
+        ok(host.run(*repair, disk))
+        assert "made anew" not in ok(host.run(*repair, disk)).err
+    for point, state in (("a", first.read_bytes()), ("b", bytes(content))):
+        copy = tmp_path / f"copy-{point}"
+        ok(host.run("restore", f"{store}/vm@{point}", copy, "--create"))
+        assert copy.read_bytes() == state
+    wrong = host.run("store", "repair", store, "--from", first)
+    assert (wrong.status, "a disk heals one STORE/DISK" in wrong.err) == (2, True), wrong.err
 
 
 def test_a_point_that_needs_nothing_of_what_is_damaged_is_whole(

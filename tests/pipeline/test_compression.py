@@ -18,6 +18,7 @@ from blockstream.pipeline.compression import (
     Decompressor,
     IdleCores,
     LevelControl,
+    packed_to,
 )
 from blockstream_protocol import Codec, RemoteProtocolError
 
@@ -43,6 +44,24 @@ def test_what_packs_well_is_packed() -> None:
     packed = Compressor().packed(memoryview(TEXT), 1)
     assert packed.codec is Codec.ZSTD
     assert len(packed.payload) < len(TEXT) / 4
+
+
+@pytest.mark.parametrize("size", [5_000, 600_000])
+def test_what_is_packed_again_fits_where_it_was(size: int) -> None:
+    raw = TEXT[:size]
+    least = len(zstandard.ZstdCompressor(level=1, write_content_size=True).compress(raw))
+    for length in (*range(least, least + 9), 2 * least, size - 1):
+        packed = packed_to(raw, length)
+        assert packed is not None
+        assert len(packed) == length
+        assert Decompressor()(packed, size) == raw
+    harder = packed_to(raw, least - 10)
+    assert harder is not None
+    assert Decompressor()(harder, size) == raw
+
+
+def test_what_no_level_packs_so_small_is_not_packed() -> None:
+    assert packed_to(TEXT[:5000], 30) is None
 
 
 def test_level_none_packs_nothing() -> None:

@@ -162,7 +162,7 @@ class _Moving:
                 upload.copy(source, offset, length)
                 size += length
             self.copied += size
-            for frame in footer(_part(self.index, these), size):
+            for frame in footer(self.index.part(these), size):
                 upload.write([memoryview(frame)])
                 size += len(frame)
             upload.finish()
@@ -213,16 +213,6 @@ def _runs(index: PointIndex, these: Numbers) -> Iterator[tuple[int, int, int]]:
     for first, after in itertools.pairwise(edges):
         start = int(offset[first])
         yield int(pack[first]), start, int(end[after - 1]) - start
-
-
-def _part(index: PointIndex, these: Numbers) -> PointIndex:
-    """Return the index of these frames alone, in this order."""
-    frames, rows = index.frames, index.rows
-    number = np.full(len(frames), -1, np.int64)
-    number[these] = np.arange(len(these))
-    of = number[rows.frame]
-    mine = np.greater_equal(of, 0)
-    return PointIndex(index.size, frames.only(these), replace(rows.only(mine), frame=of[mine]))
 
 
 def _written(disk: StoredDisk, last: Point, moving: _Moving) -> Point:

@@ -23,13 +23,21 @@ class Repaired:
     Attributes:
         disk: Its name.
         replaced: Keys of the objects that were replaced.
-        left: Keys of those that the other store does not have whole either.
+        left: Keys of those for which nothing was found.
+        healed: Frames that were made anew from a disk.
+        lost: Damaged frames of which that disk holds something else now.
+        filled: Keys of packs that are no stream any more: what lay around their frames is lost.
+        refusals: Why that disk could not be read.
         after: What is to be said of it now.
     """
 
     disk: str
     replaced: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
+    healed: int = 0
+    lost: int = 0
+    filled: list[str] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
     after: Verified | None = None
 
 
@@ -84,7 +92,7 @@ def _is_good(disk: StoredDisk, twin: StoredDisk, key: str) -> bool:
 def _is_good_point(disk: StoredDisk, twin: StoredDisk, seq: int) -> bool:
     """Compare a manifest with what points here say of it, if one does."""
     candidate = twin.point(seq)
-    for point in _readable(disk):
+    for point in readable(disk):
         if point.parent is not None and point.parent.seq == seq:
             return point.parent.digest == candidate.digest
         if point.seq == seq:
@@ -92,7 +100,7 @@ def _is_good_point(disk: StoredDisk, twin: StoredDisk, seq: int) -> bool:
     # Nobody here goes onto it: it is the newest, or was; its own parent must be the same.
     parent = candidate.parent
     return parent is None or any(
-        point.seq == parent.seq and point.digest == parent.digest for point in _readable(disk)
+        point.seq == parent.seq and point.digest == parent.digest for point in readable(disk)
     )
 
 
@@ -100,14 +108,14 @@ def _is_good_index(disk: StoredDisk, twin: StoredDisk, key: str) -> bool:
     digest = blake3(twin.objects.read(key)).hexdigest()
     return any(
         disk.folder + point.index == key and point.index_digest == digest
-        for point in _readable(disk)
+        for point in readable(disk)
     )
 
 
 def _is_good_pack(disk: StoredDisk, twin: StoredDisk, key: str) -> bool:
     """Compare the frames of a pack with what our own indexes say of them; no index, no pack."""
     known, decompress = False, Decompressor()
-    for point in _readable(disk):
+    for point in readable(disk):
         numbers = [n for n in range(len(point.packs)) if disk.pack_key(point, n) == key]
         if not numbers:
             continue
@@ -125,7 +133,7 @@ def _is_good_pack(disk: StoredDisk, twin: StoredDisk, key: str) -> bool:
     return known
 
 
-def _readable(disk: StoredDisk) -> list[Point]:
+def readable(disk: StoredDisk) -> list[Point]:
     """Return the points whose manifests are good."""
     found = []
     for seq in disk.numbers():

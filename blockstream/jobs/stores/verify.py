@@ -20,11 +20,12 @@ from blockstream.errors import (
 from blockstream.formats.point import Kind, Point
 from blockstream.formats.point_index import PointIndex
 from blockstream.formats.point_map import merged
+from blockstream.interfaces import Objects
 from blockstream.jobs.stores.repository import VERIFIED, StoredDisk
 from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.pipeline.compression import Decompressor
 from blockstream.pipeline.progress import Progress
-from blockstream_protocol import HEAD_BYTES, Buffer, Decompress, link
+from blockstream_protocol import HEAD_BYTES, MAGIC, Buffer, Decompress, link, sound_frames
 
 _READERS: Final = 8
 _RUN_BYTES: Final = 8 << 20
@@ -107,6 +108,7 @@ class _Verifying:
         self._stopped = ""
         self._seen: set[Place] = set()
         self._bad: set[Place] = set()
+        self._sizes: dict[str, int] = {}
 
     def stop(self, reason: str) -> None:
         """Make `run` end soon."""
@@ -117,10 +119,13 @@ class _Verifying:
         points = self._points()
         self._progress.total = self._progress.size = sum(point.stored for point in points)
         indexes = {point.seq: self._index(point) for point in points}
+        listed = self._disk.objects.listed(f"{self._disk.folder}pack/")
+        self._sizes = {info.key: info.size for info in listed}
         for point in points:
             index = indexes[point.seq]
             if index is not None:
                 self._frames(point, index)
+                self._around(point, index)
         for point in points[-1:] if self._newest else points:
             good = self._is_whole(point, {each.seq: each for each in points}, indexes)
             (self.found.whole if good else self.found.broken).append(point.seq)
@@ -204,6 +209,28 @@ class _Verifying:
                     self._bad_frame(point, index, number, text)
                 self.found.checked += end - start
                 self._progress.frame(data=0, covered=end - start, wire=end - start)
+
+    def _around(self, point: Point, index: PointIndex) -> None:
+        """Check the sizes of a point's own packs, and what lies in them around its frames.
+
+        To restore takes none of that; to receive the packs as a stream, or to salvage them, does.
+        """
+        own = set(point.own_packs)
+        for number, pack in enumerate(point.packs):
+            key = self._disk.pack_key(point, number)
+            size = self._sizes.get(key, 0)
+            if pack not in own or not size:
+                continue  # of one that is missing, each frame is
+            if size != pack.size:
+                self._damaged(point.seq, key, f"{key} has {size} bytes, and not {pack.size}")
+                continue
+            for start, end in gaps(index, number, size) if self._part >= 1 else ():
+                sound = sound_part(self._disk.objects, key, start, end)
+                self.found.checked += end - start
+                if len(sound) != end - start:
+                    where = f"{key} at {start + len(sound)}"
+                    text = f"{where}: what lies around its frames is damaged; no point needs it"
+                    self._damaged(point.seq, key, text)
 
     def _bad_frame(self, point: Point, index: PointIndex, number: int, text: str) -> None:
         rows = np.equal(index.rows.frame, number)
@@ -289,6 +316,28 @@ def _wrong(data: Buffer, index: PointIndex, number: int, decompress: Decompress)
     except StoreDamagedError as error:
         return str(error)
     return ""
+
+
+def gaps(index: PointIndex, number: int, size: int) -> Iterator[tuple[int, int]]:
+    """Give the ranges of a pack in which no frame of an index lies: first byte, and end."""
+    frames = index.frames
+    mine = np.flatnonzero(np.equal(frames.pack, number))
+    mine = mine[np.argsort(frames.offset[mine])]
+    starts = [*frames.offset[mine].tolist(), size]
+    ends = [0, *(frames.offset[mine] + frames.wire[mine] + HEAD_BYTES).tolist()]
+    for start, end in zip(ends, starts, strict=True):
+        if start < end:
+            yield start, end
+
+
+def sound_part(objects: Objects, key: str, start: int, end: int) -> bytes:
+    """Return the whole frames that a range of a pack begins with, of whatever type they are."""
+    try:
+        data = objects.read(key, start, end - start)
+    except StoreDamagedError:
+        return b""
+    known = len(MAGIC) if not start and data.startswith(MAGIC) else 0
+    return data[: known + sound_frames(memoryview(data)[known:], blake3)]
 
 
 def runs(index: PointIndex, wanted: Sequence[int]) -> Iterator[Sequence[int]]:
