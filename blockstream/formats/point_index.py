@@ -285,7 +285,8 @@ class _Reader:
         return found
 
 
-def _bytes_of(frames: int, rows: int) -> int:
+def index_bytes(frames: int, rows: int) -> int:
+    """Return the bytes of an index before it is packed."""
     widths = [
         sum(np.dtype(kind).itemsize for kind in kinds) for kinds in (_FRAME_COLUMNS, _ROW_COLUMNS)
     ]
@@ -305,7 +306,7 @@ def _unpacked(data: bytes) -> bytes:
             if len(head) < _HEAD.size or head[:8] != MAGIC:
                 raise StoreDamagedError("it is no index")
             _, _, frames, rows = _HEAD.unpack(head)
-            if size != _bytes_of(frames, rows) or size > _MOST_BYTES:
+            if size != index_bytes(frames, rows) or size > _MOST_BYTES:
                 raise StoreDamagedError("it ends too early, or too late")
             rest = reader.read(size - _HEAD.size)
     except zstandard.ZstdError as error:

@@ -576,6 +576,42 @@ def test_a_rehearsal_says_what_it_would_cost_and_stores_nothing(
     assert len(list((tmp_path / "store").rglob("*.json"))) == 2
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_a_rehearsal_foresees_requests_and_bytes(
+    host: Host, localstack: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a disk in several packs, of scattered blocks, of zeros, and of nothing."""
+    host.environment |= localstack.environment
+    host.limits = {"PACK_BYTES": 20 << 20}
+    store, disk, listed = f"s3://contracts/{tmp_path.name}-costs", tmp_path / "disk", tmp_path / "l"
+    rng = random.Random(12)  # noqa: S311
+    disk.write_bytes(rng.randbytes(50 << 20))
+    ok(host.run("store", "init", store))
+    blocks = sorted(rng.sample(range((50 << 20) // BLOCK), 3000))
+    zeros = [change(0) | {"exists": "false"}]
+    increments = ("ab", [change(block * BLOCK) for block in blocks]), ("bc", zeros), ("cd", [])
+    with closing(opened_raw(host, store, monkeypatch)) as objects, proxy(localstack.url) as between:
+        for states, changes in (("-a", None), *increments):
+            words = ["send", disk, f"{store}/vm", "--goal", states[1], "--compress", "none"]
+            if changes is not None:
+                listed.write_text(json.dumps(changes))
+                words += ["--base", states[0], "--extents", listed]
+            (said,) = [
+                each
+                for each in ok(host.run(*words, "-n", "--json")).events
+                if each["event"] == "would-store"
+            ]
+            before = {info.key: info.size for info in objects.listed("bs1/disk/vm/")}
+            between.requests.clear()
+            ok(host.run(*words, "--endpoint-url", between.url))
+            writing = [each for each in between.requests if each[0] in {"PUT", "POST"}]
+            after = {info.key: info.size for info in objects.listed("bs1/disk/vm/")}
+            stored = sum(size for key, size in after.items() if key not in before)
+            assert said["requests"] == len(writing), (states, writing)
+            assert 0.95 * (stored - 2000) < int(str(said["bytes"])) < 1.05 * stored + 2000, states
+
+
 def test_a_writer_may_not_delete(host: Host) -> None:
     texts = {}
     for role in ("writer", "reader", "pruner"):

@@ -79,12 +79,24 @@ def execute(order: dict[str, Any]) -> None:
     sys.argv = ["blockstream", *order["arguments"]]
     for side in ("_sender", "_receiver"):
         vars(sys.modules[f"blockstream_protocol.{side}"]).update(order["limits"])
+    if "PACK_BYTES" in order["limits"]:
+        small_packs(int(order["limits"]["PACK_BYTES"]))
     from blockstream.__main__ import main
 
     try:
         main()
     except SystemExit as leaving:
         leave(leaving)
+
+
+def small_packs(size: int) -> None:
+    """Let packs of a store end after so many bytes."""
+    from blockstream.jobs.stores import compaction, save
+    from blockstream.pipeline import packs
+
+    packs.PackOutlet.__init__.__defaults__ = (size,)
+    compaction.compact.__kwdefaults__["pack_bytes"] = size
+    vars(save)["PACK_BYTES"] = size
 
 
 def leave(leaving: SystemExit) -> None:

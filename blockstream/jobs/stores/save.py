@@ -19,7 +19,7 @@ from blockstream.extents import ExtentMap
 from blockstream.formats.extent_lists import ExtentList, Meaning
 from blockstream.formats.point import Kind as PointKind
 from blockstream.formats.point import Parent, Point, rooted
-from blockstream.formats.point_index import PointIndex
+from blockstream.formats.point_index import PointIndex, index_bytes
 from blockstream.interfaces import PART_BYTES, Source
 from blockstream.jobs.send import SendPlan, SendRequest, one_way, planned
 from blockstream.jobs.stores.audit import Audit, audit
@@ -29,7 +29,7 @@ from blockstream.pipeline.failpoints import failpoint
 from blockstream.pipeline.packs import PACK_BYTES, PackOutlet
 from blockstream.pipeline.progress import Progress, Snapshot
 from blockstream.pipeline.sender import SendEngine, SendOptions
-from blockstream_protocol import Committed, Kind
+from blockstream_protocol import HEAD_BYTES, ROW_BYTES, Committed, Kind, table_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,8 @@ class SaveEstimate:
 def estimated(request: SendRequest, source: Source, disk: StoredDisk) -> SaveEstimate:
     """Say what `save` would do, and check that it could.
 
+    Zeros that are found by looking count as data.
+
     Raises:
         BaseMismatchError: As for `save`.
         BlockstreamError: As the source or the store fails.
@@ -55,12 +57,24 @@ def estimated(request: SendRequest, source: Source, disk: StoredDisk) -> SaveEst
     what = planned(request, source)
     if what.opening.base:
         _check_base(what, disk.last(), disk)
-    data = what.data_bytes
-    packs = -(-data // PACK_BYTES)
-    single = data < PART_BYTES
-    parts = 0 if single else -(-data // PART_BYTES)
-    # A pack is begun and completed, or written at once; then the index, and the manifest.
-    return SaveEstimate(data, parts + (1 if single and data else 2 * packs) + (2 if data else 1))
+    frames = rows = 0
+    for piece in what.extents.pieces():
+        frames, rows = frames + 1, rows + len(piece.offsets)
+    if not frames:
+        return SaveEstimate(0, 1)
+    stream = what.data_bytes + len(what.extents) * ROW_BYTES
+    stream += frames * (HEAD_BYTES + table_bytes(0)) + rows * (table_bytes(1) - table_bytes(0))
+    index = index_bytes(frames, rows)
+    packs = -(-stream // PACK_BYTES)
+    sizes = [PACK_BYTES] * (packs - 1) + [stream - (packs - 1) * PACK_BYTES]
+    # Each pack ends with its part of the index. Then the whole index, and the manifest.
+    requests = sum(_requests(size + index // packs) for size in sizes) + _requests(0) * 2
+    return SaveEstimate(stream + 2 * index, requests)
+
+
+def _requests(size: int) -> int:
+    """Return how many requests write an object: it is begun, sent in parts and completed."""
+    return 1 if size < PART_BYTES else 2 + -(-size // PART_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
