@@ -191,12 +191,12 @@ def show(text: str) -> None:
         ) from error
 
 
-def event(kind: str, **values: object) -> None:
+def event(kind: str, /, **values: object) -> None:
     """Write a JSON line on what happens to programs, beside the data."""
     say(_json_line(kind, values))
 
 
-def result(kind: str, **values: object) -> None:
+def result(kind: str, /, **values: object) -> None:
     """Write a JSON line that is itself what was asked for."""
     show(_json_line(kind, values) + "\n")
 

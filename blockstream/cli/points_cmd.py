@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import click
 
-from blockstream.cli.console import event, say, show
+from blockstream.cli.console import result, say, show
 from blockstream.cli.stores import (
     StoreAccess,
     is_store,
@@ -35,7 +35,10 @@ def command(place: str, access: StoreAccess, as_json: bool) -> None:
     if is_store(store, access):
         with opened_store(store, access) as repository:
             for name in repository.disks():
-                show(f"{store}/{name}\n")
+                if as_json:
+                    result("disk", name=name, place=f"{store}/{name}")
+                else:
+                    show(f"{store}/{name}\n")
         return
     found = place_of(place)
     with opened_store(found.store, access) as repository:
@@ -43,7 +46,7 @@ def command(place: str, access: StoreAccess, as_json: bool) -> None:
         points, verified = list(disk.points()), disk.marks(VERIFIED)
     if as_json:
         for point in points:
-            event("point", **asdict(point), verified=verified.get(point.seq))
+            result("point", **asdict(point), verified=verified.get(point.seq))
         return
     if not points:
         say(f"{found} has no point yet")

@@ -257,6 +257,98 @@ def test_a_store_outlives_whoever_dies_at_work_on_it(
     assert copy.read_bytes() == (disk.read_bytes() if words == SEND else before)
 
 
+THIRDS = [number << 20 for number in range(15) if number % 3]
+
+
+def in_many_packs(host: Host, store: str, tmp_path: Path) -> None:
+    """Save a disk in packs of three frames each, and then two thirds of each anew; then all."""
+    host.limits = {"PACK_BYTES": 7 << 19}
+    disk, listed, rng = tmp_path / "disk", tmp_path / "changes.json", random.Random(8)  # noqa: S311
+    content = bytearray(rng.randbytes(15 << 20))
+    disk.write_bytes(content)
+    ok(host.run("send", disk, f"{store}/vm", "--goal", "a"))
+    for start in THIRDS:
+        content[start : start + (1 << 20)] = rng.randbytes(1 << 20)
+    disk.write_bytes(content)
+    changes = [{"offset": start, "length": 1 << 20, "exists": "true"} for start in THIRDS]
+    listed.write_text(json.dumps(changes))
+    words = ("--base", "a", "--goal", "b", "--extents", listed)
+    ok(host.run("send", disk, f"{store}/vm", *words))
+
+
+def outlived(
+    host: Host, store: str, tmp_path: Path, line: list[str | Path], point: str, after: int
+) -> None:
+    """Kill a command; nothing half is visible, and the same again does the rest."""
+    before = ok(host.run("points", f"{store}/vm")).out
+    killed = host.run(*line, environment={"BLOCKSTREAM_FAILPOINT": f"{point}:kill"})
+    assert killed.status == -9, (point, killed.err)
+    shown = ok(host.run("points", f"{store}/vm")).out
+    if "after_commit" not in point and "prune" not in point:
+        assert shown == before, point
+    ok(host.run("store", "verify", store))
+    again = host.run(*line)
+    committed = point.startswith("store.after_commit")
+    assert again.status == (10 if committed else 0), (point, again.err)
+    ok(host.run("store", "verify", store))
+    shown = ok(host.run("points", f"{store}/vm", "--json")).out
+    assert len(shown.splitlines()) == after, point
+    copy = tmp_path / "copy"
+    ok(host.run("restore", f"{store}/vm", copy, "--create"))
+    assert copy.read_bytes() == (tmp_path / "disk").read_bytes(), point
+    copy.unlink()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize(
+    ("command", "points", "after"),
+    [
+        ("send", "send.first_data:4 store.before_seal:2 store.after_seal:5", 3),
+        ("compact", "compact.after_pack:1 compact.after_pack:2", 3),
+        ("prune", "prune.after_manifest:1 prune.after_object:1 prune.after_object:5", 1),
+    ],
+)
+def test_many_packs_outlive_whoever_dies_at_work_on_them(
+    host: Host, store: str, tmp_path: Path, command: str, points: str, after: int
+) -> None:
+    in_many_packs(host, store, tmp_path)
+    line: list[str | Path] = ["send", tmp_path / "disk", f"{store}/vm", "--goal", "c"]
+    if command == "compact":
+        line = ["store", "compact", store]
+    if command == "prune":
+        ok(host.run(*line))
+        line = [word.format(store=store) for word in PRUNE]
+    root, spare = tmp_path / "store", tmp_path / "spare"
+    shutil.copytree(root, spare)
+    for point in points.split():
+        outlived(host, store, tmp_path, line, point, after)
+        if command == "prune":
+            assert len(list(root.rglob("*.pack"))) >= 5
+        shutil.rmtree(root)
+        shutil.copytree(spare, root)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize(
+    ("anywhere", "point"),
+    [
+        ("encrypted", "compact.after_pack:2"),
+        ("localstack", "store.after_seal:2"),
+    ],
+    indirect=["anywhere"],
+)
+def test_many_packs_outlive_it_anywhere(
+    host: Host, anywhere: str, tmp_path: Path, point: str
+) -> None:
+    in_many_packs(host, anywhere, tmp_path)
+    line: list[str | Path] = ["send", tmp_path / "disk", f"{anywhere}/vm", "--goal", "c"]
+    if point.startswith("compact"):
+        line = ["store", "compact", anywhere]
+    outlived(host, anywhere, tmp_path, line, point, 3)
+
+
 def mostly_overwritten(host: Host, store: str, disk: Path, listed: Path) -> None:
     """Save a disk, and then two thirds of it anew: 8 MiB of the first pack are needed yet."""
     rng = random.Random(8)  # noqa: S311
@@ -548,6 +640,20 @@ def test_an_audit_finds_what_the_list_of_changes_missed(
     assert host.run("send", disk, tmp_path / "copy", "--audit", "1").status == 2
 
 
+def test_programs_are_told_what_was_saved_and_what_there_is(
+    host: Host, store: str, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(b"x" * SIZE)
+    sent = ok(host.run("send", disk, f"{store}/vm", "--goal", "a", "--json")).events
+    (saved,) = [each for each in sent if each["event"] == "saved"]
+    (point,) = ok(host.run("points", f"{store}/vm", "--json")).results
+    for each in (saved, point):
+        assert (each["kind"], each["seq"], each["state"]) == ("full", 1, "a")
+    (named,) = ok(host.run("points", store, "--json")).results
+    assert named == {"event": "disk", "name": "vm", "place": f"{store}/vm"}
+
+
 def test_what_is_no_store_is_said(host: Host, tmp_path: Path) -> None:
     (tmp_path / "disk").write_bytes(bytes(BLOCK))
     place = f"dir:{tmp_path}/none/vm"
@@ -590,10 +696,20 @@ def test_a_rehearsal_foresees_requests_and_bytes(
     ok(host.run("store", "init", store))
     blocks = sorted(rng.sample(range((50 << 20) // BLOCK), 3000))
     zeros = [change(0) | {"exists": "false"}]
-    increments = ("ab", [change(block * BLOCK) for block in blocks]), ("bc", zeros), ("cd", [])
+    scattered = [change(block * BLOCK) for block in blocks]
+    cases: list[tuple[str, list[dict[str, object]] | None]]
+    cases = [("-a", None), ("ab", scattered), ("bc", zeros), ("cd", [])]
     with closing(opened_raw(host, store, monkeypatch)) as objects, proxy(localstack.url) as between:
-        for states, changes in (("-a", None), *increments):
-            words = ["send", disk, f"{store}/vm", "--goal", states[1], "--compress", "none"]
+        for states, changes in cases:
+            words: list[str | Path] = [
+                "send",
+                disk,
+                f"{store}/vm",
+                "--goal",
+                states[1],
+                "--compress",
+                "none",
+            ]
             if changes is not None:
                 listed.write_text(json.dumps(changes))
                 words += ["--base", states[0], "--extents", listed]

@@ -95,7 +95,7 @@ def small_packs(size: int) -> None:
     from blockstream.pipeline import packs
 
     packs.PackOutlet.__init__.__defaults__ = (size,)
-    compaction.compact.__kwdefaults__["pack_bytes"] = size
+    compaction.compact.__kwdefaults__ = {"worth": compaction.WORTH, "pack_bytes": size}
     vars(save)["PACK_BYTES"] = size
 
 

@@ -129,6 +129,7 @@ def _sweep(disk: StoredDisk, left: Sequence[Point], gone: Sequence[Point], resul
         # A map may have been the last to need what was written for points that went long ago.
         if info.key not in named and (owner in owners or info.key in named_before):
             _let_go(disk, info.key, info.size, result)
+            failpoint("prune.after_object")
     before = now - _LONGEST_JOB_SECONDS
     result.unfinished = disk.objects.forget_unfinished(disk.folder, before)
 
