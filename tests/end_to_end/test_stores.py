@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+import signal
 from contextlib import closing
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from blockstream.interfaces import Objects
 from blockstream.locations import open_objects
-from tests.end_to_end.hosts import Ended, Host
+from tests.end_to_end.hosts import Ended, Host, wait_until
 from tests.s3_proxy import Fault, Rule, proxy
 from tests.s3_servers import S3Server
 
@@ -255,6 +256,39 @@ def test_a_store_outlives_whoever_dies_at_work_on_it(
     if words[0] != "restore":
         ok(host.run("restore", f"{store}/vm", copy, "--create"))
     assert copy.read_bytes() == (disk.read_bytes() if words == SEND else before)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("anywhere", ["folder", "encrypted", "localstack"], indirect=True)
+def test_of_two_that_send_at_once_one_is_told(
+    host: Host, anywhere: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, other, listed = tmp_path / "disk", tmp_path / "other", tmp_path / "changes.json"
+    disk.write_bytes(bytes(SIZE))
+    ok(host.run("send", disk, f"{anywhere}/vm", "--goal", "a"))
+    for path, byte in ((disk, b"x"), (other, b"y")):
+        path.write_bytes(byte * BLOCK + bytes(SIZE - BLOCK))
+    listed.write_text(json.dumps([change(0)]))
+    words: list[str | Path] = [f"{anywhere}/vm", "--base", "a", "--extents", listed, "--goal"]
+    late = host.start(["send", disk, *words, "b"], environment=stopping("store.before_commit"))
+    wait_until(late.stopped, 60)
+    ok(host.run("send", other, *words, "c"))
+    late.signal(signal.SIGCONT)
+    told = late.wait()
+    assert told.status == 10, told.err
+    assert "another blockstream has committed point 2 of vm meanwhile; nothing of ours" in told.err
+    with closing(opened_raw(host, anywhere, monkeypatch)) as objects:
+        assert len(list(objects.listed("bs1/disk/vm/pack/"))) == 2  # nor is it in the way
+    ok(host.run("store", "verify", anywhere))
+    again = host.run("send", disk, *words, "b")
+    assert (again.status, "holds state 'c' of vm last" in again.err) == (10, True), again.err
+    ok(host.run("restore", f"{anywhere}/vm", tmp_path / "copy", "--create"))
+    assert (tmp_path / "copy").read_bytes() == other.read_bytes()
+
+
+def stopping(point: str) -> dict[str, str]:
+    return {"BLOCKSTREAM_FAILPOINT": f"{point}:1:stop"}
 
 
 THIRDS = [number << 20 for number in range(15) if number % 3]
