@@ -22,6 +22,7 @@ from blockstream.errors import StoreDamagedError, UsageError
 from blockstream.jobs.stores.compaction import compact
 from blockstream.jobs.stores.healing import heal
 from blockstream.jobs.stores.keys import StoreKeys
+from blockstream.jobs.stores.pins import Pins
 from blockstream.jobs.stores.policy import Role, policy
 from blockstream.jobs.stores.prune import prune
 from blockstream.jobs.stores.repair import Repaired, repair
@@ -272,6 +273,21 @@ def show_policy(store: str, role: str) -> None:
         raise UsageError(f"{store} is no store in S3: s3://BUCKET/PREFIX is one")
     bucket, _, prefix = place.removeprefix("s3://").partition("/")
     show(json.dumps(policy(bucket, prefix.strip("/"), Role(role)), indent=2) + "\n")
+
+
+@command.command("trust")
+@click.argument("store")
+@with_store_access
+def trust(store: str, access: StoreAccess) -> None:
+    """Take the STORE that lies there now for the right one, on this host.
+
+    The first encrypted store that is used in a place is remembered. Another one there is refused,
+    because whoever may write the place could have put it there: with a key of his own.
+    """
+    with opened_objects(whole_store(store), access) as objects:
+        repository = Repository(objects, access.identity)
+        Pins(access.state_dir).trust(repository)
+    say(f"{objects.name} is trusted here; its fingerprint is {repository.fingerprint}")
 
 
 @command.group("key")

@@ -14,8 +14,10 @@ from blockstream.cli.console import event, saving_text, say
 from blockstream.errors import StaleViewError, UsageError
 from blockstream.interfaces import Objects
 from blockstream.jobs.stores.keys import StoreHeader
+from blockstream.jobs.stores.pins import Pins
 from blockstream.jobs.stores.repository import Repository
 from blockstream.jobs.stores.save import SaveResult
+from blockstream.linux.state_directory import default_state_directory
 from blockstream.locations import StorePlace, open_objects, store_place
 from blockstream.words import duration_text, size_text
 
@@ -27,12 +29,14 @@ class StoreAccess:
     Attributes:
         endpoint: URL of another S3 server than AWS; empty for what botocore's settings say.
         identity: File with an identity that opens an encrypted store.
-        given: Whether any of it was given on the command line.
+        state_dir: Where it is remembered which encrypted store was used.
+        given: Whether endpoint or identity were given on the command line.
     """
 
-    endpoint: str = ""
-    identity: Path | None = None
-    given: bool = False
+    endpoint: str
+    identity: Path | None
+    state_dir: Path
+    given: bool
 
 
 def with_store_access(command: Callable[..., None]) -> Callable[..., None]:
@@ -56,7 +60,9 @@ def with_store_access(command: Callable[..., None]) -> Callable[..., None]:
     def wrapped(*words: Any, endpoint_url: str, identity: Path | None, **options: Any) -> None:
         typed = click.get_current_context().get_parameter_source("identity")
         given = bool(endpoint_url) or typed is ParameterSource.COMMANDLINE
-        command(*words, access=StoreAccess(endpoint_url, identity, given), **options)
+        state_dir = options.get("state_dir") or default_state_directory()
+        access = StoreAccess(endpoint_url, identity, state_dir, given)
+        command(*words, access=access, **options)
 
     return wrapped
 
@@ -65,7 +71,9 @@ def with_store_access(command: Callable[..., None]) -> Callable[..., None]:
 def opened_store(store: str, access: StoreAccess) -> Iterator[Repository]:
     """Open a store, and close it."""
     with opened_objects(store, access) as objects:
-        yield Repository(objects, access.identity)
+        repository = Repository(objects, access.identity)
+        Pins(access.state_dir).check(repository)
+        yield repository
 
 
 @contextlib.contextmanager

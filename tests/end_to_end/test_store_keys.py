@@ -121,6 +121,41 @@ def test_a_store_that_lies_open_is_not_taken_for_an_encrypted_one(
     assert host.run("store", "key", "list", place).status == 10
 
 
+def test_another_store_in_its_place_is_refused_until_it_is_trusted(
+    host: Host, identity: tuple[Path, str], disk: Path, tmp_path: Path
+) -> None:
+    """Also one that is not encrypted, where nobody gives an identity, as with a key of KMS."""
+    place, key = f"dir:{tmp_path}/store", ("--identity", identity[0])
+    folder = tmp_path / "store"
+    ok(host.run("store", "init", place, "--encrypt-to", identity[1]))
+    ok(host.run("send", disk, f"{place}/vm", *key))
+    folder.rename(tmp_path / "ours")
+    ok(host.run("store", "init", place, "--encrypt-to", identity[1]))
+    for words in (
+        ("send", disk, f"{place}/vm", *key),
+        ("send", "-n", disk, f"{place}/vm", *key),
+        ("points", f"{place}/vm", *key),
+        ("restore", f"{place}/vm", tmp_path / "copy", *key),
+        ("store", "prune", place, "--keep", "last=1", *key),
+    ):
+        refused = host.run(*words)
+        assert refused.status == 16, words
+        assert "is not the store that was used here before: it has another key" in refused.err
+        assert f"`blockstream store trust {place}`" in refused.err
+    assert not (folder / "bs1" / "disk").exists()
+    shutil.rmtree(folder)
+    ok(host.run("store", "init", place))
+    bare = host.run("send", disk, f"{place}/vm")
+    assert (bare.status, "before: it is not encrypted" in bare.err) == (16, True), bare.err
+    ok(host.run("store", "trust", place))
+    ok(host.run("send", disk, f"{place}/vm"))
+    folder.rename(tmp_path / "other")
+    (tmp_path / "ours").rename(folder)
+    ok(host.run("points", f"{place}/vm", *key))  # as with disks that take turns
+    said = ok(host.run("store", "trust", place, *key)).err
+    assert len(said.split("its fingerprint is ")[1].strip()) == 32
+
+
 def test_a_damaged_store_is_repaired_from_its_copy(
     host: Host, identity: tuple[Path, str], disk: Path, tmp_path: Path
 ) -> None:

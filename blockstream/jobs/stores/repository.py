@@ -37,13 +37,20 @@ from blockstream.jobs.stores.keys import StoreHeader, StoreKeys, encrypted
 _AT_ONCE: Final = 8  # small objects that are asked for side by side
 PRUNED: Final = "pruned"
 VERIFIED: Final = "verified"
+_FINGERPRINT: Final = "blockstream: fingerprint of a store"
 _POINT: Final = re.compile(r"(\d{10})\.json")
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}")
 _TIME: Final = re.compile(r"\d{4}-\d{2}-\d{2}([T ]\d{2}(:\d{2}(:\d{2})?)?)?")
 
 
 class Repository:
-    """A store of points."""
+    """A store of points.
+
+    Attributes:
+        objects: What it holds, as it can be read.
+        encrypted: Whether that takes a key.
+        fingerprint: What no other encrypted store has; `unencrypted` for one that is not.
+    """
 
     def __init__(self, objects: Objects, identity: Path | None = None) -> None:
         """Open a store.
@@ -65,8 +72,13 @@ class Repository:
                 "done; if it is the right store, leave --identity and BLOCKSTREAM_IDENTITY out"
             )
         self.objects = objects
+        self.encrypted = header.encrypted
+        self.fingerprint = "unencrypted"
         if header.encrypted:
-            self.objects = encrypted(objects, StoreKeys(objects, header.id).opened(identity))
+            key = StoreKeys(objects, header.id).opened(identity)
+            self.objects = encrypted(objects, key)
+            named = blake3(key, derive_key_context=_FINGERPRINT).update(header.id.encode())
+            self.fingerprint = named.hexdigest(16)
 
     @classmethod
     def create(cls, objects: Objects, recipients: Sequence[str] = ()) -> None:
