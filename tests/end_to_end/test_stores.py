@@ -490,6 +490,48 @@ def test_whatever_is_damaged_is_named(host: Host, either: str, tmp_path: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(100)
+def test_whatever_is_damaged_of_the_store_itself_is_named(
+    host: Host, either: str, tmp_path: Path
+) -> None:
+    """What says that it is a store, and its keys; a mark hides or shows, whatever is in it."""
+    disk, root = host.disk("disk", SIZE // 4), tmp_path / "store"
+    ok(host.run("send", disk, f"{either}/vm"))
+    ok(host.run("store", "verify", either))
+    header, copy = root / "bs1" / "store.json", tmp_path / "copy"
+    keys = (
+        list((root / "bs1" / "key").rglob("*.json")) if "IDENTITY" in str(host.environment) else []
+    )
+    assert len(keys) == (1 if host.environment else 0)
+    for path in (header, *keys):
+        good = path.read_bytes()
+        flipped = good.replace(b"20", b"21", 1)
+        other = keys[0].read_bytes() if path is header and keys else header.read_bytes() + b"\n"
+        for bad in (good[: len(good) // 2], flipped, other, None):
+            path.unlink() if bad is None else path.write_bytes(bad)
+            for words in (
+                ("restore", f"{either}/vm", copy, "--create"),
+                ("store", "verify", either),
+                ("send", disk, f"{either}/vm"),
+            ):
+                named = host.run(*words)
+                assert named.status == 12, (path, bad, named.err)
+                assert (path.name if path is header else "bs1/key/") in named.err
+                assert "nothing was done" in named.err
+        if path is header:
+            ok(host.run("store", "init", either))
+            ok(host.run("store", "verify", either))
+        path.write_bytes(good)
+    (mark,) = (root / "bs1" / "disk" / "vm" / "mark").iterdir()
+    for bad in (b"", b"{}", header.read_bytes()):
+        mark.write_bytes(bad)
+        ok(host.run("store", "verify", either))
+        ok(host.run("points", f"{either}/vm"))
+    ok(host.run("restore", f"{either}/vm", copy, "--create"))
+    assert copy.read_bytes() == disk.read_bytes()
+
+
+@pytest.mark.slow
 def test_what_is_damaged_is_replaced_by_its_twin(host: Host, store: str, tmp_path: Path) -> None:
     rng = random.Random(5)  # noqa: S311
     disk, listed = tmp_path / "disk", tmp_path / "changes.json"

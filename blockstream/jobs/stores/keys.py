@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from blake3 import blake3
 
@@ -25,6 +25,7 @@ from blockstream.interfaces import Objects
 
 FORMAT: Final = 1
 _STORE: Final = "bs1/store.json"
+_KNOWN: Final = {"format", "id", "created", "needs", "recipient", "wrapped"}
 _ENCRYPTION: Final = "aes-256-gcm"
 
 
@@ -46,20 +47,30 @@ class StoreHeader:
 
         Raises:
             NotFoundError: If there is no store.
+            StoreDamagedError: If this is damaged, or missing although there are disks.
             RefusedError: If a later version made it.
         """
         try:
-            values = json.loads(objects.read(_STORE))
+            values = _checked(objects.read(_STORE))
             needs = set(values.get("needs", ()))
             known = values["format"] == FORMAT and needs <= {_ENCRYPTION}
             found = cls(str(values["id"]), bool(needs))
         except StoreDamagedError as error:
+            if StoredIds.of(objects).disks:
+                raise StoreDamagedError(
+                    f"{objects.name}: {_STORE} is missing, although there are disks; nothing was "
+                    f"done; put it back from a copy, or let `blockstream store init {objects.name}`"
+                    " make it anew"
+                ) from error
             raise NotFoundError(
                 f"{objects.name} is no store yet; nothing was sent; `blockstream store init "
                 f"{objects.name}` makes one"
             ) from error
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise StoreDamagedError(f"{objects.name}: {_STORE} is damaged: {error}") from error
+            raise StoreDamagedError(
+                f"{objects.name}: {_STORE} is damaged: {error}; nothing was done; put it back from "
+                f"a copy, or remove it, and `blockstream store init {objects.name}` makes it anew"
+            ) from error
         if not known:
             raise RefusedError(f"{objects.name} was made by a later version of blockstream")
         return found
@@ -77,7 +88,54 @@ class StoreHeader:
         """Write it, which makes the store; tell whether there was none."""
         needs = [_ENCRYPTION] if self.encrypted else []
         values = {"format": FORMAT, "id": self.id, "created": created, "needs": needs}
-        return objects.put_new(_STORE, json.dumps(values, sort_keys=True).encode())
+        return objects.put_new(_STORE, _with_digest(values))
+
+
+@dataclass(frozen=True, slots=True)
+class StoredIds:
+    """What tells that there is, or was, a store.
+
+    Attributes:
+        disks: Whether it has any.
+        keys: Ids of encrypted stores that have keys there.
+    """
+
+    disks: bool
+    keys: frozenset[str]
+
+    @classmethod
+    def of(cls, objects: Objects) -> "StoredIds":
+        """Look for it."""
+        keys = (info.key.split("/") for info in objects.listed("bs1/key/"))
+        disks = next(iter(objects.listed("bs1/disk/")), None) is not None
+        return cls(disks, frozenset(words[2] for words in keys if len(words) > 3))
+
+
+def _with_digest(values: dict[str, object]) -> bytes:
+    """Return an object that tells when it was altered."""
+    digest = blake3(_text(values)).hexdigest()
+    return _text({**values, "digest": digest})
+
+
+def _checked(data: bytes) -> dict[str, Any]:
+    """Return what `_with_digest` was given; an early store has no digest.
+
+    Raises:
+        ValueError: If it was altered.
+        TypeError: If it is none.
+        RecursionError: If it is nothing of ours.
+    """
+    values = dict(json.loads(data))
+    if _text(values) != data:
+        raise ValueError("it is not as it was written")
+    digest = values.pop("digest", "")
+    if digest != blake3(_text(values)).hexdigest() and (digest or set(values) - _KNOWN):
+        raise ValueError("its digest is another one")
+    return values
+
+
+def _text(values: dict[str, Any]) -> bytes:
+    return json.dumps(values, sort_keys=True).encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +159,7 @@ class WrappedKey:
 
     def encode(self) -> bytes:
         """Return its object."""
-        return json.dumps(asdict(self), sort_keys=True).encode()
+        return _with_digest(asdict(self))
 
     @classmethod
     def decode(cls, data: bytes) -> "WrappedKey":
@@ -111,7 +169,7 @@ class WrappedKey:
             StoreDamagedError: If it is none.
         """
         try:
-            values: dict[str, str] = {name: "" + text for name, text in json.loads(data).items()}
+            values: dict[str, str] = {name: "" + text for name, text in _checked(data).items()}
             found = cls(**values)
             base64.b64decode(found.wrapped, validate=True)
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -196,14 +254,22 @@ class StoreKeys:
 
         Raises:
             AuthenticationError: If nothing that we have opens it.
+            StoreDamagedError: If nothing is left that could be opened.
             UsageError: If there is no identity in the file.
         """
         _check_installed()
         from blockstream.stores.keys import identities, unwrapped
 
         ours, refusals = identities(identity) if identity is not None else [], list[str]()
+        whole = self._whole(refusals)
+        if not whole:
+            raise StoreDamagedError(
+                f"{self.objects.name}: no key is left in {self._folder}: "
+                f"{'; '.join(refusals) or 'it is empty'}; nothing was done; put them back from a "
+                "copy of the store: nothing else opens it"
+            )
         # Ours first: a key of KMS may be out of reach, or somebody else's.
-        for each in sorted(self._whole(refusals), key=lambda each: each.recipient[:4] == "kms:"):
+        for each in sorted(whole, key=lambda each: each.recipient[:4] == "kms:"):
             try:
                 wrapped = base64.b64decode(each.wrapped)
                 return unwrapped(wrapped, each.recipient, ours, self.store_id)

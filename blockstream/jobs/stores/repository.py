@@ -32,7 +32,7 @@ from blockstream.errors import (
 from blockstream.formats.point import Pack, Point, rooted
 from blockstream.formats.point_index import PointIndex
 from blockstream.interfaces import Objects
-from blockstream.jobs.stores.keys import StoreHeader, StoreKeys, encrypted
+from blockstream.jobs.stores.keys import StoredIds, StoreHeader, StoreKeys, encrypted
 
 _AT_ONCE: Final = 8  # small objects that are asked for side by side
 PRUNED: Final = "pruned"
@@ -84,6 +84,8 @@ class Repository:
     def create(cls, objects: Objects, recipients: Sequence[str] = ()) -> None:
         """Make a store, where its promises hold.
 
+        Where there are disks, and only what says that it is a store was lost, that is made anew.
+
         Args:
             objects: Where; empty.
             recipients: Who can open it, if it is to be encrypted: see `stores.keys.wrapped`.
@@ -101,7 +103,11 @@ class Repository:
                 )
         finally:
             objects.delete(probe)
-        header = StoreHeader(secrets.token_hex(16), encrypted=bool(recipients))
+        before = StoredIds.of(objects)
+        if before.disks:
+            header = _lost_header(objects, before, recipients)
+        else:
+            header = StoreHeader(secrets.token_hex(16), encrypted=bool(recipients))
         if recipients:
             # Below the id, so that those of somebody who makes it at the same time are not ours.
             StoreKeys(objects, header.id).create(recipients, now_text())
@@ -124,6 +130,21 @@ class Repository:
                 f"{name!r} is no name for a disk: letters, digits and _ . + - are; nothing was done"
             )
         return StoredDisk(self.objects, name)
+
+
+def _lost_header(objects: Objects, before: StoredIds, recipients: Sequence[str]) -> StoreHeader:
+    """Return what a store said of itself that has disks yet.
+
+    Raises:
+        RefusedError: If that is not certain, or there is a store.
+    """
+    if len(before.keys) > 1 or recipients:
+        raise RefusedError(
+            f"{objects.name} holds disks of a store already; nothing was done; choose an empty "
+            "place, or put its bs1/store.json back from a copy"
+        )
+    named = next(iter(before.keys), secrets.token_hex(16))
+    return StoreHeader(named, encrypted=bool(before.keys))
 
 
 @dataclass(frozen=True, slots=True)
