@@ -4,7 +4,6 @@ Nothing that was committed is ever changed. A point is hidden by a mark, and del
 is older than whoever may still be reading it; what it is made of is deleted when nothing names it.
 """
 
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -64,23 +63,24 @@ def prune(disk: StoredDisk, rules: Rules, *, grace: float, dry_run: bool = False
     result.hidden = sorted({*marks, *unwanted} & set(disk.numbers()))
     if dry_run:
         return result
+    now = disk.now()
     for seq in unwanted:
         disk.mark(seq)
-        marks[seq] = time.time()
+        marks[seq] = now
         failpoint("prune.after_mark")
     # A chain that is long is slow to read, and keeps all that it is made of. Only the map is made
     # anew: to copy takes long, and room until older points are gone.
     live = [point for point in points if point.seq in keep]
     if live and len(disk.chain(live[-1])) > _LONGEST_CHAIN:
         compact(disk, worth=0)
-    _delete(disk, marks, grace, result)
+    old = {seq for seq, when in marks.items() if now - when >= grace}
+    _delete(disk, old, now, result)
     return result
 
 
-def _delete(disk: StoredDisk, marks: dict[int, float], grace: float, result: Pruned) -> None:
-    """Delete hidden points that no other needs, and then what nothing names."""
-    everything, now = disk.everything(), time.time()
-    old = {seq for seq, when in marks.items() if now - when >= grace}
+def _delete(disk: StoredDisk, old: set[int], now: float, result: Pruned) -> None:
+    """Delete points that were hidden long ago and that no other needs; and what nothing names."""
+    everything = disk.everything()
     # Somebody may be reading what was hidden lately, too.
     needed: set[int] = set()
     for point in everything:
@@ -101,7 +101,7 @@ def _delete(disk: StoredDisk, marks: dict[int, float], grace: float, result: Pru
     _unmark(disk, {point.seq for point in everything} - deleted, result)
     result.hidden = [seq for seq in result.hidden if seq not in deleted]
     left = [point for point in everything if point.seq not in deleted]
-    _sweep(disk, left, [point for point in gone if point.seq in deleted], result)
+    _sweep(disk, left, [point for point in gone if point.seq in deleted], now, result)
 
 
 def _unmark(disk: StoredDisk, left: set[int], result: Pruned) -> None:
@@ -113,10 +113,12 @@ def _unmark(disk: StoredDisk, left: set[int], result: Pruned) -> None:
                 _let_go(disk, disk.mark_key(seq, kind), 0, result)
 
 
-def _sweep(disk: StoredDisk, left: Sequence[Point], gone: Sequence[Point], result: Pruned) -> None:
+def _sweep(
+    disk: StoredDisk, left: Sequence[Point], gone: Sequence[Point], now: float, result: Pruned
+) -> None:
     """Delete packs and indexes that no point names, and that nobody can be about to name."""
     named, named_before = set(_names(disk, left)), set(_names(disk, gone))
-    now, found, newest = time.time(), [], dict[str, float]()
+    found, newest = [], dict[str, float]()
     for folder in ("pack/", "index/"):
         for info in disk.objects.listed(disk.folder + folder):
             owner = info.key.removeprefix(disk.folder + folder).split("/")[0].partition(".")[0]

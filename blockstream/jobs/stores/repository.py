@@ -21,6 +21,7 @@ from typing import Final
 from blake3 import blake3
 
 from blockstream.errors import (
+    AuthenticationError,
     BlockstreamError,
     BusyError,
     NotFoundError,
@@ -202,6 +203,19 @@ class StoredDisk:
     def mark(self, seq: int, kind: str = PRUNED) -> None:
         """Give a point a mark: PRUNED hides it, VERIFIED says that it was read and is whole."""
         self.objects.put(self.mark_key(seq, kind), json.dumps({"at": int(time.time())}).encode())
+
+    def now(self) -> float:
+        """Return the time as the store's own clock has it, in seconds since 1970.
+
+        What lies there has its times from that clock; ours may be days before or behind it.
+        """
+        key = f"{self.folder}mark/clock"
+        self.objects.put(key, b"")
+        found = [info.modified for info in self.objects.listed(key) if info.key == key]
+        with contextlib.suppress(AuthenticationError):  # then the next one takes its place
+            self.objects.delete(key)
+        # Somebody else who asks at the same time may have deleted it: then nothing is old.
+        return found[0] if found else 0.0
 
     def mark_key(self, seq: int, kind: str = PRUNED) -> str:
         """Return the key of a mark."""

@@ -2,6 +2,7 @@
 
 import os
 import random
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -192,6 +193,25 @@ def test_a_pruned_point_is_hidden_at_once_and_deleted_later(model: Model) -> Non
     model.prune(1, grace=0)
     assert len(model.keys("point")) == len(model.keys("pack")) == 1
     model.check()
+
+
+@pytest.mark.parametrize("days", [-400, 400])
+def test_a_clock_that_is_wrong_deletes_nothing_early(
+    model: Model, monkeypatch: pytest.MonkeyPatch, days: int
+) -> None:
+    """Neither what was hidden just now, nor what somebody is writing."""
+    model.send(full=True)
+    model.disk.objects.put("bs1/disk/vm/pack/00-busy/0000.pack", b"x")
+    before, real = model.keys("point"), time.time
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "time", lambda: real() + days * 86_400)
+        for _ in range(2):
+            found = prune(model.disk, parse_rules("last=1"), grace=3600)
+            assert (found.deleted, found.hidden) == ([], [1, 2, 3, 4, 5])
+        assert model.keys("point") == before
+        assert any("busy" in key for key in model.keys("pack"))
+        found = prune(model.disk, parse_rules("last=1"), grace=0)
+        assert found.deleted == [5, 4, 3, 2, 1]
 
 
 def test_what_was_hidden_lately_keeps_what_it_needs(
