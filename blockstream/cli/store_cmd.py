@@ -18,7 +18,7 @@ from blockstream.cli.stores import (
     whole_store,
     with_store_access,
 )
-from blockstream.errors import StoreDamagedError, UsageError
+from blockstream.errors import NotFoundError, StoreDamagedError, UsageError
 from blockstream.jobs.stores.compaction import compact
 from blockstream.jobs.stores.healing import heal
 from blockstream.jobs.stores.keys import StoreKeys
@@ -351,12 +351,22 @@ def remove_key(store: str, recipient: str, access: StoreAccess) -> None:
 
 
 def _disks_of(place: str, access: StoreAccess) -> list[tuple[str, str]]:
-    """Return store and name of each disk that is meant."""
+    """Return store and name of each disk that is meant.
+
+    Raises:
+        NotFoundError: If there is none of that name: whoever checks it each night mistyped it.
+    """
     whole = whole_store(place)
     if is_store(whole, access):
         with opened_store(whole, access) as repository:
             return [(whole, name) for name in repository.disks()]
     one = place_of(place)
+    with opened_store(one.store, access) as repository:
+        if one.disk not in repository.disks():
+            raise NotFoundError(
+                f"{one.store} has no point of {one.disk}; nothing was done; `blockstream points "
+                f"{one.store}` lists its disks"
+            )
     return [(one.store, one.disk)]
 
 

@@ -5,7 +5,7 @@ What it names is there and whole; what nothing names is garbage.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 
@@ -85,6 +85,8 @@ class Point:
         missed: Bytes that differed from its parent although its change tracker said they did not:
             an audit found them. They are right here; the points before may lack them.
         audits: How many audits there were up to it, so that the next one takes the next part.
+        check: Digest of all the rest, hex, so that the newest manifest, of which no other has the
+            digest, tells when it was altered; empty in early ones.
     """
 
     disk: str
@@ -110,6 +112,11 @@ class Point:
     software: str
     missed: int = 0
     audits: int = 0
+    check: str = ""
+
+    def checked(self) -> "Point":
+        """Return it with its check."""
+        return replace(self, check=replace(self, check="").digest)
 
     @property
     def own_packs(self) -> tuple[Pack, ...]:
@@ -124,7 +131,7 @@ class Point:
     def encode(self) -> bytes:
         """Return the manifest."""
         values = asdict(self) | {"format": FORMAT}
-        for name in _OPTIONAL:
+        for name in (*_OPTIONAL, "check"):
             if not values[name]:
                 del values[name]
         return json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
@@ -147,6 +154,8 @@ class Point:
             raise StoreDamagedError(f"it is no manifest: {error}") from error
         if found.encode() != data:
             raise StoreDamagedError("it is no manifest in canonical form")
+        if found.check and found != found.checked():
+            raise StoreDamagedError("it is not as it was written")
         return found
 
 
@@ -154,7 +163,7 @@ _OPTIONAL: Final = frozenset({"missed", "audits"})
 _TYPES: Final = {
     **dict.fromkeys(("seq", "size", "frames", "total", "data", "milliseconds"), int),
     **dict.fromkeys(("disk", "id", "created", "state", "base", "transfer", "chain"), str),
-    **dict.fromkeys(("index", "index_digest", "root", "software"), str),
+    **dict.fromkeys(("index", "index_digest", "root", "software", "check"), str),
 }
 
 
@@ -166,6 +175,7 @@ def _checked(values: dict[str, Any]) -> dict[str, Any]:
     """
     if values.pop("format") != FORMAT:
         raise ValueError("it is of a later format")
+    values.setdefault("check", "")
     for name, kind in _TYPES.items():
         if type(values[name]) is not kind:
             raise ValueError(f"its {name} is no {kind.__name__}")

@@ -65,7 +65,8 @@ class FolderObjects:
             data = bytearray(max(0, want))
             view = memoryview(data)
             while view:
-                count = os.preadv(file.fileno(), [view], offset)
+                with _bad_medium(self.name, key, offset):
+                    count = os.preadv(file.fileno(), [view], offset)
                 if not count:
                     raise StoreDamagedError(f"{self.name}: {key} ends before byte {offset}")
                 view, offset = view[count:], offset + count
@@ -77,9 +78,10 @@ class FolderObjects:
             found = sorted(self._walked(prefix.rpartition("/")[0]))
         for key in found:
             if key.startswith(prefix) and key > after:
-                with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
-                    stat = (self._root / key).stat()
-                    yield ObjectInfo(key, stat.st_size, stat.st_mtime)
+                with self._failures(key):
+                    info = self._info(key)
+                if info is not None:
+                    yield info
 
     def delete(self, key: str) -> None:
         """Remove an object."""
@@ -123,6 +125,13 @@ class FolderObjects:
             return self._path(key).open("rb", buffering=0)
         except FileNotFoundError as error:
             raise StoreDamagedError(f"{self.name} has no {key}") from error
+
+    def _info(self, key: str) -> ObjectInfo | None:
+        try:
+            stat = (self._root / key).stat()
+        except FileNotFoundError:
+            return None  # deleted meanwhile
+        return ObjectInfo(key, stat.st_size, stat.st_mtime)
 
     def _path(self, key: str) -> Path:
         return self._root / key
@@ -227,6 +236,23 @@ class FolderUpload:
             raise StoreError(
                 f"{self._path} cannot be written: {error.strerror}; nothing of it is visible"
             ) from error
+
+
+@contextlib.contextmanager
+def _bad_medium(name: str, key: str, offset: int) -> Iterator[None]:
+    """Take what the medium cannot read for damage: it can be named, and mended from elsewhere.
+
+    Raises:
+        StoreDamagedError: If it cannot.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise StoreDamagedError(
+            f"{name}: {key} cannot be read from byte {offset}: {error.strerror}"
+        ) from error
 
 
 def _name_new(temporary: Path, path: Path) -> None:

@@ -649,6 +649,40 @@ def test_damaged_frames_are_made_anew_from_a_disk(
     assert (wrong.status, "a disk heals one STORE/DISK" in wrong.err) == (2, True), wrong.err
 
 
+@pytest.mark.slow
+def test_what_a_bad_medium_holds_is_named_and_made_anew(
+    host: Host, store: str, tmp_path: Path
+) -> None:
+    """The kernel says EIO of /proc/self/mem where no memory is, as of a bad sector."""
+    disk = host.disk("disk", SIZE)
+    ok(host.run("send", disk, f"{store}/vm"))
+    (pack,) = (tmp_path / "store").rglob("*.pack")
+    pack.unlink()
+    pack.symlink_to("/proc/self/mem")
+    checked = host.run("store", "verify", store)
+    assert checked.status == 12, checked.err
+    assert f"{pack.name} cannot be read from byte" in checked.err
+    assert "points that can be restored: none; that cannot: 1" in checked.err
+    ok(host.run("store", "repair", f"{store}/vm", "--from", disk))
+    ok(host.run("restore", f"{store}/vm", tmp_path / "copy", "--create"))
+    assert (tmp_path / "copy").read_bytes() == disk.read_bytes()
+
+
+def test_a_disk_that_a_store_does_not_have_is_said(host: Host, store: str, tmp_path: Path) -> None:
+    disk = host.disk("disk", SIZE)
+    ok(host.run("send", disk, f"{store}/vm"))
+    for words in (
+        ("verify",),
+        ("prune", "--keep", "last=1"),
+        ("compact",),
+        ("repair", "--from", disk),
+        ("repair", "--from", store),
+    ):
+        ended = host.run("store", words[0], f"{store}/vn", *words[1:])
+        assert ended.status == 17, (words, ended.err)
+        assert "has no point of vn; nothing was done" in ended.err
+
+
 def test_a_point_that_needs_nothing_of_what_is_damaged_is_whole(
     host: Host, store: str, tmp_path: Path
 ) -> None:

@@ -167,6 +167,19 @@ def test_what_is_no_manifest_is_refused(old: bytes, new: bytes) -> None:
         Point.decode(data)
 
 
+def test_every_cut_and_every_flip_of_a_manifest_is_noticed() -> None:
+    whole = BASE.checked().encode()
+    assert Point.decode(whole) == BASE.checked()
+    flips = (
+        whole[:place] + bytes([whole[place] ^ flip]) + whole[place + 1 :]
+        for place in range(len(whole))
+        for flip in (1, 2, 32)
+    )
+    for bad in (*flips, *(whole[:end] for end in range(len(whole)))):
+        with pytest.raises(StoreDamagedError):
+            Point.decode(bad)
+
+
 def test_the_root_is_of_the_whole_history() -> None:
     first = rooted(None, "aa")
     assert rooted(replace(BASE, root=first), "bb") != rooted(None, "bb")

@@ -350,7 +350,7 @@ class StoredDisk:
             OutcomeUnknownError: If the store failed, so that nobody knows.
         """
         try:
-            ours = self.objects.put_new(self.point_key(point.seq), point.encode())
+            ours = self.objects.put_new(self.point_key(point.seq), point.checked().encode())
         except StoreError as error:
             raise OutcomeUnknownError(
                 f"{error}; whether point {point.seq} of {self.name} was committed is not known; "
