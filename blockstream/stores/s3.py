@@ -214,24 +214,21 @@ class S3Objects:
             last = "" if length is None else str(offset + length - 1)
             try:
                 whole = await self._body(key, f"bytes={offset + have}-{last}", pieces)
+            except _BeyondEndError as error:
+                raise StoreDamagedError(
+                    f"{self.name}: {key} ends at byte {offset + have}, or before that"
+                ) from error
             except (HttpError, OSError, TimeoutError):
                 whole = False  # the connection broke within the body
             have = sum(map(len, pieces))
             if (length is None and whole) or have == length:
                 return b"".join(pieces)
-        if length is not None and have < length:
-            raise StoreDamagedError(
-                f"{self.name}: {key} ends at byte {offset + have}, before {offset + length}"
-            )
         raise StoreError(f"{self.name}: {key} does not come whole; run it again")
 
     async def _body(self, key: str, wanted: str, pieces: list[bytes]) -> bool:
         """Append what comes of a range; tell whether all came that was announced."""
         words = {} if wanted == "bytes=0-" else {"Range": wanted}
-        try:
-            reply = await self.request(key, "get_object", **words)
-        except _BeyondEndError:
-            return False
+        reply = await self.request(key, "get_object", **words)
         left = int(reply["ContentLength"])
         body = reply["Body"]
         try:

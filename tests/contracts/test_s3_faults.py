@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from blockstream.errors import AuthenticationError, BlockstreamError, StoreError
+from blockstream.errors import AuthenticationError, BlockstreamError, StoreDamagedError, StoreError
 from blockstream.stores import s3
 from blockstream.stores.s3 import S3Objects, s3_objects
 from tests.s3_proxy import Answer, Fault, Proxy, Rule, proxy
@@ -83,6 +83,17 @@ def test_reading_goes_on_where_a_body_ended(
     between.rules.append(Rule("GET", "big", fault))
     assert objects.read("big") == DATA
     assert between.rules[0].seen == 2
+
+
+def test_a_line_that_always_breaks_is_no_damage(objects: S3Objects, between: Proxy) -> None:
+    upload(objects)
+    between.rules.append(Rule("GET", "big", Fault.SHORT_BODY, times=1000))
+    with pytest.raises(StoreError, match="does not come whole; run it again") as caught:
+        objects.read("big", 1000, 15 << 20)
+    assert not isinstance(caught.value, StoreDamagedError)
+    between.rules.clear()
+    with pytest.raises(StoreDamagedError, match="ends at byte"):
+        objects.read("big", len(DATA) - 10, 20)
 
 
 def test_what_does_not_pass_is_said_and_nothing_is_visible(
