@@ -2,12 +2,13 @@
 
 import contextlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from blockstream.cli.console import event, say, show
+from blockstream.cli.console import event, result, say, show
 from blockstream.cli.options import cleared, reporters, with_json, with_progress
 from blockstream.cli.stores import (
     StoreAccess,
@@ -18,7 +19,13 @@ from blockstream.cli.stores import (
     whole_store,
     with_store_access,
 )
-from blockstream.errors import NotFoundError, StoreDamagedError, UsageError
+from blockstream.errors import (
+    BusyError,
+    NotFoundError,
+    PartlyDoneError,
+    StoreDamagedError,
+    UsageError,
+)
 from blockstream.jobs.stores.compaction import compact
 from blockstream.jobs.stores.healing import heal
 from blockstream.jobs.stores.keys import StoreKeys
@@ -26,7 +33,7 @@ from blockstream.jobs.stores.pins import Pins
 from blockstream.jobs.stores.policy import Role, policy
 from blockstream.jobs.stores.prune import prune
 from blockstream.jobs.stores.repair import Repaired, repair
-from blockstream.jobs.stores.repository import Repository, now_text
+from blockstream.jobs.stores.repository import Repository, StoredDisk, now_text
 from blockstream.jobs.stores.retention import parse_rules
 from blockstream.jobs.stores.verify import Verified, verify_disk
 from blockstream.locations import open_source, store_place
@@ -148,22 +155,24 @@ def prune_points(
     What a kept point is made of is never deleted. The newest point is always kept.
     """
     rules = parse_rules(keep)
-    for store, name in _disks_of(place, access):
-        with opened_store(store, access) as repository:
-            result = prune(repository.disk(name), rules, grace=grace * 3600, dry_run=dry_run)
+
+    def pruned(disk: StoredDisk) -> None:
+        result = prune(disk, rules, grace=grace * 3600, dry_run=dry_run)
         if as_json:
             event("pruned", **asdict(result))
-            continue
-        text = f"{name}: kept {_numbers(result.kept)}; "
+            return
+        text = f"{disk.name}: kept {_numbers(result.kept)}; "
         if dry_run:
             say(text + f"would be hidden {_numbers(result.hidden)}; nothing was done")
-            continue
+            return
         text += f"hidden {_numbers(result.hidden)}; deleted {_numbers(result.deleted)}, "
         say(text + f"{size_text(result.freed)}")
         if result.unfinished:
             say(f"  {result.unfinished} uploads of runs that died were given up")
         if result.locked:
             say(f"  {result.locked} objects are locked by the store until later")
+
+    _with_each(place, access, pruned)
 
 
 @command.command("compact")
@@ -176,16 +185,18 @@ def compact_points(place: str, access: StoreAccess) -> None:
     the server of a bucket or the file system where these can, and by this host where the store is
     encrypted. Until the older points are pruned, that takes room in addition.
     """
-    for store, name in _disks_of(place, access):
-        with opened_store(store, access) as repository:
-            made = compact(repository.disk(name))
+
+    def compacted(disk: StoredDisk) -> None:
+        made = compact(disk)
         if made is None:
-            say(f"{name}: its newest point needs no other")
-        else:
-            text = f"{name}: point {made.point.seq} is {made.point.state}, and needs no other"
-            packs = f"{made.rewritten} pack{'s' if made.rewritten > 1 else ''}"
-            copied = f"; {size_text(made.copied)} of {packs} copied within the store"
-            say(text + (copied if made.rewritten else ""))
+            say(f"{disk.name}: its newest point needs no other")
+            return
+        text = f"{disk.name}: point {made.point.seq} is {made.point.state}, and needs no other"
+        packs = f"{made.rewritten} pack{'s' if made.rewritten > 1 else ''}"
+        copied = f"; {size_text(made.copied)} of {packs} copied within the store"
+        say(text + (copied if made.rewritten else ""))
+
+    _with_each(place, access, compacted)
 
 
 @command.command("repair")
@@ -319,7 +330,7 @@ def list_keys(store: str, access: StoreAccess, as_json: bool) -> None:
     with opened_objects(whole_store(store), access) as objects:
         for each in StoreKeys.of(objects).listed():
             if as_json:
-                event("key", id=each.id, recipient=each.recipient, created=each.created)
+                result("key", id=each.id, recipient=each.recipient, created=each.created)
             else:
                 show(f"{each.created}   {each.recipient}\n")
 
@@ -348,6 +359,27 @@ def remove_key(store: str, recipient: str, access: StoreAccess) -> None:
     with opened_objects(whole_store(store), access) as objects:
         StoreKeys.of(objects).remove(recipient)
     say(f"{recipient} is given the key no more")
+
+
+def _with_each(place: str, access: StoreAccess, work: Callable[[StoredDisk], None]) -> None:
+    """Do something with each disk that is meant; what is wrong with one is not in others' way.
+
+    Raises:
+        PartlyDoneError: If some of several failed.
+    """
+    disks, failed = _disks_of(place, access), []
+    for store, name in disks:
+        try:
+            with opened_store(store, access) as repository:
+                work(repository.disk(name))
+        except (StoreDamagedError, BusyError) as error:
+            if len(disks) == 1:
+                raise
+            say(f"{name}: {error}")
+            failed.append(name)
+    if failed:
+        names = ", ".join(failed)
+        raise PartlyDoneError(f"{place}: {names} failed, see the lines above; the rest is done")
 
 
 def _disks_of(place: str, access: StoreAccess) -> list[tuple[str, str]]:

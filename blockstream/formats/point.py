@@ -6,6 +6,7 @@ What it names is there and whole; what nothing names is garbage.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
@@ -184,6 +185,7 @@ def _checked(values: dict[str, Any]) -> dict[str, Any]:
     for name in _OPTIONAL & values.keys():
         if type(values[name]) is not int or not 0 < values[name] < 1 << 63:
             raise ValueError(f"its {name} is no count")
+    datetime.fromisoformat(values["created"])
     values["kind"] = Kind(values["kind"])
     source = values["source"]
     if any(type(text) is not str for text in [*source, *source.values()]):

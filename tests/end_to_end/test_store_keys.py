@@ -102,8 +102,8 @@ def test_others_are_given_the_key_and_it_is_taken_away(
     assert (tmp_path / "copy").read_bytes() == disk.read_bytes()
     ok(host.run("store", "key", "remove", place, identity[1]))
     assert host.run("points", f"{place}/vm", *key).status == 16
-    (left,) = ok(host.run("store", "key", "list", place, "--json")).err.splitlines()
-    recipient = json.loads(left)["recipient"]
+    (left,) = ok(host.run("store", "key", "list", place, "--json")).results
+    recipient = str(left["recipient"])
     last = host.run("store", "key", "remove", place, recipient)
     assert (last.status, "add another one first" in last.err) == (10, True)
     ok(host.run("points", f"{place}/vm", *with_ssh))

@@ -683,6 +683,25 @@ def test_a_disk_that_a_store_does_not_have_is_said(host: Host, store: str, tmp_p
         assert "has no point of vn; nothing was done" in ended.err
 
 
+@pytest.mark.slow
+def test_a_damaged_disk_is_in_no_others_way(host: Host, store: str, tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        for content in (b"x", b"y"):
+            (tmp_path / "disk").write_bytes(content * BLOCK)
+            ok(host.run("send", tmp_path / "disk", f"{store}/{name}"))
+    (tmp_path / "store/bs1/disk/b/point/0000000002.json").write_bytes(b"{}")
+    for words in (PRUNE, ("store", "compact", "{store}")):
+        ended = host.run(*(word.format(store=store) for word in words))
+        assert ended.status == 18, ended.err
+        assert "b: dir:" in ended.err
+        assert "it is no manifest" in ended.err
+        assert f"{store}: b failed, see the lines above; the rest is done" in ended.err
+        assert "c: " in ended.err
+    for name, count in (("a", 1), ("b", 2), ("c", 1)):
+        assert len(list((tmp_path / f"store/bs1/disk/{name}/point").iterdir())) == count
+    assert host.run("store", "compact", f"{store}/b").status == 12
+
+
 def test_a_point_that_needs_nothing_of_what_is_damaged_is_whole(
     host: Host, store: str, tmp_path: Path
 ) -> None:

@@ -157,6 +157,7 @@ def test_a_manifest_comes_back() -> None:
         (b'"size"', b'"missed":0,"size"'),
         (b'"size"', b'"audits":-1,"size"'),
         (b'{"base"', b'{ "base"'),
+        (b"2026-11-20T", b"2026-99-20T"),
         (b"{", b"["),
     ],
 )

@@ -4,11 +4,12 @@ Nothing that was committed is ever changed. A point is hidden by a mark, and del
 is older than whoever may still be reading it; what it is made of is deleted when nothing names it.
 """
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from blockstream.errors import AuthenticationError
+from blockstream.errors import AuthenticationError, BusyError
 from blockstream.formats.point import Point
 from blockstream.jobs.stores.compaction import compact
 from blockstream.jobs.stores.repository import PRUNED, VERIFIED, StoredDisk
@@ -72,7 +73,9 @@ def prune(disk: StoredDisk, rules: Rules, *, grace: float, dry_run: bool = False
     # anew: to copy takes long, and room until older points are gone.
     live = [point for point in points if point.seq in keep]
     if live and len(disk.chain(live[-1])) > _LONGEST_CHAIN:
-        compact(disk, worth=0)
+        # Who commits a point meanwhile is in the way of the map alone, and the next time makes it.
+        with contextlib.suppress(BusyError):
+            compact(disk, worth=0)
     old = {seq for seq, when in marks.items() if now - when >= grace}
     _delete(disk, old, now, result)
     return result

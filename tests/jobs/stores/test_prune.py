@@ -17,6 +17,7 @@ from blockstream.extents import ExtentMap
 from blockstream.formats.extent_lists import ExtentList, Meaning
 from blockstream.formats.point import Kind as PointKind
 from blockstream.jobs.send import SendRequest
+from blockstream.jobs.stores import prune as pruning
 from blockstream.jobs.stores.compaction import WORTH, Compacted, compact
 from blockstream.jobs.stores.prune import prune
 from blockstream.jobs.stores.repository import Repository, StoredDisk
@@ -292,6 +293,23 @@ def test_of_two_writers_one_is_told(model: Model, monkeypatch: pytest.MonkeyPatc
         model.send(full=False)
     assert model.keys("pack") == packs  # ours are gone
     assert [point.kind for point in model.disk.points()][-1] is PointKind.SYNTHETIC
+
+
+def test_a_point_that_comes_while_a_map_is_made_is_in_nobodys_way(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruning, "_LONGEST_CHAIN", 3)
+    commit = StoredDisk.commit
+
+    def late(disk: StoredDisk, point: object) -> None:
+        monkeypatch.setattr(StoredDisk, "commit", commit)
+        model.send(full=True)  # somebody else was faster
+        commit(disk, point)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(StoredDisk, "commit", late)
+    model.prune(1, grace=0)
+    model.points[6] = bytes(model.content)
+    model.check()
 
 
 def test_who_wrote_lately_is_still_at_work_however_long_ago_it_began(tmp_path: Path) -> None:
