@@ -15,7 +15,7 @@ from blockstream.formats.point_index import PointIndex
 from blockstream.interfaces import PART_BYTES, Objects, Source
 from blockstream.jobs.stores.repair import Repaired, readable
 from blockstream.jobs.stores.repository import StoredDisk
-from blockstream.jobs.stores.verify import sound_part, verify_disk
+from blockstream.jobs.stores.verify import sound_parts, verify_disk
 from blockstream.jobs.supervision import Reporter
 from blockstream.linux.buffers import aligned_buffer
 from blockstream.pipeline.compression import Decompressor, packed_to
@@ -130,6 +130,7 @@ class _Healing:
         self._gained = self._filled = False
         for point in readable(disk):
             self._note(disk, point)
+        self._note_footer()
 
     def done(self) -> bool:
         """Replace the pack, if that mends anything of it; tell whether it does."""
@@ -176,6 +177,17 @@ class _Healing:
         for each in mine.tolist():
             recorded = _Recorded(index, each)
             self._frames.setdefault(recorded.start, []).append(recorded)
+
+    def _note_footer(self) -> None:
+        """Take what the pack says of itself: a map has only those extents that it needs."""
+        try:
+            part = index_in(self._objects, self._key, self._size)
+        except StoreDamagedError:
+            return
+        for each in range(len(part.frames)):
+            recorded = _Recorded(part, each)
+            if recorded.start in self._frames:
+                self._frames[recorded.start].append(recorded)
 
     def _pieces(self) -> Iterator[Buffer]:
         """Give the pack, frame by frame, and what lies between them."""
@@ -235,12 +247,12 @@ class _Healing:
 
     def _around(self, start: int, end: int) -> Iterator[Buffer]:
         """Give what lies around frames: what is whole of it, its index made anew, and fillers."""
-        if not start and not sound_part(self._objects, self._key, 0, len(MAGIC)):
+        if not start and not any(sound_parts(self._objects, self._key, 0, len(MAGIC))):
             yield MAGIC
             start = len(MAGIC)
-        sound = sound_part(self._objects, self._key, start, end)
-        yield sound
-        start += len(sound)
+        for sound in sound_parts(self._objects, self._key, start, end):
+            yield sound
+            start += len(sound)
         if start == end:
             return
         last: list[bytes] = []

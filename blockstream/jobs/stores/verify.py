@@ -20,7 +20,7 @@ from blockstream.errors import (
 from blockstream.formats.point import Kind, Point
 from blockstream.formats.point_index import PointIndex
 from blockstream.formats.point_map import merged
-from blockstream.interfaces import Objects
+from blockstream.interfaces import PART_BYTES, Objects
 from blockstream.jobs.stores.repository import VERIFIED, StoredDisk
 from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.pipeline.compression import Decompressor
@@ -143,6 +143,8 @@ class _Verifying:
     def _points(self) -> list[Point]:
         """Return the points whose manifests are good, and which are asked for."""
         points = []
+        # Before the numbers: somebody may commit a point now, and verify it.
+        marked = sorted({*self._disk.marks(), *self._disk.marks(VERIFIED)})
         numbers = self._disk.numbers()
         for seq in numbers:
             try:
@@ -150,6 +152,11 @@ class _Verifying:
             except StoreDamagedError as error:
                 self._damaged(seq, self._disk.point_key(seq), str(error))
                 self.found.broken.append(seq)
+        newest = max(numbers, default=0)
+        for seq in marked:
+            if seq > newest:  # pruning never takes the newest
+                key = self._disk.point_key(seq)
+                self._damaged(seq, key, f"{key} is missing: there was a point {seq}")
         for point in points:
             parent = point.parent
             if parent is not None and parent.seq not in numbers:
@@ -225,10 +232,10 @@ class _Verifying:
                 self._damaged(point.seq, key, f"{key} has {size} bytes, and not {pack.size}")
                 continue
             for start, end in gaps(index, number, size) if self._part >= 1 else ():
-                sound = sound_part(self._disk.objects, key, start, end)
+                sound = sum(map(len, sound_parts(self._disk.objects, key, start, end)))
                 self.found.checked += end - start
-                if len(sound) != end - start:
-                    where = f"{key} at {start + len(sound)}"
+                if sound != end - start:
+                    where = f"{key} at {start + sound}"
                     text = f"{where}: what lies around its frames is damaged; no point needs it"
                     self._damaged(point.seq, key, text)
 
@@ -330,14 +337,19 @@ def gaps(index: PointIndex, number: int, size: int) -> Iterator[tuple[int, int]]
             yield start, end
 
 
-def sound_part(objects: Objects, key: str, start: int, end: int) -> bytes:
-    """Return the whole frames that a range of a pack begins with, of whatever type they are."""
-    try:
-        data = objects.read(key, start, end - start)
-    except StoreDamagedError:
-        return b""
-    known = len(MAGIC) if not start and data.startswith(MAGIC) else 0
-    return data[: known + sound_frames(memoryview(data)[known:], blake3)]
+def sound_parts(objects: Objects, key: str, start: int, end: int) -> Iterator[bytes]:
+    """Give the whole frames that a range of a pack begins with, of whatever type they are."""
+    while start < end:
+        try:
+            data = objects.read(key, start, min(PART_BYTES, end - start))
+        except StoreDamagedError:
+            return
+        known = len(MAGIC) if not start and data.startswith(MAGIC) else 0
+        sound = known + sound_frames(memoryview(data)[known:], blake3)
+        if not sound:
+            return
+        yield data[:sound]
+        start += sound
 
 
 def runs(index: PointIndex, wanted: Sequence[int]) -> Iterator[Sequence[int]]:
