@@ -128,12 +128,20 @@ class _Healing:
         self._frames: dict[int, list[_Recorded]] = {}
         self._healed = self._lost = 0
         self._gained = self._filled = False
-        for point in readable(disk):
+        points = readable(disk)
+        self._is_certain = len(points) == len(disk.numbers())
+        for point in points:
             self._note(disk, point)
+        self._needed = frozenset(self._frames)
         self._note_footer()
 
     def done(self) -> bool:
-        """Replace the pack, if that mends anything of it; tell whether it does."""
+        """Replace the pack, if that mends anything of it; tell whether it does.
+
+        Never while somebody may need frames that we do not know of: they would be filled.
+        """
+        if not self._frames or (self._own is None and not self._is_certain):
+            return False
         sizes = [i.size for i in self._objects.listed(self._key) if i.key == self._key]
         self._gained = bool(sizes) and sizes[0] > self._size
         # Around frames that stay lost, nothing is worth a new pack.
@@ -169,6 +177,7 @@ class _Healing:
         try:
             index = disk.index(point)
         except StoreDamagedError:
+            self._is_certain = False
             return
         self._size = point.packs[number].size
         mine = np.flatnonzero(np.equal(index.frames.pack, number))
@@ -184,10 +193,10 @@ class _Healing:
             part = index_in(self._objects, self._key, self._size)
         except StoreDamagedError:
             return
+        self._own = self._own or part
         for each in range(len(part.frames)):
             recorded = _Recorded(part, each)
-            if recorded.start in self._frames:
-                self._frames[recorded.start].append(recorded)
+            self._frames.setdefault(recorded.start, []).append(recorded)
 
     def _pieces(self) -> Iterator[Buffer]:
         """Give the pack, frame by frame, and what lies between them."""
@@ -210,7 +219,7 @@ class _Healing:
             if made is not None and self._is_whole(each, made):
                 self._healed += 1
                 return made
-        self._lost += 1
+        self._lost += recorded[0].start in self._needed
         return there if there is not None else bytes(recorded[0].end - recorded[0].start)
 
     def _is_whole(self, recorded: _Recorded, frame: Buffer) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from blockstream.extents import ExtentMap
 from blockstream.jobs.stores.healing import heal
 from blockstream.jobs.stores.repair import Repaired
 from blockstream.sources.disk import DiskSource
@@ -70,3 +71,34 @@ def test_an_index_comes_back_from_the_packs(tmp_path: Path) -> None:
     found = healed(model, bytes(BLOCK))
     assert found.replaced == model.keys("index")
     model.check()
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_a_pack_whose_frames_nobody_lists_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, pruned: bool
+) -> None:
+    """A map knows some of them only; the others may be good, unless their point is gone."""
+    monkeypatch.setattr(ExtentMap.pieces, "__defaults__", (BLOCK, 4))
+    model = Model(tmp_path, 1)
+    model.send(full=True, count=BLOCKS)
+    before = bytes(model.content)
+    model.send(full=False, blocks=[3])
+    made = model.compact(worth=0)
+    assert made is not None
+    key = model.disk.pack_key(made.point, 0)
+    damage(model, key, made.point.seq)
+    path, (index, *_) = tmp_path / "store" / key, model.keys("index")
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    if not pruned:
+        (tmp_path / "store" / index).unlink()
+    if pruned:
+        model.prune(1, grace=0)
+    left = path.read_bytes()
+    found = healed(model, before)
+    if pruned:
+        assert (found.healed > 10, found.lost, found.replaced) == (True, 0, [key])
+        assert found.filled == [key]
+        model.check()
+    else:
+        assert (found.healed, found.replaced) == (0, [])
+        assert path.read_bytes() == left
