@@ -257,8 +257,8 @@ def _show_repaired(result: Repaired, other: str, *, as_json: bool) -> None:
     for text in dict.fromkeys(result.refusals):
         say(text)
     if result.healed or result.lost:
-        text = f"{result.disk}: {result.healed} damaged frames were made anew from {other}"
-        say(text + (f"; of {result.lost} it holds something else" if result.lost else ""))
+        text = f"{result.disk}: made anew from {other}: {result.healed} frames"
+        say(text + (f"; of {result.lost} more it holds something else" if result.lost else ""))
     for key in result.filled:
         say(f"{result.disk}: {key} is no stream for `recv` any more; to restore takes only frames")
 
