@@ -143,16 +143,18 @@ def test_nothing_is_locked_that_nobody_locked(objects: Objects) -> None:
 @pytest.mark.needs("chattr")
 @pytest.mark.parametrize("flag", ["i", "a"])
 def test_a_file_that_nobody_may_remove_is_locked(tmp_path: Path, flag: str) -> None:
-    def change(sign: str, path: Path) -> None:
-        subprocess.run(["chattr", sign + flag, path], check=True)  # noqa: S603, S607  # as written
+    def change(sign: str, path: Path) -> bool:
+        words = ["chattr", sign + flag, str(path)]
+        return subprocess.run(words, check=False).returncode == 0  # noqa: S603  # as written
 
     objects = FolderObjects(tmp_path)
     objects.put("a/b", b"x")
-    change("+", tmp_path / "a/b")
+    if not change("+", tmp_path / "a/b"):
+        pytest.skip("this file system has no such flags, or a container may not set them")
     try:
         assert objects.locked("a/b")
     finally:
-        change("-", tmp_path / "a/b")
+        assert change("-", tmp_path / "a/b")
     assert not objects.locked("a/b")
 
 
