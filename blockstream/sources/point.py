@@ -16,10 +16,10 @@ from blockstream.formats.point_map import merged
 from blockstream.linux.identity import Identity, Node
 from blockstream_protocol import HEAD_BYTES, Decompress, Kind
 
-_IN_FLIGHT: Final = 8
-_RUN_BYTES: Final = 8 << 20  # of one request, about
+_IN_FLIGHT: Final = 16  # most requests of increments are small, and wait for the server
+_RUN_BYTES: Final = 4 << 20  # of one request, about
 _GAP_BYTES: Final = 256 << 10  # of what nobody wants, rather than another request
-_AHEAD_BYTES: Final = 48 << 20
+_AHEAD_BYTES: Final = 32 << 20
 _RUNS_AHEAD: Final = 64
 _MOST_HELD: Final = 2 * _AHEAD_BYTES
 _CACHE_BYTES: Final = 96 << 20

@@ -172,9 +172,7 @@ class StoredDisk:
             StoreDamagedError: If a manifest is damaged.
         """
         marks = self.marks()
-        for seq in self.numbers():
-            if seq not in marks:
-                yield self.point(seq)
+        yield from self._read([seq for seq in self.numbers() if seq not in marks])
 
     def everything(self) -> list[Point]:
         """Return its points, pruned ones as well, as long as they are there.
@@ -182,7 +180,14 @@ class StoredDisk:
         Raises:
             StoreDamagedError: If a manifest is damaged.
         """
-        return [self.point(seq) for seq in self.numbers()]
+        return list(self._read(self.numbers()))
+
+    def _read(self, numbers: Sequence[int]) -> Iterator[Point]:
+        """Give points, asked for side by side."""
+        with contextlib.ExitStack() as stack:
+            pool = ThreadPoolExecutor(_AT_ONCE)
+            stack.callback(pool.shutdown, cancel_futures=True)
+            yield from pool.map(self.point, numbers)
 
     def numbers(self) -> list[int]:
         """Return the numbers of all manifests that are there, in order."""
