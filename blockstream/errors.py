@@ -141,6 +141,10 @@ class NbdError(SourceError):
         super().__init__(f"{where}: no NBD server that can be trusted: {what}; END was not sent")
 
 
+class VmdkError(SourceError):
+    """A VMDK, or its chain, cannot be trusted. Nothing was committed."""
+
+
 class SnapshotInvalidError(SourceError):
     """A snapshot is not valid any more: it was filled, merged, or taken away."""
 

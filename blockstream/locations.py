@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from blockstream.sources.nbd import NbdSource
 
 _ROUND_TRIP_SECONDS = 5.0
+_VMDK = "vmdk:"
 _HOST = r"(?:(?P<user>[A-Za-z0-9._@+-]+)@)?(?P<host>\[[0-9A-Za-z:.%_-]+\]|[A-Za-z0-9._-]+)"
 _SHORT = re.compile(rf"{_HOST}:(?P<path>/.+)", re.DOTALL)
 _NAMED = re.compile(rf"{_HOST}::(?P<path>[A-Za-z0-9._-]{{1,64}})")
@@ -43,6 +44,11 @@ def open_source(location: str, *, from_medium: bool = False) -> Source:
     """
     if is_nbd(location):
         return open_export(location)
+    image = vmdk_path(location)
+    if image is not None:
+        from blockstream.sources.vmdk import VmdkSource
+
+        return VmdkSource(image, from_medium=from_medium)
     from blockstream.sources.disk import DiskSource  # numpy: 60 ms that `recv` need not wait
 
     return DiskSource(location, from_medium=from_medium)
@@ -62,6 +68,11 @@ def open_export(location: str, *, bitmap: str = "") -> "NbdSource":
     from blockstream.sources.nbd import NbdSource
 
     return NbdSource(location, bitmap=bitmap)
+
+
+def vmdk_path(location: str) -> str | None:
+    """Return the file in `vmdk:FILE`; None for anything else."""
+    return location.removeprefix(_VMDK) if location.startswith(_VMDK) else None
 
 
 def open_target(
@@ -180,7 +191,7 @@ def remote(location: str) -> Remote | None:
     Raises:
         UsageError: If it can only be meant as such, and is none.
     """
-    if is_nbd(location):
+    if is_nbd(location) or vmdk_path(location) is not None:
         return None
     named = _NAMED.fullmatch(location)
     if named is not None and not named["host"].startswith("-"):

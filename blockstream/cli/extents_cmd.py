@@ -15,6 +15,7 @@ from blockstream.cli.options import (
     with_progress,
     with_state_dir,
 )
+from blockstream.cli.volumes import with_vmdk_options
 from blockstream.errors import UsageError
 from blockstream.extents import ExtentMap
 from blockstream.formats.extent_lists import Meaning, written
@@ -22,7 +23,8 @@ from blockstream.interfaces import Source
 from blockstream.jobs.compare import changes
 from blockstream.jobs.snapshots import stored_changes, tracked_changes
 from blockstream.jobs.supervision import Reporter, Work, supervised
-from blockstream.locations import is_nbd, open_export, open_source
+from blockstream.jobs.vmdk import listed
+from blockstream.locations import is_nbd, open_export, open_source, vmdk_path
 from blockstream.pipeline.progress import Progress
 
 _STORE = "cow:"
@@ -40,6 +42,7 @@ _STORE = "cow:"
     "--size", default="", metavar="SIZE", help="With cow:FILE, the size of the disk that it is of."
 )
 @with_export_options
+@with_vmdk_options
 @with_progress
 @with_state_dir
 def command(
@@ -48,6 +51,8 @@ def command(
     size: str,
     bitmap: str,
     tls_certificates: str,
+    delta: bool,
+    allow_outside: bool,
     state_dir: Path,
     as_json: bool,
     quiet: bool,
@@ -56,12 +61,14 @@ def command(
     """Write the extents of SOURCE to standard output, as JSON that `send --extents` reads.
 
     SOURCE is a disk, or cow:FILE: a copy of the exception store of a snapshot, or what thin_delta
-    wrote; or an export of an NBD server, as for `send`.
+    wrote; or an export of an NBD server, as for `send`; or vmdk:FILE: what its chain holds, with
+    --delta what changed since its parent.
 
     \b
     Examples:
       blockstream extents disk.img
       blockstream extents /dev/vg/vm --since vm-snap
+      blockstream extents vmdk:vm-000001.vmdk --delta
       blockstream extents disk.img --since yesterday.img > changed.json
       blockstream extents nbd+unix:///?socket=/run/vm.sock --bitmap monday
       blockstream send --base A --goal B --extents changed.json disk.img | ...
@@ -81,6 +88,9 @@ def command(
             text = "the disk is taken to end with the last change; --size tells its real size"
             warn(text, as_json=as_json)
         _show(found.extents, Meaning.CHANGED)
+        return
+    if delta or allow_outside:
+        _show_vmdk(source, since, delta=delta, outside=allow_outside, as_json=as_json)
         return
     tracked = tracked_changes(source, since, state_dir) if since is not None else None
     if tracked is not None:
@@ -106,6 +116,18 @@ def _show_bitmap(source: str, bitmap: str, since: str | None, *, as_json: bool) 
         for text in export.warnings:
             warn(text, as_json=as_json)
         _show(export.changes().extents, Meaning.CHANGED)
+
+
+def _show_vmdk(
+    source: str, since: str | None, *, delta: bool, outside: bool, as_json: bool
+) -> None:
+    path = vmdk_path(source)
+    if path is None or since is not None:
+        raise UsageError("--delta and --allow-outside are for vmdk:FILE, without --since")
+    found = listed(
+        path, delta=delta, outside=outside, tell=lambda text: warn(text, as_json=as_json)
+    )
+    _show(found.extents, found.meaning)
 
 
 def _compared(new: Source, old: Source, seen: list[Reporter]) -> ExtentMap:

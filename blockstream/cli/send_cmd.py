@@ -29,7 +29,7 @@ from blockstream.cli.peers import (
 from blockstream.cli.rates import limiter_for
 from blockstream.cli.recv_cmd import TARGET_FLAGS, show_received, with_target_options
 from blockstream.cli.stores import StoreAccess, opened_store, show_saved, with_store_access
-from blockstream.cli.volumes import wish_of, with_snapshot_options
+from blockstream.cli.volumes import wish_of, with_snapshot_options, with_vmdk_options
 from blockstream.errors import UsageError
 from blockstream.jobs.copy import copy
 from blockstream.jobs.disk_set import push_set
@@ -122,6 +122,7 @@ _NO_EFFECT = "have no effect here: a session with another host confirms and cont
 @with_target_options
 @with_snapshot_options
 @with_export_options
+@with_vmdk_options
 @with_progress
 @with_state_dir
 def command(  # one an option
@@ -154,6 +155,11 @@ def command(  # one an option
     An export of an NBD server is nbd://HOST[:PORT]/EXPORT, or nbd+unix:///EXPORT?socket=PATH; with
     TLS, which is then required, nbds://... and nbds+unix://...
 
+    SOURCE may be vmdk:FILE, the descriptor of a VMware disk or a sparse file with one in it: the
+    whole chain is read. With --delta only FILE itself is, also a -delta.vmdk without descriptor,
+    and goes onto a copy of its parent. States are called vmdk:CID by the ids in the descriptors,
+    unless --base and --goal name them; `blockstream adopt` names that of a copy made by others.
+
     \b
     Examples:
       blockstream send /dev/vg/vm root@HOST:/dev/vg/vm
@@ -165,6 +171,8 @@ def command(  # one an option
       blockstream send disk.img copy.img --create
       blockstream send /dev/vg/vm dir:/var/backups/blockstream/vm
       blockstream send nbd://HOST/vm copy.img --base monday --goal tuesday --bitmap monday
+      blockstream send vmdk:vm-000002.vmdk /dev/vg/vm
+      blockstream send --delta vmdk:vm-000003.vmdk /dev/vg/vm
     """  # noqa: D301
     if receipt_wait is not None and not require_receipt:
         raise UsageError("--receipt-wait has no effect without --require-receipt")
@@ -202,6 +210,8 @@ def command(  # one an option
         bitmap=options["bitmap"],
     )
     voice.shown += followers
+    if options["delta"] and (compare or options["audit"]):
+        raise UsageError("--delta reads no parent: leave out --compare and --audit")
     if compare and (len(where_to.hosts) != 1 or dry_run or base or extents or where.create):
         raise UsageError(
             "--compare finds out what changed on a TARGET of another host: leave out --base, "
@@ -293,6 +303,8 @@ def _check_places(places: _Places, options: Mapping[str, Any]) -> None:
     _check_store(places, options)
     if options["bitmap"] and (places.from_host is not None or not all(map(is_nbd, places.sources))):
         raise UsageError("--bitmap is for a SOURCE that is an export of an NBD server")
+    if places.from_host is not None and (options["delta"] or options["allow_outside"]):
+        raise UsageError("--delta and --allow-outside are for a vmdk:FILE of this host")
     if places.from_host is not None and places.target is None:
         raise UsageError("a SOURCE of another host needs a TARGET here")
     if places.from_host is not None and places.hosts:

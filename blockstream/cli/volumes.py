@@ -1,4 +1,4 @@
-"""The options of what a logical volume's snapshots can do."""
+"""The options of what a logical volume's snapshots can do, and of how a VMDK is read."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -42,6 +42,24 @@ def with_snapshot_options(function: F) -> F:
     return function
 
 
+def with_vmdk_options(function: F) -> F:
+    """Add --delta and --allow-outside."""
+    for option in (
+        click.option(
+            "--allow-outside",
+            is_flag=True,
+            help="Follow names in a VMDK that lead out of its folder.",
+        ),
+        click.option(
+            "--delta",
+            is_flag=True,
+            help="Of vmdk:FILE, only what it holds itself: what changed since its parent.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 def wish_of(options: Mapping[str, Any], target: str) -> SnapshotWish:
     """Return what was asked for.
 
@@ -55,4 +73,6 @@ def wish_of(options: Mapping[str, Any], target: str) -> SnapshotWish:
         store=-(-store // 512) * 512,
         rotate=options["rotate"],
         target=target,
+        delta=options["delta"],
+        outside=options["allow_outside"],
     )

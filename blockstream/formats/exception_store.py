@@ -5,7 +5,6 @@ many data chunks as it has pairs, then comes the next area (drivers/md/dm-snap-p
 """
 
 import struct
-from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,6 +12,9 @@ import numpy as np
 
 from blockstream.errors import ExceptionStoreError, SnapshotInvalidError
 from blockstream.extents import ExtentMap
+from blockstream.formats.steps import Ranges, Steps, read_with
+
+__all__ = ["HEADER_BYTES", "SECTOR", "Exceptions", "Ranges", "chunk_of", "exceptions", "read_with"]
 
 SECTOR: Final = 512
 HEADER_BYTES: Final = 4096  # as much as a direct read needs
@@ -22,9 +24,6 @@ _VERSION: Final = 1
 _LEAST_SECTORS, _MOST_SECTORS = 8, 1024
 _PAIR_BYTES: Final = 16
 _BATCH_BYTES: Final = 1 << 20
-
-Ranges = list[tuple[int, int]]
-Steps = Generator[Ranges, bytes, "Exceptions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +69,7 @@ def chunk_of(header: bytes) -> int:
     return int(sectors * SECTOR)
 
 
-def exceptions(store: int, origin: int) -> Steps:
+def exceptions(store: int, origin: int) -> Steps[Exceptions]:
     """Read a store's table.
 
     Yields the ranges to read, and takes their bytes, one after the other. They must be read in
@@ -132,14 +131,3 @@ def _check(
         raise ExceptionStoreError("it keeps a chunk past its own end")
     if 1 in new % stride:
         raise ExceptionStoreError("it keeps a chunk where a part of its table is")
-
-
-def read_with(steps: Steps, read: Callable[[Ranges], bytes]) -> Exceptions:
-    """Run the steps; `read` gives the bytes of ranges, read in their order."""
-    try:
-        ranges = next(steps)
-        while True:
-            ranges = steps.send(read(ranges))
-    except StopIteration as stop:
-        result: Exceptions = stop.value
-        return result

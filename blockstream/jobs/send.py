@@ -18,7 +18,7 @@ from blockstream.jobs.sent import Intent, SentTransfers
 from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.linux.identity import described
 from blockstream.linux.streams import widen_pipe
-from blockstream.locations import is_nbd
+from blockstream.locations import is_nbd, vmdk_path
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.limiter import Limiter
 from blockstream.pipeline.outlet import PipeOutlet
@@ -216,7 +216,8 @@ def absolute(location: str) -> str:
     """Return a name that means the same in every directory."""
     if is_nbd(location):
         return location
-    return str(Path(location).absolute())
+    image = vmdk_path(location)
+    return str(Path(location).absolute()) if image is None else f"vmdk:{Path(image).absolute()}"
 
 
 def _extents(request: SendRequest, source: Source, base: str) -> ExtentMap:

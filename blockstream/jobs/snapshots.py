@@ -30,10 +30,11 @@ from blockstream.formats.exception_store import exceptions, read_with
 from blockstream.formats.extent_lists import ExtentList, Meaning
 from blockstream.interfaces import Source
 from blockstream.jobs.send import SendRequest
+from blockstream.jobs.vmdk import opened_vmdk
 from blockstream.linux import lvm
 from blockstream.linux.lvm import Volume
 from blockstream.linux.state_directory import make_directory
-from blockstream.locations import is_nbd, open_export, open_source
+from blockstream.locations import is_nbd, open_export, open_source, vmdk_path
 from blockstream.sources.volume import VolumeSource, changed_since, flush
 from blockstream_protocol import DEVICE_BYTES
 
@@ -57,6 +58,8 @@ class SnapshotWish:
         store: Bytes for a classic snapshot; 0 to decide by the volume's size.
         rotate: Keep the new snapshot for the next time, in place of the old one.
         target: Where it goes, so that each target has a snapshot of its own.
+        delta: Of a VMDK, only what it holds itself, without its parents.
+        outside: Follow names in a VMDK that lead out of its folder.
     """
 
     since: str = ""
@@ -64,10 +67,12 @@ class SnapshotWish:
     store: int = 0
     rotate: bool = False
     target: str = ""
+    delta: bool = False
+    outside: bool = False
 
     @property
     def is_plain(self) -> bool:
-        """Whether nothing was asked for."""
+        """Whether nothing was asked for that only a logical volume has."""
         return not (self.since or self.quiesced or self.store or self.rotate)
 
 
@@ -83,20 +88,27 @@ def opened(
         rehearsal: Make no snapshot: nothing will be sent.
 
     Raises:
-        UsageError: If something was asked for that only a logical volume has.
+        UsageError: If something was asked for that only a logical volume, or a VMDK, has.
         BlockstreamError: As LVM, or whoever uses what was opened, fails.
     """
     if request.bitmap:
         with _tracked(request, wish) as found:
             yield found
         return
-    volume = _volume_at(request.source)
+    image = vmdk_path(request.source)
+    if image is None and (wish.delta or wish.outside):
+        raise UsageError("--delta and --allow-outside are for vmdk:FILE")
+    volume = _volume_at(request.source) if image is None else None
     if volume is None:
         if not wish.is_plain:
             raise UsageError(
                 f"{request.source} {_why_no_volume(request.source)}: --since, --quiesced, "
                 "--rotate and --snapshot-size are for logical volumes; nothing was sent"
             )
+        if image is not None:
+            with opened_vmdk(image, request, delta=wish.delta, outside=wish.outside) as found:
+                yield found
+            return
         with contextlib.closing(open_source(request.source)) as source:
             yield source, request
         return

@@ -1,0 +1,1 @@
+"""Disks of VMware: descriptors, the four sparse kinds, and chains of them."""
