@@ -4,7 +4,7 @@ import os
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,10 +15,54 @@ from blockstream.linux.buffers import aligned_buffer
 from blockstream.linux.identity import node_of, share_bytes
 from blockstream.locations import is_nbd, open_source
 from blockstream_protocol import Kind
-from tests.contracts.disks import DISKS, EXPORTS, Disk, Maker, in_empty_file, open_descriptors
+from tests.contracts.disks import (
+    DISKS,
+    EXPORTS,
+    Disk,
+    Maker,
+    content_of,
+    in_empty_file,
+    open_descriptors,
+)
+from tests.vmdk_files import cowd, overlaid, sesparse, some_grains, write_delta, write_flat
+
+SECTORS = 2048
 
 
-@pytest.fixture(params=[*DISKS, *EXPORTS])
+@contextmanager
+def in_cowd_chain(folder: Path) -> Iterator[Disk]:
+    content = content_of(SECTORS * 512)
+    write_flat(folder, "disk", content, cid="aaaaaaaa")
+    grains = some_grains(len(content), 512, 1)
+    about = {"cid": "bbbbbbbb", "parent_cid": "aaaaaaaa", "parent": "disk.vmdk"}
+    path = write_delta(folder, "disk-000001", cowd(SECTORS, grains), SECTORS, **about)
+    content = overlaid(content, len(content), 512, grains)
+    yield Disk(f"vmdk:{path}", content, 512, folder / "disk-flat.vmdk")
+
+
+@contextmanager
+def in_sesparse_chain(folder: Path) -> Iterator[Disk]:
+    content = content_of(SECTORS * 512)
+    write_flat(folder, "disk", content, cid="aaaaaaaa")
+    below = "aaaaaaaa", "disk.vmdk"
+    for number in (1, 2):
+        grains = some_grains(len(content), 4096, number, zeros=True)
+        name, cid = f"disk-{number:06}", f"{number:08}"
+        about = {"cid": cid, "parent_cid": below[0], "parent": below[1]}
+        path = write_delta(folder, name, sesparse(SECTORS, grains), SECTORS, **about)
+        content, below = overlaid(content, len(content), 4096, grains), (cid, path.name)
+    yield Disk(f"vmdk:{path}", content, 512, folder / "disk-000001-sesparse.vmdk")
+
+
+SOURCES = [
+    *DISKS,
+    *EXPORTS,
+    pytest.param(in_cowd_chain, id="vmdk-cowd"),
+    pytest.param(in_sesparse_chain, id="vmdk-sesparse"),
+]
+
+
+@pytest.fixture(params=SOURCES)
 def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
     make: Maker = request.param
     with make(tmp_path) as disk:
@@ -64,7 +108,7 @@ def test_its_nodes_share_bytes_with_itself(disk: Disk, source: Source) -> None:
     if is_nbd(disk.path):  # another program has the bytes, and does not say where
         assert not source.nodes
         return
-    fd = os.open(disk.path, os.O_RDONLY)
+    fd = os.open(disk.file if ":" in disk.path else disk.path, os.O_RDONLY)
     try:
         assert any(share_bytes(node, node_of(fd)) for node in source.nodes)
     finally:
