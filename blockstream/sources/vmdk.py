@@ -101,7 +101,7 @@ class VmdkSource:
 
     def extents(self) -> ExtentMap:
         """Return DATA and ZERO extents, by grains; holes of flat files are ZERO."""
-        found = self._run(self._chain.extents())
+        found = self._run(self._chain.extents(flat=self._held))
         return found.filled(Kind.ZERO) if not self._chain.alone else found.filled(Kind.DATA)
 
     def changes(self) -> ExtentMap:
@@ -110,7 +110,10 @@ class VmdkSource:
         Raises:
             SourceError: If it cannot be told.
         """
-        return self._run(self._chain.extents(0))
+        return self._run(self._chain.extents(0, self._held))
+
+    def _held(self, part: Part) -> ExtentMap:
+        return self._files[part.file].extents()
 
     def read_into(self, offsets: Sequence[int], lengths: Sequence[int], buffer: memoryview) -> None:
         """Fill `buffer`; see `interfaces.Source`."""

@@ -5,7 +5,7 @@ link, and reads as zeros below the last.
 """
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, TypeVar
@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 import numpy as np
 
 from blockstream.errors import VmdkError
-from blockstream.extents import Column, ExtentMap
+from blockstream.extents import Column, ExtentMap, Kinds
 from blockstream.formats.steps import Ranges, Steps
 from blockstream.formats.vmdk.descriptor import LIVE, Descriptor
 from blockstream.formats.vmdk.grains import ABSENT, GrainMap
@@ -121,8 +121,14 @@ class Chain:
         # A slot takes whatever was decoded last for it: threads need no lock for that.
         self._kept: list[tuple[int, int, Column] | None] = [None] * _KEPT_TABLES
 
-    def extents(self, link: int | None = None) -> Asking[ExtentMap]:
+    def extents(
+        self, link: int | None = None, flat: Callable[[Part], ExtentMap] | None = None
+    ) -> Asking[ExtentMap]:
         """Return what a link has; of the whole chain without `link`.
+
+        Args:
+            link: Its number, newest first.
+            flat: Tells what is known of a flat file; without it, all of it is data.
 
         Raises:
             VmdkError: If a table cannot be trusted.
@@ -130,7 +136,7 @@ class Chain:
         chosen = self.links if link is None else self.links[link : link + 1]
         found = ExtentMap.empty(self.size)
         for each in reversed(chosen):
-            mine = yield from self._extents_of(each)
+            mine = yield from self._extents_of(each, flat)
             if each.size < self.size:  # past its end nothing below shows through
                 found = found.intersected(ExtentMap.from_columns(
                     np.array([0]), np.array([each.size]), np.array([Kind.DATA], np.uint8), self.size
@@ -138,7 +144,9 @@ class Chain:
             found = mine if not len(found) else found.overlaid(mine)
         return found
 
-    def _extents_of(self, link: Link) -> Asking[ExtentMap]:
+    def _extents_of(
+        self, link: Link, flat: Callable[[Part], ExtentMap] | None
+    ) -> Asking[ExtentMap]:
         columns = []
         for part in link.parts:
             if part.map is not None:
@@ -147,6 +155,8 @@ class Chain:
                 offsets, lengths, kinds = offsets[inside], lengths[inside], kinds[inside]
                 lengths = np.minimum(lengths, part.size - offsets)
                 columns.append((offsets + part.start, lengths, kinds))
+            elif flat is not None and part.file != NOWHERE:
+                columns.append(_window(flat(part), part))
             else:
                 kind = Kind.ZERO if part.file == NOWHERE else Kind.DATA
                 row = np.array([part.start]), np.array([part.size]), np.array([kind], np.uint8)
@@ -251,6 +261,15 @@ class Chain:
         return Places(
             starts[first], ends - into[first], into[first], parts[first], positions[first]
         )
+
+
+def _window(held: ExtentMap, part: Part) -> tuple[Column, Column, Kinds]:
+    """Return what of a flat file's extents is a part, as offsets on the disk."""
+    starts = np.maximum(held.offsets, part.position)
+    ends = np.minimum(held.offsets + held.lengths, part.position + part.size)
+    inside = ends > starts
+    starts, ends = starts[inside], ends[inside]
+    return starts - part.position + part.start, ends - starts, held.kinds[inside]
 
 
 def _common_unit(links: Sequence[Link], size: int) -> int:
