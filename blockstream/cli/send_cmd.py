@@ -31,6 +31,7 @@ from blockstream.cli.recv_cmd import TARGET_FLAGS, show_received, with_target_op
 from blockstream.cli.stores import StoreAccess, opened_store, show_saved, with_store_access
 from blockstream.cli.volumes import wish_of, with_snapshot_options, with_vmdk_options
 from blockstream.errors import UsageError
+from blockstream.interfaces import Source
 from blockstream.jobs.copy import copy
 from blockstream.jobs.disk_set import push_set
 from blockstream.jobs.peer import pull, push, push_differing
@@ -227,6 +228,7 @@ def command(  # one an option
     elif target is not None:
         _refuse_pipe_options(compress, bwlimit, resume, receipt_seconds)
         with opened(request, wish) as (disk, request):
+            voice.warn_of(disk)
             result = copy(request, disk, where, Progress(), shown)
         cleared(shown)
         show_received(result, target, as_json=as_json, quiet=voice.quiet)
@@ -247,6 +249,11 @@ class _Voice:
     shown: list[Reporter]
     as_json: bool
     quiet: bool
+
+    def warn_of(self, source: Source) -> None:
+        """Say what people should know of what is sent."""
+        for text in source.warnings:
+            warn(text, as_json=self.as_json)
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,6 +353,7 @@ def _to_stdout(
                 lanes = [_STDOUT, *(writing for _, writing in guests)]
                 send_session(asked, source, _STDIN, lanes, Progress(), voice.shown)
             return
+        voice.warn_of(source)
         sent = send(asked, source, _STDOUT, Progress(), voice.shown)
     cleared(voice.shown)
     _show_sent(sent, voice, full=not asked.base)
@@ -402,6 +410,7 @@ def _save(
         opened_store(place.store, options["access"]) as store,
         opened(request, wish) as (disk, request),
     ):
+        voice.warn_of(disk)
         where, cycle = store.disk(place.disk), options["audit"]
         saved = save(request, disk, where, Progress(), voice.shown, audit_cycle=cycle)
     cleared(voice.shown)

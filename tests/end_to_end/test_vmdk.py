@@ -73,7 +73,8 @@ def test_a_chain_is_one_disk_however_it_is_sent(host: Host, machine: Machine) ->
     assert host.pipe([source, "--goal", "mine"], [other]).statuses == (0, 0)
     assert other.read_bytes() == copy.read_bytes()
     assert host.holds(other, "mine")
-    assert host.run("verify", source, copy).status == 0
+    compared = host.run("extents", "-q", source, "--since", copy)
+    assert (compared.status, json.loads(compared.out)["extents"]) == (0, [])
 
 
 @pytest.mark.slow
@@ -85,8 +86,7 @@ def test_deltas_follow_each_other_by_their_ids(host: Host, machine: Machine) -> 
     assert (ended.status, "base of delta" in ended.err or "00000001" in ended.err) == (10, True)
     assert holds(host, copy, machine, 0)
     for number in (1, 2):
-        words = ["send", "--json", "--delta", f"vmdk:{machine.deltas[number - 1]}", copy]
-        ended = host.run(*words)
+        ended = host.run("send", "--delta", f"vmdk:{machine.deltas[number - 1]}", copy)
         assert ended.status == 0, ended.err
         assert holds(host, copy, machine, number)
 
@@ -97,7 +97,7 @@ def test_a_copy_made_by_others_is_adopted_first(host: Host, machine: Machine) ->
     copy.write_bytes(machine.states[0])
     first = f"vmdk:{machine.deltas[0]}"
     ended = host.run("send", "--delta", first, copy)
-    assert (ended.status, "blockstream adopt" in ended.err) == (10, True)
+    assert (ended.status, "nothing is known of what the target holds" in ended.err) == (10, True)
     assert not difference(copy.read_bytes(), machine.states[0])
     assert host.run("adopt", copy, "--id", "vmdk:00000000").status == 0
     for name in ("vm.vmdk", "vm-flat.vmdk"):
@@ -136,8 +136,8 @@ def test_extents_are_those_of_the_delta_or_of_the_chain(host: Host, machine: Mac
     copy = host.folder / "copy"
     copy.write_bytes(machine.states[0])
     host.adopt(copy, "A")
-    words = ["--base", "A", "--goal", "B", "--extents", host.folder / "changed.json", new]
-    assert host.run("send", *words, copy).status == 0
+    words = ["--base", "A", "--goal", "B", "--extents", str(host.folder / "changed.json")]
+    assert host.run("send", *words, new, copy).status == 0
     assert not difference(copy.read_bytes(), machine.states[1])
 
 
@@ -165,10 +165,8 @@ ODD: list[dict[str, int]] = [{}, {"grain": 8}, {"directory": 9}, {"flags": 1}]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("making", ODD, ids=str)
-def test_odd_deltas_are_applied_to_a_file(
-    host: Host, tmp_path: Path, making: dict[str, int]
-) -> None:
-    machine, copy = Machine(tmp_path / "odd", "cowd", **making), host.folder / "copy"
+def test_odd_deltas_are_applied_to_a_file(host: Host, making: dict[str, int]) -> None:
+    machine, copy = Machine(host.folder / "vm", "cowd", **making), host.folder / "copy"
     assert host.run("send", f"vmdk:{machine.base}", copy, "--create").status == 0
     ended = host.run("send", "--delta", f"vmdk:{machine.deltas[0]}", copy)
     assert ended.status == 0, ended.err

@@ -302,42 +302,41 @@ def test_a_header_that_contradicts_itself_is_refused(data: bytes, words: str) ->
         read_all(data)
 
 
+def deflated(data: bytearray, place: int, content: bytes) -> None:
+    """Put something else in the place of a grain."""
+    packed = zlib.compress(content)
+    struct.pack_into("<I", data, place + 8, len(packed))
+    put(data, place + 12, packed)
+
+
+def put(data: bytearray, place: int, content: bytes) -> None:
+    data[place : place + len(content)] = content
+
+
+# What is done to the file, where its first grain is, how large that is, and where the second is.
+DAMAGE: dict[str, Callable[[bytearray, int, int, int], object]] = {
+    "no footer": lambda data, *_: data.__delitem__(slice(-1536, None)),
+    "other marker": lambda data, *_: put(data, len(data) - 1536, marker(1, 2)),
+    "no end": lambda data, *_: put(data, len(data) - 512, marker(1, 3)),
+    "too large": lambda data, first, *_: struct.pack_into("<I", data, first + 8, 1 << 31),
+    "cut": lambda data, first, size, _: struct.pack_into("<I", data, first + 8, size - 5),
+    "checksum": lambda data, first, size, _: put(data, first + 8 + size, b"none"),
+    "expands": lambda data, first, *_: deflated(data, first, bytes(1 << 24)),
+    "too short": lambda data, first, *_: deflated(data, first, bytes(100)),
+    "outside": lambda data, first, *_: struct.pack_into("<Q", data, first, 1 << 60),
+    "not aligned": lambda data, first, *_: struct.pack_into("<Q", data, first, 1),
+    "backwards": lambda data, _, __, second: struct.pack_into("<Q", data, second, 0),
+    "unknown marker": lambda data, first, *_: put(data, first, marker(1, 9)),
+    "trailing": lambda data, *_: data.extend(b"x"),
+}
+
+
 def damaged_stream(what: str) -> bytearray:
-    image = stream(1000, {0: random.Random(1).randbytes(65_536), 7: bytes(65_536)}, text=TEXT)  # noqa: S311
-    data, first = image.data, image.places[0]
-    (size,) = struct.unpack_from("<I", data, first + 8)
-    match what:
-        case "no footer":
-            del data[-1536:]
-        case "other marker":
-            data[-1536:-1024] = marker(1, 2)
-        case "no end":
-            data[-512:] = marker(1, 3)
-        case "too large":
-            struct.pack_into("<I", data, first + 8, 1 << 31)
-        case "cut":
-            struct.pack_into("<I", data, first + 8, size - 5)
-        case "checksum":
-            data[first + 12 + size - 1] ^= 1
-        case "expands":
-            bomb = zlib.compress(bytes(1 << 24))
-            struct.pack_into("<I", data, first + 8, len(bomb))
-            data[first + 12 : first + 12 + len(bomb)] = bomb
-        case "too short":
-            short = zlib.compress(bytes(100))
-            struct.pack_into("<I", data, first + 8, len(short))
-            data[first + 12 : first + 12 + len(short)] = short
-        case "outside":
-            struct.pack_into("<Q", data, first, 1 << 60)
-        case "not aligned":
-            struct.pack_into("<Q", data, first, 1)
-        case "backwards":
-            struct.pack_into("<Q", data, image.places[7], 0)
-        case "unknown marker":
-            data[first : first + 512] = marker(1, 9)
-        case "trailing":
-            data += b"x"
-    return data
+    noise = random.Random(1).randbytes(65_536)  # noqa: S311
+    image = stream(1000, {0: noise, 7: bytes(65_536)}, text=TEXT)
+    (size,) = struct.unpack_from("<I", image.data, image.places[0] + 8)
+    DAMAGE[what](image.data, image.places[0], size, image.places[7])
+    return image.data
 
 
 DAMAGES = {

@@ -204,8 +204,8 @@ def test_a_delta_needs_no_parent_and_makes_nothing_up(tmp_path: Path) -> None:
     path, model, _ = esxi_chain(tmp_path, "sesparse", links=1)
     for name in ("disk.vmdk", "disk-flat.vmdk"):
         (tmp_path / name).unlink()
-    for name in (path, path.with_name("disk-000001-sesparse.vmdk")):
-        with closing(VmdkSource(str(name), delta=True)) as source:
+    for file in (path, path.with_name("disk-000001-sesparse.vmdk")):
+        with closing(VmdkSource(str(file), delta=True)) as source:
             for offset, length, kind in source.changes():
                 buffer = aligned_buffer(length)
                 source.read_into([offset], [length], buffer)
@@ -259,7 +259,7 @@ def test_a_name_that_leads_out_is_not_followed(tmp_path: Path, name: str) -> Non
     (inner / "sub").mkdir()
     path = inner / "disk.vmdk"
     path.write_text(described(f'RW 1 FLAT "{name.format(folder=tmp_path)}" 0'))
-    with pytest.raises(SourceError, match="outside its folder.*--allow-outside"):
+    with pytest.raises(SourceError, match=r"outside its folder.*--allow-outside"):
         read(path)
     assert read(path, outside=True).startswith(b"secret!")
 
