@@ -5,7 +5,7 @@ link, and reads as zeros below the last.
 """
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, TypeVar
@@ -217,14 +217,8 @@ class Chain:
     def _entries(self, part: Part, grains: GrainMap, numbers: Column) -> Asking[Column]:
         """Return where grains lie, given by number, ascending."""
         found = np.zeros(len(numbers), np.int64)
-        tables = numbers // grains.entries
-        edges = np.flatnonzero(np.diff(tables, prepend=-1))
-        used = tables[edges]
         missing: list[tuple[int, slice]] = []
-        for table, first, last in zip(
-            used.tolist(), edges, [*edges[1:], len(numbers)], strict=True
-        ):
-            rows = slice(first, last)
+        for table, rows in _by_table(numbers // grains.entries):
             kept = self._kept[self._slot(part, table)]
             if grains.tables[table] == ABSENT:
                 continue
@@ -293,6 +287,17 @@ def _cut(offsets: Column, lengths: Column, unit: int) -> tuple[Column, Column]:
     number = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts) + first[row]
     starts = np.maximum(number * unit, offsets[row])
     return starts, np.minimum((number + 1) * unit, ends[row]) - starts
+
+
+def _by_table(tables: Column) -> Iterator[tuple[int, slice]]:
+    """Give each table, and the rows that it tells of."""
+    first, last = int(tables[0]), int(tables[-1])
+    if first == last:  # as most frames have it, and the rest takes longer than all else
+        yield first, slice(0, len(tables))
+        return
+    edges = [0, *(np.flatnonzero(tables[1:] != tables[:-1]) + 1).tolist(), len(tables)]
+    for begin, end in pairwise(edges):
+        yield int(tables[begin]), slice(begin, end)
 
 
 def _of(part: Part, steps: Steps[T]) -> Asking[T]:
