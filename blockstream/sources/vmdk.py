@@ -260,7 +260,7 @@ class _Opener:
             if child is None:
                 found.is_delta = descriptor is None or descriptor.has_parent
                 found.state = descriptor.state if descriptor is not None else ""
-                found.base_state = self._parent_state(path, descriptor) if delta else ""
+                found.base_state = self._parent_state(path, descriptor)
             else:
                 self._check(path, child, descriptor)
             if delta or descriptor is None or not descriptor.has_parent:

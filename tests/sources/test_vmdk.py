@@ -182,7 +182,7 @@ def test_states_are_called_by_content_ids(tmp_path: Path) -> None:
     for delta in (False, True):
         with closing(VmdkSource(str(path), delta=delta)) as source:
             assert (source.state, source.is_delta) == ("vmdk:00000002", True)
-            assert source.base_state == ("vmdk:00000001" if delta else "")
+            assert source.base_state == "vmdk:00000001"
 
 
 def test_a_live_base_is_called_by_its_long_id_and_warned_of(tmp_path: Path) -> None:
