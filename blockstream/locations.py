@@ -90,6 +90,8 @@ def open_target(
     """
     if is_nbd(location):
         raise UsageError(f"{location} is an export of an NBD server, which is only read here")
+    if vmdk_path(location) is not None:
+        raise UsageError(f"{location} cannot be written, VMDKs are only read; nothing was written")
     return DiskTarget(location, create=create, force_in_use=force_in_use, sources=sources)
 
 

@@ -43,6 +43,8 @@ def test_a_disk_of_another_host_is_recognised(typed: str, meant: Remote) -> None
         "nbd://host/vm",
         "nbds://host:10809/vm",
         "nbd+unix:///vm?socket=/run/a@b:/c",
+        "vmdk:/vm/disk.vmdk",
+        "vmdk::disk",
     ],
 )
 def test_everything_else_is_of_this_host(typed: str) -> None:

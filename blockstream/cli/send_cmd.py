@@ -42,7 +42,15 @@ from blockstream.jobs.session import send_session
 from blockstream.jobs.snapshots import SnapshotWish, opened
 from blockstream.jobs.stores.save import estimated, save
 from blockstream.jobs.supervision import Reporter
-from blockstream.locations import Remote, StorePlace, is_nbd, remote, remote_folder, store_place
+from blockstream.locations import (
+    Remote,
+    StorePlace,
+    is_nbd,
+    remote,
+    remote_folder,
+    store_place,
+    vmdk_path,
+)
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.progress import Progress
 from blockstream.pipeline.token import ResumeToken
@@ -297,6 +305,8 @@ class _Places:
         together = remote_folder(target, sources)
         if together is not None and any(map(is_nbd, sources)):
             raise UsageError("an NBD export has no path that it could have there: HOST:/PATH")
+        if together is not None and any(vmdk_path(each) is not None for each in sources):
+            raise UsageError("a vmdk:FILE needs a TARGET that is named: HOST:/PATH")
         if together is not None:
             return cls(sources, target, None, tuple(together))
         if len(sources) > 1:

@@ -5,7 +5,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import Final, TypeVar
 
 import numpy as np
@@ -413,9 +413,8 @@ class _Opener:
         if what == "parent" and not self._outside:
             # ESXi writes absolute names there; a chain that was copied lies together.
             name = PureWindowsPath(name).name
-        leads_out = PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
         place = folder / name
-        if not self._outside and (leads_out or not _lies_in(place, folder)):
+        if not self._outside and not _lies_in(place, folder):
             raise SourceError(
                 f"{path} names an {what} outside its folder, {name!a}; nothing was sent; "
                 "--allow-outside follows it"

@@ -213,6 +213,8 @@ def test_what_vmdksync_would_have_applied_is_refused(host: Host, tmp_path: Path,
         (["--delta", "far:/disk"], 2, "of this host"),
         (["--goal", "vmdk:00000000", "--delta", "{delta}"], 2, "the content id of its parent"),
         (["vmdk:nothing.vmdk"], 17, "does not exist"),
+        (["{delta}", "vmdk:x.vmdk"], 2, "VMDKs are only read"),
+        (["{delta}", "far:/folder/"], 2, "needs a TARGET that is named"),
     ],
 )
 def test_what_makes_no_sense_is_said(
@@ -221,6 +223,7 @@ def test_what_makes_no_sense_is_said(
     machine = Machine(tmp_path / "vm", "cowd")
     names = {"base": f"vmdk:{machine.base}", "delta": f"vmdk:{machine.deltas[0]}"}
     host.disk("disk.img")
-    target = f"dir:{tmp_path}/store/vm" if "--audit" in words else host.blank("copy", SIZE)
-    ended = host.run("send", *(word.format(**names) for word in words), target)
+    target = f"dir:{tmp_path}/store/vm" if "--audit" in words else str(host.blank("copy", SIZE))
+    given = [word.format(**names) for word in words]
+    ended = host.run("send", *given, *([] if words[0] == "{delta}" else [target]))
     assert (ended.status, said in ended.err) == (status, True), ended.err

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockstream.errors import VmdkError
@@ -116,6 +116,7 @@ def test_a_file_without_grains_is_one_too(sort: Sort) -> None:
     assert disk.read((0, 4096)) == bytes(4096)
 
 
+@settings(deadline=None)  # disks of megabytes
 @given(data=st.data())
 def test_chains_of_any_kind_read_as_the_model(data: st.DataObject) -> None:
     sectors = data.draw(st.integers(1, 5000), "sectors")
@@ -139,6 +140,25 @@ def test_chains_of_any_kind_read_as_the_model(data: st.DataObject) -> None:
     length = data.draw(st.integers(0, sectors - start))
     wanted = model[start * SECTOR : (start + length) * SECTOR]
     assert not difference(disk.read((start * SECTOR, length * SECTOR)), wanted)
+
+
+def test_parts_of_one_compressed_grain_are_read_apart() -> None:
+    noise = random.Random(1).randbytes(65_536)  # noqa: S311
+    disk = MemoryChain([stream(256, {1: noise}, text=TEXT).data])
+    ranges = [(65_536, 512), (65_536 + 4096, 1024), (131_072 - 512, 512)]
+    wanted = noise[:512] + noise[4096:5120] + noise[-512:]
+    assert not difference(disk.read(*ranges), wanted)
+
+
+def test_tables_of_two_links_do_not_take_each_others_place() -> None:
+    tables = range(0, 1100, 97)
+    links = [{table * 4096: bytes([link]) * SECTOR for table in tables} for link in (1, 2, 3)]
+    links[1] |= {number + 1: bytes([4]) * SECTOR for number in links[1]}
+    disk = MemoryChain([cowd(1100 * 4096, grains).data for grains in links])
+    for _ in range(2):
+        for number in links[0]:
+            wanted = bytes([1]) * SECTOR + bytes([4]) * SECTOR
+            assert disk.read((number * SECTOR, 2 * SECTOR)) == wanted
 
 
 def test_past_the_end_of_a_smaller_parent_are_zeros() -> None:
@@ -396,6 +416,7 @@ def test_a_stream_that_stops_anywhere_is_not_whole() -> None:
             reader.finish()
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=3000), st.sampled_from([b"COWD", b"KDMV", b"\xbe\xba\xfe\xca", b""]))
 def test_any_bytes_are_read_or_refused(tail: bytes, magic: bytes) -> None:
     try:

@@ -1,7 +1,7 @@
 """A descriptor says what it says, or is refused."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockstream.errors import VmdkError
@@ -89,6 +89,7 @@ def test_another_first_line_is_none_of_ours() -> None:
         parsed(FLAT, head="CID=1\n")
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300), st.binary(max_size=300))
 def test_any_text_is_read_or_refused(text: str, tail: bytes) -> None:
     for data in ((HEAD + text).encode("utf-8", "surrogatepass") + tail, tail):

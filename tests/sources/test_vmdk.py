@@ -144,12 +144,23 @@ def numbers(extents: ExtentMap, grain: int) -> set[int]:
     }
 
 
+def zeros_of(source: VmdkSource) -> ExtentMap:
+    found = source.extents()
+    rows = found.kinds == Kind.ZERO
+    return ExtentMap.from_columns(
+        found.offsets[rows], found.lengths[rows], found.kinds[rows], found.size
+    )
+
+
 def test_a_stream_as_vmware_exports_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "disk.vmdk"
     grains = some_grains(SECTORS * 512, 65_536, 1)
     text = described(f'RDONLY {SECTORS} SPARSE "other-name.vmdk"')
     path.write_bytes(stream(SECTORS, grains, text=text).data)
     assert not difference(read(path), overlaid(b"", SECTORS * 512, 65_536, grains))
+    with closing(VmdkSource(str(path))) as source:
+        assert numbers(source.extents().without(zeros_of(source)), 65_536) == set(grains)
+        assert source.extents().total() == SECTORS * 512
 
 
 def test_extents_of_every_type_make_one_disk(tmp_path: Path) -> None:
@@ -164,6 +175,16 @@ def test_extents_of_every_type_make_one_disk(tmp_path: Path) -> None:
     with closing(VmdkSource(str(path))) as source:
         for offset, length, kind in source.extents():
             assert kind == Kind.DATA or not wanted[offset : offset + length].strip(b"\0")
+
+
+def test_an_extent_may_be_smaller_than_its_file(tmp_path: Path) -> None:
+    grains: dict[int, bytes | Zeros] = {number: bytes([number + 1]) * 512 for number in range(8)}
+    (tmp_path / "delta").write_bytes(cowd(8, grains).data)
+    path = tmp_path / "disk.vmdk"
+    path.write_text(described('RW 4 VMFSSPARSE "delta"', "RW 4 ZERO"))
+    assert read(path) == overlaid(b"", 2048, 512, grains) + bytes(2048)
+    with closing(VmdkSource(str(path))) as source:
+        assert [(e.offset, e.length) for e in source.extents()] == [(0, 2048), (2048, 2048)]
 
 
 def test_holes_of_a_flat_file_are_not_read(tmp_path: Path) -> None:
