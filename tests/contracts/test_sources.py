@@ -77,6 +77,7 @@ def source(disk: Disk) -> Iterator[Source]:
 
 def read(source: Source, *ranges: tuple[int, int]) -> bytes:
     buffer = aligned_buffer(sum(length for _, length in ranges))
+    buffer[:] = b"\xa5" * len(buffer)  # as used memory is
     source.read_into([offset for offset, _ in ranges], [length for _, length in ranges], buffer)
     return bytes(buffer)
 

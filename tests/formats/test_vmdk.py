@@ -183,6 +183,15 @@ def test_a_delta_alone_does_not_make_up_what_its_parent_has() -> None:
 # What is damaged, or was made to deceive.
 
 
+def test_the_last_grain_need_not_be_whole() -> None:
+    image = hosted(130, {0: bytes([1]) * 65_536, 1: bytes([2]) * 65_536})
+    end = image.places[1] + 2 * SECTOR
+    assert end + 65_536 - 2 * SECTOR == len(image.data)
+    assert read_all(image.data[:end])[-1024:] == bytes([2]) * 1024
+    with pytest.raises(VmdkError, match="points past the file's end"):
+        read_all(image.data[: end - 1])
+
+
 def test_a_file_that_was_cut_is_refused_wherever_it_was(sort: Sort) -> None:
     sectors = 71 * 128  # whole grains: the rest of a cut one need not be there
     grains = some_grains(sectors * SECTOR, sort.grain, 6, zeros=sort.zeros)

@@ -1,6 +1,7 @@
 """A VMDK is read through its chain as qemu reads it, and never leads where nobody allowed."""
 
 import json
+import os
 import random
 import struct
 import subprocess
@@ -54,6 +55,7 @@ def qemu(*words: object) -> str:
 def read(path: Path, *, outside: bool = False) -> bytes:
     with closing(VmdkSource(str(path), outside=outside)) as source:
         buffer = aligned_buffer(source.size)
+        buffer[:] = b"\xa5" * source.size  # as used memory is
         for start in range(0, source.size, MIB):
             length = min(MIB, source.size - start)
             source.read_into([start], [length], buffer[start : start + length])
@@ -336,7 +338,7 @@ REFUSED = {
         bytes(hosted(8, {}, text=described('RW 8 SPARSE "a"', 'RW 8 SPARSE "b"')).data),
         "describes the others",
     ),
-    "a giant descriptor": (text_of('RW 1 FLAT "flat" 0') + b"#" * MIB, "longer than 1048575"),
+    "a giant descriptor": (text_of('RW 1 FLAT "flat" 0'), "longer than 1048575"),
 }
 
 
@@ -351,6 +353,8 @@ def test_a_chain_that_cannot_be_trusted_is_refused(tmp_path: Path, what: str) ->
     loop = text_of('RW 8 VMFSSPARSE "delta2"', parent="disk.vmdk", **BELOW)
     (tmp_path / "loop.vmdk").write_bytes(loop)
     (tmp_path / "disk.vmdk").write_bytes(data)
+    if what == "a giant descriptor":
+        os.truncate(tmp_path / "disk.vmdk", 1 << 40)  # nothing may be read of it
     with pytest.raises(BlockstreamError, match=words) as caught:
         read(tmp_path / "disk.vmdk")
     assert str(tmp_path) in str(caught.value)

@@ -94,7 +94,10 @@ class GrainMap:
                 raise VmdkError(f"a table of this {self.kind} file points past the file's end")
 
     def extents(self) -> Steps[tuple[Column, Column, Kinds]]:
-        """Read all tables; return offsets, lengths and kinds of what is not absent."""
+        """Read all tables; return offsets, lengths and kinds of what is not absent.
+
+        The last may reach past the end of the disk.
+        """
         columns: list[tuple[Column, Column, Kinds]] = []
         present = np.flatnonzero(self.tables)
         for first in range(0, len(present), self.batch):
@@ -105,10 +108,7 @@ class GrainMap:
         if not columns:
             return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.uint8)
         starts, lengths, kinds = (np.concatenate(each) for each in zip(*columns, strict=True))
-        starts, lengths = starts * self.grain, lengths * self.grain
-        inside = starts < self.size
-        starts, lengths, kinds = starts[inside], lengths[inside], kinds[inside]
-        return starts, np.minimum(lengths, self.size - starts), kinds
+        return starts * self.grain, lengths * self.grain, kinds
 
 
 def _runs(grains: Column, found: Column) -> tuple[Column, Column, Kinds]:
