@@ -121,6 +121,7 @@ def esxi_chain(folder: Path, kind: str, links: int = 2) -> tuple[Path, bytes, se
     return path, model, set(grains)
 
 
+@pytest.mark.slow
 @pytest.mark.needs("qemu-img")
 @pytest.mark.parametrize("kind", OURS)
 def test_deltas_of_esxi_are_read_as_qemu_reads_them(tmp_path: Path, kind: str) -> None:
