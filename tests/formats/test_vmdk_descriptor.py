@@ -40,6 +40,7 @@ def test_what_esxi_writes_is_understood() -> None:
         'parentCID=12345678\r\ncreateType="seSparse"\r\nparentFileNameHint="/vmfs/v/base.vmdk"\r\n'
         '# Extent description\r\nRW 8 SESPARSE "a-sesparse.vmdk"\r\nRW 8 ZERO\r\n\r\n'
         '# Change Tracking File\r\nchangeTrackPath="a-ctk.vmdk"\r\n'
+        'ddb.comment = "of "quotes""\r\n'
         'ddb.longContentID = "0123456789abcdef01234567fffffffe"\r\n'
     )
     found = parse_descriptor(text.encode() + bytes(100))
@@ -82,6 +83,12 @@ def test_an_id_is_eight_digits_however_it_is_written() -> None:
 def test_what_is_not_understood_is_refused(text: str, words: str) -> None:
     with pytest.raises(VmdkError, match=words):
         parsed(text)
+
+
+@pytest.mark.parametrize("first", ["# Disk Descriptor File", "# disk descriptorfile", "\n" + HEAD])
+def test_other_hands_write_the_first_line_otherwise(first: str) -> None:
+    found = parse_descriptor(f"{first}\nCID=0b\n{FLAT}".encode())
+    assert found.state == "vmdk:0000000b"
 
 
 def test_another_first_line_is_none_of_ours() -> None:

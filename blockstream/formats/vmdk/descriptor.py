@@ -15,7 +15,8 @@ MOST_BYTES: Final = (1 << 20) - 1
 # 64 TiB in files of 2 GiB are 32,768; each is a descriptor that we hold open.
 _MOST_EXTENTS: Final = 4096
 
-_SIGNATURE: Final = "# Disk DescriptorFile"
+# Others than VMware write it apart (VMDKstream), or small.
+_SIGNATURE: Final = re.compile(rb"\s*# Disk Descriptor ?File", re.IGNORECASE)
 _EXTENT = re.compile(r"(RW|RDONLY|NOACCESS)\s+(\d{1,20})\s+([A-Z0-9]+)(?:\s+(\S.*))?")
 _FILE = re.compile(r'"([^"]+)"(?:\s+(\d{1,20}))?(?:\s+\S.*)?')
 _SETTING = re.compile(r'([A-Za-z][A-Za-z0-9_.:\-]*)\s*=\s*(?:"([^"]*)"|([^"]*))')
@@ -97,7 +98,7 @@ class Descriptor:
 
 def is_descriptor(head: bytes) -> bool:
     """Tell whether a file that begins so is a descriptor."""
-    return head.lstrip()[: len(_SIGNATURE)] == _SIGNATURE.encode()
+    return _SIGNATURE.match(head) is not None
 
 
 def parse_descriptor(data: bytes) -> Descriptor:
@@ -111,7 +112,7 @@ def parse_descriptor(data: bytes) -> Descriptor:
     # Names are the host's bytes, whatever `encoding=` says.
     text = data.partition(b"\0")[0].decode("utf-8", "surrogateescape")
     if not is_descriptor(data):
-        raise VmdkError(f"its descriptor does not begin with {_SIGNATURE!r}")
+        raise VmdkError("its descriptor does not begin with '# Disk DescriptorFile'")
     settings: dict[str, str] = {}
     extents: list[ExtentLine] = []
     for line in (each.strip() for each in text.splitlines()):
@@ -122,6 +123,8 @@ def parse_descriptor(data: bytes) -> Descriptor:
             extents.append(_extent(line, found))
             continue
         setting = _SETTING.fullmatch(line)
+        if setting is None and line.lower().startswith("ddb."):
+            continue  # remarks of whoever wrote it
         if setting is None:
             raise VmdkError(f"its descriptor has a line that is not understood: {_shown(line)}")
         settings[setting[1].lower()] = (setting[2] or setting[3] or "").strip()
