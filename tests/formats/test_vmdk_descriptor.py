@@ -85,6 +85,11 @@ def test_what_is_not_understood_is_refused(text: str, words: str) -> None:
         parsed(text)
 
 
+def test_a_disk_in_use_without_a_long_id_has_no_name() -> None:
+    found = parse_descriptor((HEAD + FLAT + "CID=fffffffe\n").encode())
+    assert found.state == ""
+
+
 @pytest.mark.parametrize("first", ["# Disk Descriptor File", "# disk descriptorfile", "\n" + HEAD])
 def test_other_hands_write_the_first_line_otherwise(first: str) -> None:
     found = parse_descriptor(f"{first}\nCID=0b\n{FLAT}".encode())

@@ -86,8 +86,9 @@ class Descriptor:
 
     @property
     def state(self) -> str:
-        """What this content is called as a state of a disk."""
-        return f"vmdk:{self.long_id if self.cid == LIVE and self.long_id else self.cid}"
+        """What this content is called as a state of a disk; empty if nothing tells it apart."""
+        own = self.long_id if self.cid == LIVE else self.cid
+        return f"vmdk:{own}" if own else ""
 
     @property
     def parent_state(self) -> str:
