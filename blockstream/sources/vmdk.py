@@ -48,6 +48,8 @@ T = TypeVar("T")
 # Grains that lie closer together than this in a file are read in one go, gap included.
 _GAP: Final = 16 << 10
 _SPAN: Final = 1 << 20
+# Runs from this size on are read to where they belong: a call costs less than a copy of them.
+_COPIED: Final = 32 << 10
 
 _MAGICS: Final = {
     ExtentType.SPARSE: hosted.MAGIC,
@@ -458,6 +460,8 @@ def _clusters(positions: Column, lengths: Column) -> Iterator[slice]:
         return
     ends = positions + lengths
     near = positions[1:] - ends[:-1] <= _GAP
+    small = lengths < _COPIED
+    near &= small[1:] & small[:-1]
     first = 0
     for last in [*(np.flatnonzero(~near) + 1).tolist(), len(positions)]:
         while first < last:
