@@ -222,8 +222,8 @@ class S3Objects:
                 whole = False  # the connection broke within the body
             have = sum(map(len, pieces))
             if (length is None and whole) or have == length:
-                # Here, because memory that many threads take in turn comes back in shreds: a restore
-                # took 60 MiB more.
+                # Here, because what many threads take and give back in turn is kept in shreds: a
+                # restore took 60 MiB more.
                 return b"".join(pieces)
         raise StoreError(f"{self.name}: {key} does not come whole; run it again")
 
