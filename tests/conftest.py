@@ -1,8 +1,8 @@
 """What a test needs of this machine: where it is missing, the test says so instead of failing.
 
 `@pytest.mark.root` needs root, loop devices and FUSE; `@pytest.mark.needs("mkfs.ext4", ...)` needs
-commands, and `nbdkit:python` means that plugin of nbdkit. With CI=true a missing thing is a
-failure: there, a test that was skipped is a promise that nobody kept.
+commands, `nbdkit:python` means that plugin of nbdkit, `govmomi` the library of that name. With
+CI=true a missing thing is a failure: there, a test that was skipped is a promise that nobody kept.
 """
 
 import os
@@ -17,6 +17,7 @@ import pytest
 from tests import s3_servers
 from tests.s3_servers import S3Server
 from tests.ssh_server import SshServer, ssh_server
+from tests.vsphere_simulator.server import GOVMOMI, Simulator, simulator
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -56,6 +57,13 @@ def localstack() -> Iterator[S3Server]:
         yield server
 
 
+@pytest.fixture
+def vcenter() -> Iterator[Simulator]:
+    """A vCenter of its own for each test, with few areas in a page; the first one is built."""
+    with simulator(max_areas=7) as running:
+        yield running
+
+
 @cache
 def _is_there(tool: str) -> bool:
     match tool.partition(":"):
@@ -63,6 +71,8 @@ def _is_there(tool: str) -> bool:
             return os.geteuid() == 0
         case "loop devices", _, _:
             return Path("/dev/loop-control").exists()
+        case "govmomi", _, _:
+            return GOVMOMI.exists()
         case "FUSE", _, _:
             return Path("/dev/fuse").exists()
         case command, ":", plugin:
