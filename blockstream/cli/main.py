@@ -35,6 +35,7 @@ _COMMANDS = (
     "store",
     "points",
     "restore",
+    "vsphere",
 )
 # What our own commands run on other hosts; nobody types them.
 _PLUMBING = ("join", "digests", "landing")

@@ -11,6 +11,12 @@ import click
 
 from blockstream.cli.console import event, saving_text, say
 from blockstream.cli.exports import with_certificates, with_export_options
+from blockstream.cli.machines import (
+    Voice,
+    refuse_machine_options,
+    send_machine,
+    with_machine_options,
+)
 from blockstream.cli.options import (
     cleared,
     refuse_terminal,
@@ -45,6 +51,7 @@ from blockstream.jobs.supervision import Reporter
 from blockstream.locations import (
     Remote,
     StorePlace,
+    is_machine,
     is_nbd,
     remote,
     remote_folder,
@@ -125,6 +132,7 @@ _NO_EFFECT = "have no effect here: a session with another host confirms and cont
     help="Into a store: compare what is said not to have changed with the point before, all of it "
     "once in CYCLE increments.",
 )
+@with_machine_options
 @with_store_access
 @with_meeting
 @with_peer_options
@@ -159,7 +167,9 @@ def command(  # one an option
     TARGET is a disk of this host, or of another one: [USER@]HOST:/PATH or
     ssh://[USER@]HOST[:PORT]/PATH; or STORE/DISK, a disk in a store. SOURCE may be one of another
     host, too, and is fetched then. Several SOURCEs go to HOST: or HOST:/FOLDER/ as one set: none
-    is committed before all are durable there.
+    is committed before all are durable there. SOURCE may be a virtual machine of VMware,
+    vsphere://USER@VCENTER/DATACENTER/vm/NAME, and TARGET then a folder, HOST:/FOLDER/ or
+    STORE/NAME for all of its disks; only what changed since the TARGET's state is sent.
 
     An export of an NBD server is nbd://HOST[:PORT]/EXPORT, or nbd+unix:///EXPORT?socket=PATH; with
     TLS, which is then required, nbds://... and nbds+unix://...
@@ -183,9 +193,7 @@ def command(  # one an option
       blockstream send vmdk:vm-000002.vmdk /dev/vg/vm
       blockstream send --delta vmdk:vm-000003.vmdk /dev/vg/vm
     """  # noqa: D301
-    if receipt_wait is not None and not require_receipt:
-        raise UsageError("--receipt-wait has no effect without --require-receipt")
-    receipt_seconds = (receipt_wait or _RECEIPT_SECONDS) if require_receipt else 0.0
+    receipt_seconds = _receipt_seconds(receipt_wait, wanted=require_receipt)
     where_to = _Places.of(with_certificates(places, options["tls_certificates"]))
     _check_places(where_to, options)
     source, target, from_host = where_to.source, where_to.target, where_to.from_host
@@ -226,6 +234,10 @@ def command(  # one an option
             "--compare finds out what changed on a TARGET of another host: leave out --base, "
             "--extents, --create and -n"
         )
+    if where_to.machine:
+        _refuse_for_machine(dry_run=dry_run, compare=compare, session=session)
+        send_machine(places, request, where, options, voice)
+        return
     wish = wish_of(options, target or "")
     if dry_run:
         _rehearse(request, wish, where_to, where, options, voice)
@@ -242,6 +254,22 @@ def command(  # one an option
         show_received(result, target, as_json=as_json, quiet=voice.quiet)
     else:
         _to_stdout(request, wish, voice, session=session, meeting=meeting)
+
+
+def _receipt_seconds(wait: float | None, *, wanted: bool) -> float:
+    """Return how long to wait for a receipt; 0 for not at all."""
+    if wait is not None and not wanted:
+        raise UsageError("--receipt-wait has no effect without --require-receipt")
+    return (wait or _RECEIPT_SECONDS) if wanted else 0.0
+
+
+def _refuse_for_machine(*, dry_run: bool, compare: bool, session: bool) -> None:
+    """An option without effect is an error."""
+    if dry_run or compare or session:
+        raise UsageError(
+            "-n, --compare and --session are not for a machine of VMware: only a snapshot tells "
+            "what would be sent; `blockstream vsphere ls` changes nothing"
+        )
 
 
 @dataclass(slots=True)
@@ -274,6 +302,7 @@ class _Places:
         from_host: Where a single source lies, if not on this host.
         hosts: Where each source goes, if that is another host.
         store: Where a single source goes, if that is a store.
+        machine: Whether the source is a machine of VMware.
     """
 
     sources: tuple[str, ...]
@@ -281,6 +310,7 @@ class _Places:
     from_host: Remote | None
     hosts: tuple[Remote, ...]
     store: StorePlace | None = None
+    machine: bool = False
 
     @property
     def source(self) -> str:
@@ -294,6 +324,8 @@ class _Places:
         Raises:
             UsageError: If several sources have no place to go together.
         """
+        if is_machine(words[0]):
+            return cls(words[:1], words[-1], None, (), machine=True)
         if len(words) == 1:
             return cls(words, None, remote(words[0]), ())
         sources, target = words[:-1], words[-1]
@@ -317,6 +349,9 @@ class _Places:
 
 def _check_places(places: _Places, options: Mapping[str, Any]) -> None:
     """Refuse what has no effect between these places."""
+    if places.machine:
+        return  # by who sends it
+    refuse_machine_options(options)
     _check_store(places, options)
     if options["bitmap"] and (places.from_host is not None or not all(map(is_nbd, places.sources))):
         raise UsageError("--bitmap is for a SOURCE that is an export of an NBD server")
@@ -366,7 +401,7 @@ def _to_stdout(
         voice.warn_of(source)
         sent = send(asked, source, _STDOUT, Progress(), voice.shown)
     cleared(voice.shown)
-    _show_sent(sent, voice, full=not asked.base)
+    show_sent(sent, voice, full=not asked.base)
 
 
 def _push(
@@ -404,7 +439,7 @@ def _push(
             sent = [push(request, disk, single, where, peer, Progress(), voice.shown)]
     full = not request.base and not compare
     for host, result in zip(places.hosts, sent, strict=True):
-        _show_sent(result, voice, full=full, target=str(host))
+        show_sent(result, voice, full=full, target=str(host))
 
 
 def _save(
@@ -531,7 +566,8 @@ def _show_plan(source: str, plan: SendPlan, *, as_json: bool) -> None:
     say(f"  {size_text(opening.size - opening.total)} not touched")
 
 
-def _show_sent(result: SendResult, voice: _Voice, *, full: bool, target: str = "") -> None:
+def show_sent(result: SendResult, voice: Voice, *, full: bool, target: str = "") -> None:
+    """Say what was sent."""
     if voice.as_json:
         event(
             "sent",

@@ -2,8 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from blockstream.errors import BlockstreamError, InterruptedTransferError, PartlyDoneError
@@ -111,6 +111,7 @@ def push_set(
     what: ReceiveRequest,
     options: PeerOptions,
     reporters: list[Reporter],
+    creating: Sequence[bool] = (),
 ) -> list[SendResult]:
     """Send several disks to another host.
 
@@ -121,16 +122,21 @@ def push_set(
         what: How they may be written; its own target is not looked at.
         options: How the other host is reached.
         reporters: Who shows the sum of them.
+        creating: Of each, whether it is made there; else all are as `what` says.
 
     Raises:
         BlockstreamError: The first error; nothing was committed then.
         PartlyDoneError: If some were committed and others not; the same command finishes them.
     """
     together = _Set(requests)
-    for request, source, place, part in zip(requests, sources, places, together.parts, strict=True):
+    making = creating or [what.create] * len(requests)
+    for request, source, place, part, create in zip(
+        requests, sources, places, together.parts, making, strict=True
+    ):
         sending = Sending(request, source, part, together.waiting())
         together.sendings.append(sending)
-        together.pushes.append(Push(sending, place, target_options(what), options))
+        words = target_options(replace(what, create=create))
+        together.pushes.append(Push(sending, place, words, options))
     began = time.monotonic()
     work = Work(together.stop, together.tick)
     supervised(together.run, work, _Together(together.parts), reporters)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from blockstream.errors import ExitStatus
+from blockstream.errors import ExitStatus, InterruptedTransferError
 from blockstream.pipeline.progress import Progress
 
 T = TypeVar("T")
@@ -80,6 +80,29 @@ def undisturbed(tell: Callable[[str], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def postponed(tell: Callable[[str], None]) -> Iterator[None]:
+    """Let a signal stop what follows, and not what must be known to its end.
+
+    Raises:
+        InterruptedTransferError: After the block, if a signal came in it.
+    """
+    came: list[str] = []
+
+    def note(number: int, _frame: object) -> None:
+        came.append(signal.Signals(number).name)
+        tell(f"{came[-1]}: this ends first")
+
+    before = {number: signal.signal(number, note) for number in _STOPS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        raise InterruptedTransferError(f"stopped by {came[0]}")
 
 
 async def _supervised(

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Final, TypeVar
@@ -40,6 +40,7 @@ from blockstream.formats.vmdk.descriptor import (
 from blockstream.formats.vmdk.grains import GrainMap
 from blockstream.formats.vmdk.hosted import read_grain, read_hosted
 from blockstream.formats.vmdk.sesparse import read_sesparse
+from blockstream.interfaces import Source
 from blockstream.linux.buffers import aligned_buffer
 from blockstream.sources.disk import DiskSource
 from blockstream_protocol import Kind
@@ -68,6 +69,7 @@ class VmdkSource:
         delta: bool = False,
         outside: bool = False,
         from_medium: bool = False,
+        open_file: Callable[[str], Source] | None = None,
     ) -> None:
         """Open a VMDK and what it is made of.
 
@@ -76,6 +78,7 @@ class VmdkSource:
             delta: Leave its parents closed: what it does not hold itself cannot be read.
             outside: Follow names that lead out of the folder of the VMDK.
             from_medium: Read past the cache where the file system lets us.
+            open_file: Opens the files, where they are not of this host.
 
         Raises:
             NotFoundError: If a file is missing.
@@ -86,7 +89,7 @@ class VmdkSource:
         self.alignment = SECTOR
         self._scratch = threading.local()
         with contextlib.ExitStack() as stack:
-            opener = _Opener(stack, outside=outside, from_medium=from_medium)
+            opener = _Opener(stack, outside=outside, from_medium=from_medium, open_file=open_file)
             opened = opener.chain(path, delta=delta)
             self._files = opener.files
             self._chain = Chain(opened.links, alone=delta and opened.is_delta)
@@ -138,7 +141,7 @@ class VmdkSource:
                 self._fetch(self._files[part.file], places, mine, buffer)
 
     def _fetch(
-        self, file: DiskSource, places: Places, mine: npt.NDArray[np.bool_], buffer: memoryview
+        self, file: Source, places: Places, mine: npt.NDArray[np.bool_], buffer: memoryview
     ) -> None:
         """Read what lies in a file as it is, in as few reads as its places allow."""
         positions, lengths, into = places.positions[mine], places.lengths[mine], places.into[mine]
@@ -244,8 +247,16 @@ class _Opened:
 class _Opener:
     """Opens files by the names in descriptors, within one folder if nobody said otherwise."""
 
-    def __init__(self, stack: contextlib.ExitStack, *, outside: bool, from_medium: bool) -> None:
-        self.files: list[DiskSource] = []
+    def __init__(
+        self,
+        stack: contextlib.ExitStack,
+        *,
+        outside: bool,
+        from_medium: bool,
+        open_file: Callable[[str], Source] | None = None,
+    ) -> None:
+        self.files: list[Source] = []
+        self._open_file = open_file
         self.notes: list[str] = []
         self._stack = stack
         self._outside = outside
@@ -285,7 +296,12 @@ class _Opener:
             return descriptor.parent_state if descriptor is not None else ""
         try:
             with contextlib.ExitStack() as stack:
-                opener = _Opener(stack, outside=self._outside, from_medium=False)
+                opener = _Opener(
+                    stack,
+                    outside=self._outside,
+                    from_medium=False,
+                    open_file=self._open_file,
+                )
                 _, parent = opener._link(self._inside(path, descriptor.parent, "parent"), bare=True)
         except (SourceError, NotFoundError):
             return ""
@@ -397,9 +413,13 @@ class _Opener:
         Raises:
             SourceError: If it is open already: the chain is a loop.
         """
-        file = DiskSource(path, from_medium=self._from_medium)
+        file = (
+            DiskSource(path, from_medium=self._from_medium)
+            if self._open_file is None
+            else self._open_file(path)
+        )
         self._stack.callback(file.close)
-        if any(file.nodes & other.nodes for other in self.files):
+        if any(file.nodes & other.nodes or _are_same(file, other) for other in self.files):
             raise SourceError(f"{path} is named twice by the chain; nothing was sent")
         self.files.append(file)
         return len(self.files) - 1
@@ -416,17 +436,23 @@ class _Opener:
             # ESXi writes absolute names there; a chain that was copied lies together.
             name = PureWindowsPath(name).name
         place = folder / name
+        # Of another host's names, too, it tells which lead out by themselves.
         if not self._outside and not _lies_in(place, folder):
             raise SourceError(
                 f"{path} names an {what} outside its folder, {name!a}; nothing was sent; "
                 "--allow-outside follows it"
             )
-        if what == "parent" and not place.exists():
+        if what == "parent" and self._open_file is None and not place.exists():
             raise NotFoundError(
                 f"{place}, the parent of {path}, does not exist; nothing was sent; copy it there, "
                 "send the --delta alone, or follow the whole name with --allow-outside"
             )
         return str(place)
+
+
+def _are_same(file: Source, other: Source) -> bool:
+    """Tell whether two files of another host are one."""
+    return not file.nodes and file.identity == other.identity
 
 
 def _lies_in(place: Path, folder: Path) -> bool:
@@ -440,7 +466,7 @@ def _bare_kind(head: bytes) -> ExtentType | None:
     return next((kind for kind, magic in _MAGICS.items() if head.startswith(magic)), None)
 
 
-def _read(file: DiskSource, ranges: Ranges) -> bytes:
+def _read(file: Source, ranges: Ranges) -> bytes:
     """Return the bytes of ranges."""
     size = sum(length for _, length in ranges)
     buffer = aligned_buffer(size)

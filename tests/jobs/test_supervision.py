@@ -4,7 +4,8 @@ import signal
 
 import pytest
 
-from blockstream.jobs.supervision import Work, supervised, undisturbed
+from blockstream.errors import InterruptedTransferError
+from blockstream.jobs.supervision import Work, postponed, supervised, undisturbed
 from blockstream.pipeline.progress import Progress
 
 
@@ -36,5 +37,20 @@ def test_what_must_not_be_left_half_done_is_done() -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.raise_signal(number)
     assert [text.split()[0] for text in said] == ["SIGTERM", "SIGINT"]
+    with pytest.raises(ToldError):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_what_must_be_known_to_its_end_ends_first() -> None:
+    said: list[str] = []
+    ended = False
+    with pytest.raises(InterruptedTransferError, match="stopped by SIGTERM"):  # noqa: PT012, SIM117
+        with postponed(said.append):
+            signal.raise_signal(signal.SIGTERM)
+            ended = True
+    assert ended
+    assert said == ["SIGTERM: this ends first"]
+    with postponed(said.append):
+        pass
     with pytest.raises(ToldError):
         signal.raise_signal(signal.SIGTERM)

@@ -1,0 +1,105 @@
+"""`blockstream vsphere`."""
+
+from pathlib import Path
+
+import click
+
+from blockstream.cli.console import event, result, say, show
+from blockstream.cli.machines import opened_vsphere, with_password_option
+from blockstream.cli.options import warn, with_json
+from blockstream.errors import UsageError
+from blockstream.locations import machine_place
+from blockstream.words import size_text
+
+
+@click.group("vsphere", short_help="List machines of VMware, switch change tracking on.")
+def command() -> None:
+    """List machines of a vCenter, or of an ESXi host, and let their changes be tracked.
+
+    \b
+    Examples:
+      blockstream vsphere ls vsphere://administrator@vsphere.local@vcenter.example.org
+      blockstream vsphere enable-cbt vsphere://root@esxi.example.org/ha-datacenter/vm/mail
+      blockstream send vsphere://root@esxi.example.org/ha-datacenter/vm/mail HOST:/standby/
+    """  # noqa: D301
+
+
+@command.command("ls", short_help="List machines and their disks.")
+@click.argument("place", metavar="vsphere://USER@HOST[/DATACENTER/vm/NAME]")
+@with_password_option
+@with_json
+def list_command(place: str, password_file: Path | None, as_json: bool) -> None:
+    """List machines, their disks, whether changes are tracked, and their snapshots.
+
+    \b
+    Example:
+      blockstream vsphere ls vsphere://administrator@vsphere.local@vcenter.example.org
+    """  # noqa: D301
+    found = machine_place(place)
+    with opened_vsphere(found, password_file) as session:
+        machines = [session.machine(found.path)] if found.path else session.machines()
+    for machine in machines:
+        if as_json:
+            disks = [
+                {
+                    "key": each.key,
+                    "label": each.label,
+                    "size": each.size,
+                    "file": each.file,
+                    "uuid": each.uuid,
+                    "obstacle": each.obstacle,
+                }
+                for each in machine.disks
+            ]
+            names = [each.name for each in machine.snapshots]
+            result(
+                "machine",
+                path=machine.path,
+                uuid=machine.uuid,
+                tracked=machine.tracked,
+                template=machine.template,
+                consolidation=machine.consolidation,
+                disks=disks,
+                snapshots=names,
+            )
+            continue
+        tracked = (
+            "template" if machine.template else "tracked" if machine.tracked else "not tracked"
+        )
+        show(f"{machine.path}   {tracked}\n")
+        for disk in machine.disks:
+            note = f"   {disk.obstacle}" if disk.obstacle else ""
+            show(f"  {disk.key:>6}{size_text(disk.size):>10}   {disk.file}{note}\n")
+        for snapshot in machine.snapshots:
+            show(f"  snapshot {snapshot.name}\n")
+        if machine.consolidation:
+            show("  ! its disks have to be consolidated\n")
+
+
+@command.command("enable-cbt", short_help="Let changes of a machine be tracked.")
+@click.argument("place", metavar="vsphere://USER@HOST/DATACENTER/vm/NAME")
+@with_password_option
+@with_json
+def enable_command(place: str, password_file: Path | None, as_json: bool) -> None:
+    """Switch change tracking on, and let it begin by a snapshot that is removed at once.
+
+    It is refused while there are other snapshots: the tracker's map would be wrong.
+
+    \b
+    Example:
+      blockstream vsphere enable-cbt vsphere://root@esxi.example.org/ha-datacenter/vm/mail
+    """  # noqa: D301
+    from blockstream.jobs.machine_snapshots import enable_tracking  # pyVmomi: 0.2 s
+
+    found = machine_place(place)
+    if not found.path:
+        raise UsageError(f"{place} names no machine")
+    with opened_vsphere(found, password_file) as session:
+        machine = session.machine(found.path)
+        already = machine.tracked
+        if not already:
+            machine = enable_tracking(session, machine, lambda text: warn(text, as_json=as_json))
+    if as_json:
+        event("tracked", path=machine.path, already=already)
+    elif already:
+        say(f"{machine.path}: changes were tracked already")

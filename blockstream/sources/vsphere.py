@@ -1,0 +1,589 @@
+"""A session with a vCenter or an ESXi host: machines, snapshots, and what changed in their disks.
+
+The one place that speaks VMware's API. Every answer that is a fault becomes an error of ours here.
+"""
+
+import contextlib
+import http.client
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, TypeVar
+from xml.parsers.expat import ExpatError
+
+from pyVim.connect import SmartStubAdapter
+from pyVmomi import vim, vmodl
+
+from blockstream.errors import (
+    AuthenticationError,
+    BlockstreamError,
+    NotFoundError,
+    RefusedError,
+    SourceError,
+)
+from blockstream.extents import ExtentMap
+from blockstream.formats.changed_areas import ChangeMapError, Page, pages
+from blockstream.sources.datastore import Server
+from blockstream.sources.inventory import (
+    GoneError,
+    Machine,
+    MaybeDoneError,
+    QuiesceError,
+    Snapshot,
+    TrackerError,
+    VirtualDisk,
+)
+from blockstream.words import Secret
+
+T = TypeVar("T")
+
+# What ends a call without an answer of VMware's: a proxy that answers in HTML among it.
+_BROKEN: Final = (OSError, http.client.HTTPException, ExpatError)
+_ATTEMPTS: Final = 5
+_FIRST_PAUSE_SECONDS: Final = 0.2
+_LONGEST_PAUSE_SECONDS: Final = 2.0
+# A vCenter forgets a session after 30 minutes without a call, and reading files is none.
+_KEEP_ALIVE_SECONDS: Final = 600.0
+_SECONDS: Final = 300.0
+_CONNECT_SECONDS: Final = 30.0
+_VERSIONS_BYTES: Final = 1 << 16  # it is a list of a few versions
+_LEAST_HARDWARE: Final = 7  # change tracking came with it
+# kubernetes-sigs/vsphere-csi-driver, TranslateVslmError.
+_TRACKER_FAULTS: Final = {
+    "vim.hostd.vmsvc.cbt.noTrack": "change tracking is off, or has not begun, for this disk",
+    "vim.hostd.vmsvc.cbt.noEpoch": "the tracker does not know the moment",
+    "vim.hostd.vmsvc.cbt.cannotGetChanges": "the tracker's map is lost, or is of another time",
+}
+_QUIESCE_FAULTS: Final = (
+    vim.fault.ApplicationQuiesceFault,
+    vim.fault.FilesystemQuiesceFault,
+    vim.fault.ToolsUnavailable,
+)
+_BACKINGS: Final = (
+    *("FlatVer2BackingInfo", "SparseVer2BackingInfo", "SeSparseBackingInfo"),
+    *("RawDiskMappingVer1BackingInfo", "RawDiskVer2BackingInfo"),
+)
+
+
+_MACHINE_PATHS: Final = (
+    *("name", "parent", "config.instanceUuid", "config.template", "config.version"),
+    *("config.changeTrackingEnabled", "config.hardware.device", "snapshot.rootSnapshotList"),
+    *("runtime.host", "runtime.consolidationNeeded"),
+)
+
+
+class VSphere:
+    """A session; used from several threads at once."""
+
+    def __init__(self, server: Server, user: str, password: Secret) -> None:
+        """Connect and log in.
+
+        Raises:
+            AuthenticationError: If the certificate, the user or the password is not right.
+            NotFoundError: If nobody answers there.
+        """
+        self.name = str(server)
+        self._user, self.password = user, password
+        self._lock = threading.RLock()
+        self._closed = threading.Event()
+        self._last_call = time.monotonic()
+        self._releases: dict[str, str] = {}
+        try:
+            _check_speaks(server)
+            self._stub = SmartStubAdapter(
+                host=server.host,
+                port=server.port,
+                sslContext=server.context,
+                httpConnectionTimeout=_SECONDS,
+                # An idle connection may have been closed there; a request on it would fail.
+                connectionPoolTimeout=60,
+            )
+            self._instance = vim.ServiceInstance("ServiceInstance", self._stub)
+            self._content = self._instance.RetrieveContent()
+        except ssl.SSLCertVerificationError as error:
+            raise AuthenticationError(
+                f"{self.name} shows a certificate that is not trusted: {error.verify_message}; "
+                "nothing was asked; give ?ca=FILE with the certificate that signs it, or "
+                "?thumbprint=SHA256 of its own"
+            ) from error
+        except (*_BROKEN, vmodl.MethodFault) as error:
+            raise NotFoundError(
+                f"nobody speaks VMware's API at {self.name}: {_words_of(error)}"
+            ) from error
+        try:
+            self._log_in()
+        except BaseException:
+            self._stub.DropConnections()
+            raise
+
+    # Sessions.
+
+    def cookie(self, stale: str = "") -> str:
+        """Return the session's cookie, of a new session if the server refused `stale`."""
+        with self._lock:
+            if stale and stale == self._cookie():
+                self._log_in()
+            return self._cookie()
+
+    def keep_alive(self) -> None:
+        """Make a call, if there was none for some minutes."""
+        with self._lock:
+            if time.monotonic() - self._last_call > _KEEP_ALIVE_SECONDS:
+                self._call(self._instance.CurrentTime)
+
+    def close(self) -> None:
+        """Log out, if the server still listens."""
+        self._closed.set()
+        with self._lock:
+            # If it cannot hear us, it forgets us by itself.
+            with contextlib.suppress(*_BROKEN, vmodl.MethodFault):
+                self._content.sessionManager.Logout()
+            self._stub.DropConnections()
+
+    def _cookie(self) -> str:
+        return str(self._stub.cookie).split(";")[0]
+
+    def _log_in(self) -> None:
+        with self._lock:
+            self._stub.cookie = ""
+            try:
+                self._content.sessionManager.Login(self._user, self.password.reveal())
+            except vim.fault.InvalidLogin:
+                # Not its own words, which may hold what was sent.
+                raise AuthenticationError(
+                    f"{self.name} does not let {self._user} in; nothing was sent; is the password "
+                    "right?"
+                ) from None
+            except (*_BROKEN, vmodl.MethodFault) as error:
+                raise NotFoundError(f"{self.name} does not let us in: {_words_of(error)}") from None
+
+    def _call(self, call: Callable[[], T], *, again: bool = True) -> T:
+        """Make a call; log in once more if the session has ended.
+
+        Args:
+            call: The call.
+            again: Whether it does no harm to make it twice.
+
+        Raises:
+            MaybeDoneError: If the connection broke, and it must not be made twice.
+            BlockstreamError: What the fault means.
+        """
+        pause, logged_in = _FIRST_PAUSE_SECONDS, False
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                self._last_call = time.monotonic()
+                return call()
+            except vim.fault.NotAuthenticated:
+                # The call did not run, so that any may be made again.
+                if logged_in:
+                    raise AuthenticationError(
+                        f"{self.name} ends each session at once; nothing more was sent"
+                    ) from None
+                logged_in = True
+                self._log_in()
+            except vmodl.MethodFault as error:
+                raise _translated(error, self.name) from error
+            except _BROKEN as error:
+                if not again:
+                    raise MaybeDoneError(
+                        f"the connection to {self.name} broke: {_words_of(error)}"
+                    ) from error
+                if attempt == _ATTEMPTS or self._closed.wait(pause):
+                    raise SourceError(
+                        f"{self.name} is not reached any more: {_words_of(error)}, {attempt} "
+                        "times; END was not sent; send again"
+                    ) from error
+                pause *= 2
+        raise SourceError(f"{self.name} is not reached any more")
+
+    # Looking.
+
+    def machine(self, path: str) -> Machine:
+        """Return the machine of that inventory path.
+
+        Raises:
+            NotFoundError: If there is none.
+        """
+        found = self._call(lambda: self._content.searchIndex.FindByInventoryPath(path))
+        if not isinstance(found, vim.VirtualMachine):
+            raise NotFoundError(
+                f"{self.name} has no virtual machine {path}; nothing was sent; `blockstream "
+                "vsphere ls` lists them"
+            )
+        return self.again(Machine(found, path, "", False, False, 0, "", (), (), False))
+
+    def again(self, machine: Machine) -> Machine:
+        """Return a machine as it is now.
+
+        Raises:
+            GoneError: If it is not there any more.
+        """
+        values = self._properties(machine.ref, _MACHINE_PATHS)
+        return self._machine(machine.ref, machine.path, values)
+
+    def machines(self) -> list[Machine]:
+        """Return all machines, by path."""
+        kinds = (vim.VirtualMachine, vim.Folder, vim.Datacenter)
+        view = self._call(
+            lambda: self._content.viewManager.CreateContainerView(
+                self._content.rootFolder, list(kinds), True
+            )
+        )
+        try:
+            found = self._listed(view, kinds)
+        finally:
+            self._call(view.DestroyView)
+        names = {_id(ref): (values["name"], values.get("parent")) for ref, values in found}
+        machines = []
+        for ref, values in found:
+            if isinstance(ref, vim.VirtualMachine) and "config.hardware.device" in values:
+                path, up = [], ref
+                while up is not None and _id(up) in names:
+                    name, up = names[_id(up)]
+                    path.append(name)
+                machines.append(self._machine(ref, "/".join(reversed(path)), values))
+        return sorted(machines, key=lambda each: each.path)
+
+    def datacenter(self, machine: Machine) -> str:
+        """Return the inventory path of the datacenter that a machine is in."""
+        words: list[str] = []
+        ref = machine.ref
+        while ref is not None:
+            values = self._properties(ref, ("name", "parent"))
+            up = values.get("parent")
+            # The root folder has no place in paths.
+            if up is not None and (words or isinstance(ref, vim.Datacenter)):
+                words.append(str(values["name"]))
+            ref = up
+        return "/".join(reversed(words))
+
+    def _listed(self, view: Any, kinds: Sequence[Any]) -> list[tuple[Any, dict[str, Any]]]:
+        collector = vmodl.query.PropertyCollector
+        way = collector.TraversalSpec(name="all", path="view", skip=False, type=type(view))
+        wanted = [
+            collector.PropertySpec(
+                type=kind,
+                pathSet=list(_MACHINE_PATHS if kind is vim.VirtualMachine else ("name", "parent")),
+            )
+            for kind in kinds
+        ]
+        what = collector.FilterSpec(
+            objectSet=[collector.ObjectSpec(obj=view, skip=True, selectSet=[way])], propSet=wanted
+        )
+        return list(self._retrieved(what))
+
+    def _properties(self, ref: Any, paths: Sequence[str]) -> dict[str, Any]:
+        """Return properties; one that is not set is missing."""
+        collector = vmodl.query.PropertyCollector
+        what = collector.FilterSpec(
+            objectSet=[collector.ObjectSpec(obj=ref)],
+            propSet=[collector.PropertySpec(type=type(ref), pathSet=list(paths))],
+        )
+        return dict(next(iter(self._retrieved(what)), (ref, {}))[1])
+
+    def _retrieved(self, what: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
+        collector = self._content.propertyCollector
+        options = vmodl.query.PropertyCollector.RetrieveOptions()
+        answer = self._call(lambda: collector.RetrievePropertiesEx([what], options))
+        while answer is not None:
+            for each in answer.objects:
+                yield each.obj, {prop.name: prop.val for prop in each.propSet}
+            token = answer.token
+            if not token:
+                return
+            answer = self._call(
+                lambda token=token: collector.ContinueRetrievePropertiesEx(token)  # type: ignore[misc]
+            )
+
+    def _machine(self, ref: Any, path: str, values: dict[str, Any]) -> Machine:
+        tree = values.get("snapshot.rootSnapshotList") or ()
+        hardware = str(values.get("config.version", "")).removeprefix("vmx-")
+        return Machine(
+            ref=ref,
+            path=path,
+            uuid=str(values.get("config.instanceUuid", "")),
+            tracked=bool(values.get("config.changeTrackingEnabled")),
+            template=bool(values.get("config.template")),
+            hardware=int(hardware) if hardware.isdecimal() else 0,
+            release=self._release(values.get("runtime.host")),
+            disks=tuple(_disks(values.get("config.hardware.device") or ())),
+            snapshots=tuple(_flat(tree)),
+            consolidation=bool(values.get("runtime.consolidationNeeded")),
+        )
+
+    def _release(self, host: Any) -> str:
+        """Return the version of a host, which is asked once; empty where it is not told."""
+        if host is None:
+            return ""
+        if _id(host) not in self._releases:
+            told = self._properties(host, ("config.product.version",))
+            self._releases[_id(host)] = str(told.get("config.product.version", ""))
+        return self._releases[_id(host)]
+
+    # Snapshots.
+
+    def make_snapshot(
+        self, machine: Machine, name: str, description: str, *, quiesced: bool
+    ) -> Snapshot:
+        """Make a snapshot of that name, which no other one may have.
+
+        Raises:
+            QuiesceError: If the guest could not be brought to rest.
+            SourceError: If there is none, for another reason.
+        """
+
+        def make() -> Any:
+            return machine.ref.CreateSnapshot_Task(name, description, False, quiesced)
+
+        try:
+            ref = self._done(self._call(make, again=False))
+        except MaybeDoneError:
+            # The answer is lost, and perhaps the task runs: made twice, one would stay for ever.
+            found = self._named(machine, name)
+            ref = found.ref if found else self._done(self._call(make))
+        return Snapshot(ref, name, description)
+
+    def disks_of(self, snapshot: Snapshot) -> tuple[VirtualDisk, ...]:
+        """Return the disks as a snapshot froze them.
+
+        Raises:
+            GoneError: If it is not there any more.
+        """
+        values = self._properties(snapshot.ref, ("config.hardware.device",))
+        return tuple(_disks(values.get("config.hardware.device") or ()))
+
+    def remove_snapshot(self, snapshot: Snapshot) -> None:
+        """Remove a snapshot; it is no error if it is not there any more.
+
+        Raises:
+            SourceError: If it may still be there.
+        """
+        # Made twice, it finds nothing the second time.
+        with contextlib.suppress(GoneError):
+            self._done(self._call(lambda: snapshot.ref.RemoveSnapshot_Task(False)))
+
+    def consolidate(self, machine: Machine) -> bool:
+        """Put together what removed snapshots have left, if they have; tell whether it was needed.
+
+        Raises:
+            SourceError: If it could not be done.
+        """
+        if not self._properties(machine.ref, ("runtime.consolidationNeeded",)).get(
+            "runtime.consolidationNeeded"
+        ):
+            return False
+        self._done(self._call(machine.ref.ConsolidateVMDisks_Task))
+        return True
+
+    def _named(self, machine: Machine, name: str) -> Snapshot | None:
+        """Return the snapshot of that name, once a task that may make it has ended."""
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            found = [each for each in self.again(machine).snapshots if each.name == name]
+            running = self._properties(machine.ref, ("recentTask",)).get("recentTask") or ()
+            if found or not any(self._is_making(task) for task in running):
+                return found[0] if found else None
+            self._closed.wait(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    def _is_making(self, task: Any) -> bool:
+        values = self._properties(task, ("info.state", "info.descriptionId"))
+        making = str(values.get("info.descriptionId", "")).endswith("createSnapshot")
+        return making and values.get("info.state") in {"queued", "running"}
+
+    def _done(self, task: Any) -> Any:
+        """Wait until a task has ended; return its result.
+
+        Raises:
+            SourceError: If it failed.
+        """
+        pause = 0.02
+        while True:
+            values = self._properties(task, ("info.state", "info.error", "info.result"))
+            if values.get("info.state") == "success":
+                return values.get("info.result")
+            if values.get("info.state") == "error":
+                raise _translated(values.get("info.error"), self.name)
+            self._closed.wait(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    # Changes.
+
+    def track(self, machine: Machine) -> None:
+        """Switch change tracking on; it begins when the machine is stunned the next time.
+
+        Raises:
+            RefusedError: If it would not track, or lie.
+            SourceError: If the server does not.
+        """
+        if machine.template:
+            raise RefusedError(f"{machine.path} is a template; nothing was switched on")
+        if machine.hardware < _LEAST_HARDWARE:
+            raise RefusedError(
+                f"{machine.path} has hardware version {machine.hardware}, and change tracking "
+                f"needs {_LEAST_HARDWARE}; nothing was switched on"
+            )
+        if machine.snapshots:
+            # Backup Exec article 100033481: since 6.5 the map is then wrong, without any error.
+            raise RefusedError(
+                f"{machine.path} has snapshots ({machine.snapshots[0].name}), with which change "
+                "tracking would begin with a wrong map; nothing was switched on; remove them first"
+            )
+        for disk in machine.disks:
+            if disk.obstacle:
+                raise RefusedError(
+                    f"{machine.path}: {disk.label} {disk.obstacle}, with which nothing can be "
+                    "tracked; nothing was switched on"
+                )
+        wanted = vim.vm.ConfigSpec(changeTrackingEnabled=True)
+        self._done(self._call(lambda: machine.ref.ReconfigVM_Task(wanted)))
+
+    def changed(
+        self, machine: Machine, snapshot: Snapshot, disk: VirtualDisk, since: str
+    ) -> ExtentMap:
+        """Return what changed in a disk between a change id and a snapshot.
+
+        Args:
+            machine: The machine.
+            snapshot: The snapshot, which has to be given even if it is the newest state.
+            disk: The disk, as the snapshot has it.
+            since: The change id; `*` for what is allocated.
+
+        Raises:
+            TrackerError: If the tracker cannot tell.
+            GoneError: If the disk or the snapshot is not there any more.
+        """
+        asking = pages(disk.size)
+        start = next(asking)
+        try:
+            while True:
+                page = self._page(machine, snapshot, disk, since, start)
+                start = asking.send(page)
+        except StopIteration as end:
+            found: ExtentMap = end.value
+            return found
+        except ChangeMapError as error:
+            raise TrackerError(f"the tracker's answer cannot be true: {error}") from error
+
+    def _page(
+        self, machine: Machine, snapshot: Snapshot, disk: VirtualDisk, since: str, start: int
+    ) -> Page:
+        def ask() -> Any:
+            try:
+                return machine.ref.QueryChangedDiskAreas(snapshot.ref, disk.key, start, since)
+            except (vim.fault.FileFault, vmodl.fault.InvalidArgument) as error:
+                raise _of_tracker(error, start) from error
+
+        info = self._call(ask)
+        areas = [(int(each.start), int(each.length)) for each in info.changedArea or ()]
+        return Page(int(info.startOffset), int(info.length), areas)
+
+
+def _check_speaks(server: Server) -> None:
+    """See that it speaks VMware's API, of which pyvmomi only says "Exception" if it does not.
+
+    Raises:
+        NotFoundError: If it is something else.
+        OSError: If it is not there, or its certificate is not trusted.
+    """
+    with contextlib.closing(
+        http.client.HTTPSConnection(
+            server.host, server.port, timeout=_CONNECT_SECONDS, context=server.context
+        )
+    ) as connection:
+        connection.request("GET", "/sdk/vimServiceVersions.xml")
+        answer = connection.getresponse()
+        said = answer.read(_VERSIONS_BYTES)
+    if answer.status != http.client.OK or b"<name>urn:vim25</name>" not in said:
+        raise NotFoundError(
+            f"nobody speaks VMware's API at {server}: /sdk/vimServiceVersions.xml is answered with "
+            f"status {answer.status}"
+        )
+
+
+def _disks(devices: Sequence[Any]) -> Iterator[VirtualDisk]:
+    for device in devices:
+        if not isinstance(device, vim.vm.device.VirtualDisk):
+            continue
+        backing = device.backing
+        info = device.deviceInfo
+        yield VirtualDisk(
+            key=int(device.key),
+            label=str(info.label) if info is not None else f"disk {device.key}",
+            file=str(getattr(backing, "fileName", None) or ""),
+            uuid=str(getattr(backing, "uuid", None) or ""),
+            # Kibibytes in old versions.
+            size=int(device.capacityInBytes or device.capacityInKB * 1024),
+            change=str(getattr(backing, "changeId", None) or ""),
+            obstacle=_obstacle(backing),
+        )
+
+
+def _obstacle(backing: Any) -> str:
+    """Say why a snapshot does not hold a disk; empty if it does."""
+    if str(getattr(backing, "diskMode", None) or "").startswith("independent"):
+        return "is independent of snapshots"
+    if str(getattr(backing, "compatibilityMode", None) or "") == "physicalMode":
+        return "is a raw device in physical mode"
+    if str(getattr(backing, "sharing", None) or "") == "sharingMultiWriter":
+        return "is written by several machines"
+    if not type(backing).__name__.endswith(_BACKINGS):
+        return f"lies in what we do not know ({type(backing).__name__})"
+    return ""
+
+
+def _flat(tree: Sequence[Any]) -> Iterator[Snapshot]:
+    for each in tree:
+        yield Snapshot(each.snapshot, str(each.name), str(each.description or ""))
+        yield from _flat(each.childSnapshotList or ())
+
+
+def id_of(named: Machine | Snapshot) -> str:
+    """Return what the server calls a machine or a snapshot: `vm-123`."""
+    return _id(named.ref)
+
+
+def _id(ref: Any) -> str:
+    return str(ref._GetMoId())  # pyvmomi has no other name for it
+
+
+def _of_tracker(error: Any, start: int) -> BlockstreamError:
+    """Say what a fault of `QueryChangedDiskAreas` means."""
+    if isinstance(error, vmodl.fault.InvalidArgument):
+        wrong = str(error.invalidProperty)
+        if wrong.endswith("changeId"):
+            return TrackerError("the tracker does not know the change id")
+        if wrong.endswith("startOffset"):
+            return BlockstreamError(f"asked for changes from offset {start} on: a bug of ours")
+        return GoneError(
+            f"the tracker was asked for a {wrong} that is not there any more; END was not sent; "
+            "send again"
+        )
+    keys = [str(each.key) for each in error.faultMessage or ()]
+    text = " ".join([*keys, str(error.msg)])
+    meaning = next((words for key, words in _TRACKER_FAULTS.items() if key in text), "")
+    return TrackerError(meaning or f"the tracker failed: {error.msg}")
+
+
+def _translated(error: Any, server: str) -> BlockstreamError:
+    """Say what a fault means."""
+    if isinstance(error, vmodl.fault.ManagedObjectNotFound):
+        return GoneError(f"{error.obj} is not there any more on {server}; END was not sent")
+    if isinstance(error, vim.fault.NoPermission):
+        return SourceError(
+            f"{server} does not allow it: the privilege {error.privilegeId} is missing; nothing "
+            "was sent"
+        )
+    if isinstance(error, _QUIESCE_FAULTS):
+        return QuiesceError(f"the guest could not be brought to rest ({type(error).__name__})")
+    return SourceError(f"{server} says: {_words_of(error)}")
+
+
+def _words_of(error: Any) -> str:
+    """Return what an error says, with its kind; never what was sent."""
+    kind = type(error).__name__.rpartition(".")[2]
+    text = str(getattr(error, "msg", None) or "") or (
+        str(error) if isinstance(error, OSError) else ""
+    )
+    return f"{kind} ({text})" if text else kind

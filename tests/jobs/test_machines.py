@@ -1,0 +1,644 @@
+"""Of a machine only what changed is sent, or all, and no snapshot of ours stays."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA1
+
+from blockstream.errors import (
+    BlockstreamError,
+    BusyError,
+    NotFoundError,
+    RefusedError,
+    SourceError,
+    UsageError,
+)
+from blockstream.formats.changed_areas import TrackedState
+from blockstream.jobs.machine_snapshots import (
+    Care,
+    Quiesce,
+    SnapshotStaysError,
+    enable_tracking,
+)
+from blockstream.jobs.machines import MachineDisk, MachineWish, OnLoss, Round, opened_machine
+from blockstream.jobs.send import SendRequest, planned
+from blockstream.linux.buffers import aligned_buffer
+from blockstream.locations import Way, machine_place, open_vsphere, server_of
+from blockstream.sources.inventory import GoneError, QuiesceError
+from blockstream.sources.vsphere import VSphere, id_of
+from blockstream.words import Secret
+from blockstream_protocol import Kind
+from tests.devices import process
+from tests.vsphere_simulator.server import HERE, PASSWORD, Simulator, simulator
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.needs("go", "govmomi"),
+    pytest.mark.timeout(300),  # the first one builds the simulator
+]
+MIB = 1 << 20
+BLOCK = 65536
+STANDIN = HERE / "vddk_plugin.py"
+SIZE = 4 * MIB + 3 * 512
+
+
+class Rounds:
+    """A target that lives in memory, and one round after the other."""
+
+    def __init__(self, vcenter: Simulator, state_dir: Path, **query: str | int | Path) -> None:
+        self.vcenter = vcenter
+        self.place = machine_place(vcenter.location(**query))
+        self.server = server_of(self.place)
+        self.session: VSphere = open_vsphere(self.place, Secret(PASSWORD))
+        self.state_dir = state_dir
+        self.said: list[str] = []
+        self.held: dict[str, str] = {}
+        self.copies: dict[str, bytearray] = {}
+        self.wish = MachineWish(Care(tell=self.said.append, pause=0.01))
+
+    @contextlib.contextmanager
+    def opened(self, wish: MachineWish | None = None) -> Iterator[Round]:
+        """Open one round."""
+        request = SendRequest(source="", state_dir=self.state_dir)
+        with opened_machine(
+            *(self.session, self.server, self.place, request, wish or self.wish),
+            lambda name: self.held.get(name, ""),
+            "target",
+        ) as found:
+            yield found
+
+    def run(self, wish: MachineWish | None = None) -> list[MachineDisk]:
+        """Do one round, and compare what arrived with what was frozen."""
+        with self.opened(wish) as found:
+            for each in found.disks:
+                self.take(each)
+        for each in found.disks:
+            frozen = self.vcenter.frozen(each.disk.key)
+            assert bytes(self.copies[each.name]) == frozen, each.name
+        assert self.ours() == []
+        return found.disks
+
+    def ours(self) -> list[str]:
+        """Return the snapshots of ours that are there."""
+        return [name for name in self.vcenter.snapshots() if name.startswith("blockstream_")]
+
+    def take(self, disk: MachineDisk) -> None:
+        """Receive what is sent of a disk."""
+        what = planned(disk.request, disk.source)
+        assert what.opening.base in {"", self.held.get(disk.name)}
+        copy = self.copies.setdefault(disk.name, bytearray())
+        if not what.opening.base:
+            # What a whole copy does not mention would show.
+            copy[:] = b"\xee" * disk.source.size
+        for extent in what.extents:
+            buffer = aligned_buffer(extent.length)
+            if extent.kind is not Kind.ZERO and extent.kind != int(Kind.ZERO):
+                disk.source.read_into([extent.offset], [extent.length], buffer)
+            copy[extent.offset : extent.offset + extent.length] = buffer
+        disk.source.validate()
+        self.held[disk.name] = what.opening.goal
+
+
+@pytest.fixture
+def rounds(vcenter: Simulator, tmp_path: Path) -> Iterator[Rounds]:
+    """A tracked machine with one disk, of which the target holds the newest state."""
+    vcenter.make_disk(SIZE)
+    vcenter.write(0, os.urandom(MIB))
+    made = Rounds(vcenter, tmp_path)
+    try:
+        enable_tracking(made.session, made.session.machine(made.place.path), made.said.append)
+        assert [each.why_full for each in made.run()] == ["the target holds nothing of it yet"]
+        yield made
+    finally:
+        made.session.close()  # which may be another one by now
+
+
+def changed_bytes(disk: MachineDisk) -> int:
+    assert disk.request.changes is not None
+    return disk.request.changes.extents.total()
+
+
+# Rounds.
+
+
+@pytest.mark.parametrize("esx", [False, True], ids=["vcenter", "esx"])
+def test_rounds_are_frozen_moments_while_the_guest_writes(tmp_path: Path, esx: bool) -> None:
+    with simulator(esx=esx, max_areas=3) as vcenter, ExitStack() as stack:
+        vcenter.make_disk(SIZE)
+        vcenter.make_disk(MIB, key=2001)
+        rounds = Rounds(vcenter, tmp_path)
+        stack.callback(rounds.session.close)
+        enable_tracking(rounds.session, rounds.session.machine(rounds.place.path), print)
+        for key in (2000, 2001):
+            vcenter.control("busy", key=key, seed=key)
+        for number in range(4):
+            for block in range(number, 60, 5):
+                vcenter.write(block * BLOCK + number, os.urandom(512))
+            vcenter.write(SIZE - 5, b"final", key=2000)
+            disks = rounds.run()
+            assert [each.disk.key for each in disks] == [2000, 2001]
+            assert [bool(each.why_full) for each in disks] == [not number, not number]
+        assert vcenter.stats()["calls"]["QueryChangedDiskAreas"] > 3 * 4  # several pages a round
+
+
+def test_only_the_areas_that_changed_are_read(rounds: Rounds) -> None:
+    for block in (3, 4, 17, 40):
+        rounds.vcenter.write(block * BLOCK + 100, b"new")
+    before = rounds.vcenter.stats()["bytes"]
+    (disk,) = rounds.run()
+    assert not disk.why_full
+    assert changed_bytes(disk) == 4 * BLOCK
+    # And the descriptor, and a byte of each file to learn its size.
+    assert rounds.vcenter.stats()["bytes"] - before < 4 * BLOCK + 2000
+
+
+def test_older_snapshots_are_read_through(rounds: Rounds) -> None:
+    machine = rounds.session.machine(rounds.place.path)
+    theirs = rounds.session.make_snapshot(machine, "before the update", "", quiesced=False)
+    for start in range(0, MIB, 130_000):
+        rounds.vcenter.write(start, os.urandom(3000))
+    (disk,) = rounds.run()
+    assert not disk.why_full
+    rounds.vcenter.write(2 * MIB, os.urandom(700))
+    rounds.run()
+    rounds.session.remove_snapshot(theirs)
+    rounds.vcenter.write(3 * MIB, os.urandom(700))
+    (disk,) = rounds.run()
+    assert changed_bytes(disk) <= 2 * BLOCK
+
+
+def test_an_empty_page_in_the_middle_is_gone_past(rounds: Rounds) -> None:
+    for block in (1, 50):
+        rounds.vcenter.write(block * BLOCK, b"new")
+    rounds.vcenter.arm("lie", "empty")
+    (disk,) = rounds.run()
+    assert not disk.why_full
+    assert changed_bytes(disk) == 2 * BLOCK
+
+
+def test_a_session_that_ends_in_the_middle_is_begun_again(rounds: Rounds) -> None:
+    for block in range(0, 60, 3):
+        rounds.vcenter.write(block * BLOCK, os.urandom(600))
+    rounds.vcenter.control("expire-in", reads=4)
+    (disk,) = rounds.run()
+    assert not disk.why_full
+    rounds.vcenter.control("expire")
+    (disk,) = rounds.run()
+    assert not disk.why_full
+
+
+def test_what_the_tracker_calls_allocated_is_enough_for_a_whole_copy(rounds: Rounds) -> None:
+    rounds.held.clear()
+    before = rounds.vcenter.stats()["bytes"]
+    wish = MachineWish(allocated=True)
+    (disk,) = rounds.run(wish)
+    assert disk.why_full
+    assert rounds.vcenter.stats()["bytes"] - before < MIB + BLOCK
+
+
+# Other readers.
+
+
+def test_a_mounted_datastore_is_read_in_place(rounds: Rounds, tmp_path: Path) -> None:
+    vcenter = rounds.vcenter
+    mounted = Rounds(vcenter, tmp_path, reader="file", mount=vcenter.datastore)
+    mounted.held, mounted.copies = rounds.held, rounds.copies
+    with contextlib.closing(mounted.session):
+        vcenter.control("busy", seed=3)
+        vcenter.write(BLOCK, b"new")
+        before = vcenter.stats()["reads"]
+        (disk,) = mounted.run()
+        assert not disk.why_full
+        # It knows what it lies on, so that it cannot become its own target.
+        assert disk.source.nodes
+        assert vcenter.stats()["reads"] == before
+
+
+@pytest.mark.needs("/usr/lib/openssh/sftp-server")
+def test_files_are_read_over_ssh_from_the_host_that_has_them(
+    rounds: Rounds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vcenter = rounds.vcenter
+    (tmp_path / "volumes").mkdir()
+    (tmp_path / "volumes" / "LocalDS_0").symlink_to(vcenter.datastore)
+    query = {"reader": "sftp", "ssh": "root@esxi", "volumes": str(tmp_path / "volumes")}
+    there = Rounds(vcenter, tmp_path, **query)
+    there.held, there.copies = rounds.held, rounds.copies
+    wish = MachineWish(way=Way(rsh="sh -c {command}"))
+    with contextlib.closing(there.session):
+        theirs = there.session.make_snapshot(
+            there.session.machine(there.place.path), "theirs", "", quiesced=False
+        )
+        vcenter.control("busy", seed=3)
+        vcenter.write(2 * MIB, os.urandom(MIB + 5))
+        before = vcenter.stats()["reads"]
+        (disk,) = there.run(wish)
+        assert not disk.why_full
+        assert vcenter.stats()["reads"] == before
+        # More than the server gives at once: what is missing is asked for again.
+        monkeypatch.setattr("blockstream.sources.sftp._CHUNK", MIB)
+        vcenter.write(2 * MIB, os.urandom(MIB + 5))
+        there.run(wish)
+        there.session.remove_snapshot(theirs)
+        (tmp_path / "volumes" / "LocalDS_0").unlink()
+        with pytest.raises(NotFoundError, match=r"DC0_H0_VM0\.vmdk does not exist"):
+            there.run(wish)
+        with pytest.raises(SourceError, match=r"was lost: .*, with status 3"):
+            there.run(MachineWish(way=Way(rsh="sh -c 'exit 3' {command}")))
+
+
+@pytest.mark.needs("nbdkit")
+def test_a_server_of_others_has_the_disk(rounds: Rounds, tmp_path: Path) -> None:
+    vcenter = rounds.vcenter
+    socket, pid = tmp_path / "socket", tmp_path / "pid"
+    command: list[str | Path] = ["nbdkit", "-f", "-r", "-U", socket, "-P", pid, "file"]
+    with process([*command, f"dir={vcenter.kept}"], pid.exists):
+        query = {"reader": "nbd", "export": f"nbd+unix:///{{name}}-{{key}}.raw?socket={socket}"}
+        served = Rounds(vcenter, tmp_path, **query)
+        served.held, served.copies = rounds.held, rounds.copies
+        with contextlib.closing(served.session):
+            vcenter.write(BLOCK, b"new")
+            before = vcenter.stats()["reads"]
+            (disk,) = served.run()
+            assert not disk.why_full
+            assert vcenter.stats()["reads"] == before
+    strange = Rounds(vcenter, tmp_path, reader="nbd", export="nbd://127.0.0.1/{colour}")
+    with contextlib.closing(strange.session), pytest.raises(UsageError, match=r"may name \{vm\}"):
+        strange.run()
+
+
+@pytest.mark.needs("nbdkit:python")
+def test_nbdkit_is_told_all_that_it_needs(
+    rounds: Rounds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vcenter, notes = rounds.vcenter, tmp_path / "notes"
+    query: dict[str, str | Path] = {"reader": "nbdkit", "plugin": STANDIN, "libdir": "/opt/vddk"}
+    monkeypatch.setenv("STANDIN_FILE", str(vcenter.kept / f"{vcenter.machine}-2000.raw"))
+    monkeypatch.setenv("STANDIN_NOTES", str(notes))
+    served = Rounds(vcenter, tmp_path, **query)
+    served.held, served.copies = rounds.held, rounds.copies
+    with contextlib.closing(served.session):
+        vcenter.write(BLOCK, b"new")
+        vcenter.write(SIZE - 7, b"and the end"[:7])
+        before = vcenter.stats()["reads"]
+        with served.opened() as found:
+            snapshot = id_of(found.snapshot)
+            assert [each.why_full for each in found.disks] == [""]
+            told = json.loads(notes.read_text())
+            assert told["snapshot"] == snapshot
+        served.run()
+        assert vcenter.stats()["reads"] == before
+    assert told["vm"] == f"moref={id_of(found.machine)}"
+    assert told["libdir"] == "/opt/vddk"
+    assert told["file"] == "[LocalDS_0] DC0_H0_VM0/DC0_H0_VM0.vmdk"
+    certificate = x509.load_pem_x509_certificate(vcenter.ca.read_bytes())
+    shown = certificate.fingerprint(SHA1()).hex()  # noqa: S303  # VDDK wants it
+    assert told["thumbprint"].replace(":", "").lower() == shown
+    assert told["said_password"] == PASSWORD
+    assert PASSWORD not in told["line"]
+
+
+@pytest.mark.needs("nbdkit:python")
+def test_nbdkit_that_fails_is_told_of_without_the_password(
+    rounds: Rounds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vcenter = rounds.vcenter
+    monkeypatch.setenv("STANDIN_FILE", str(vcenter.kept / f"{vcenter.machine}-2000.raw"))
+    monkeypatch.setenv("STANDIN_NOTES", str(tmp_path / "notes"))
+    served = Rounds(vcenter, tmp_path, reader="nbdkit", plugin=STANDIN)
+    with contextlib.closing(served.session):
+        for fails, words in (("password", "Cannot complete login"), ("size", "nbdkit serves")):
+            monkeypatch.setenv("STANDIN_FAILS", fails)
+            with pytest.raises(SourceError, match=words) as caught:
+                served.run()
+            assert PASSWORD not in str(caught.value)
+            assert served.ours() == []
+
+
+# Full again.
+
+
+def test_a_tracker_that_cannot_tell_costs_a_whole_copy(rounds: Rounds) -> None:
+    for fault, words in (
+        ("FileFault:vim.hostd.vmsvc.cbt.noTrack", "change tracking is off"),
+        ("FileFault:vim.hostd.vmsvc.cbt.noEpoch", "does not know the moment"),
+        ("FileFault:vim.hostd.vmsvc.cbt.cannotGetChanges", "map is lost"),
+        ("FileFault:", "the tracker failed"),
+        ("FileFaultText:failed with vim.hostd.vmsvc.cbt.noEpoch", "does not know the moment"),
+        ("InvalidArgument:changeId", "does not know the change id"),
+    ):
+        rounds.vcenter.write(BLOCK, os.urandom(9))
+        rounds.vcenter.arm("query", fault)
+        (disk,) = rounds.run()
+        assert words in disk.why_full, fault
+        rounds.vcenter.write(BLOCK, os.urandom(9))
+        (disk,) = rounds.run()
+        assert not disk.why_full
+
+
+def test_a_list_that_cannot_be_true_costs_a_whole_copy(rounds: Rounds) -> None:
+    lies = ("start", "length", "past", "descending", "overlapping", "outside", "negative")
+    for lie in lies:
+        rounds.vcenter.write(BLOCK, os.urandom(9))
+        rounds.vcenter.arm("lie", lie)
+        (disk,) = rounds.run()
+        assert "cannot be true" in disk.why_full, lie
+
+
+def test_a_disk_that_is_gone_ends_the_round(rounds: Rounds) -> None:
+    kinds: tuple[tuple[str, type[BlockstreamError]], ...] = (
+        ("InvalidArgument:deviceKey", GoneError),
+        ("InvalidArgument:snapshotId", GoneError),
+        ("InvalidArgument:snapshot", GoneError),
+        ("ManagedObjectNotFound:", GoneError),
+        ("InvalidArgument:startOffset", BlockstreamError),
+    )
+    for fault, kind in kinds:
+        rounds.vcenter.arm("query", fault)
+        with pytest.raises(kind) as caught:
+            rounds.run()
+        assert type(caught.value) is kind, fault
+        assert rounds.ours() == []
+
+
+def test_a_call_that_did_not_run_is_made_again(rounds: Rounds) -> None:
+    rounds.vcenter.write(BLOCK, b"new")
+    rounds.vcenter.arm("query", "NotAuthenticated:")
+    (disk,) = rounds.run()
+    assert not disk.why_full
+    assert changed_bytes(disk) == BLOCK
+
+
+def test_a_reset_tracker_is_noticed_by_its_id(rounds: Rounds) -> None:
+    rounds.vcenter.control("reset")
+    (disk,) = rounds.run()
+    assert "was reset" in disk.why_full
+    assert "QueryChangedDiskAreas" not in rounds.vcenter.stats()["calls"]
+
+
+def test_a_release_known_for_wrong_answers_is_not_believed(rounds: Rounds) -> None:
+    for version, words in (("6.0.0", "release 6.0.0 are known"), ("6.5.0", ""), ("7.0.3", "")):
+        rounds.vcenter.control("release", version=version)
+        rounds.vcenter.write(BLOCK, os.urandom(9))
+        with contextlib.closing(rounds.session):
+            rounds.session = open_vsphere(rounds.place, Secret(PASSWORD))
+        (disk,) = rounds.run()
+        assert words in disk.why_full
+        assert bool(words) == bool(disk.why_full)
+
+
+def test_a_disk_that_grew_is_sent_whole(rounds: Rounds) -> None:
+    rounds.vcenter.control("grow", bytes=SIZE + MIB)
+    rounds.vcenter.write(SIZE, b"beyond")
+    (disk,) = rounds.run()
+    assert f"had {SIZE} bytes" in disk.why_full
+
+
+def test_a_disk_that_was_replaced_is_sent_whole(rounds: Rounds) -> None:
+    rounds.vcenter.control("reset")
+    held = TrackedState.parse(rounds.held["DC0_H0_VM0-2000"])
+    assert held is not None
+    rounds.held["DC0_H0_VM0-2000"] = str(held).replace(held.disk, "6000c29")
+    (disk,) = rounds.run()
+    assert "replaced" in disk.why_full
+
+
+def test_another_machines_disk_is_not_overwritten(rounds: Rounds) -> None:
+    held = TrackedState.parse(rounds.held["DC0_H0_VM0-2000"])
+    assert held is not None
+    rounds.held["DC0_H0_VM0-2000"] = str(held).replace(held.machine, "5029")
+    with pytest.raises(RefusedError, match="holds disk 2000 of machine 5029"):
+        rounds.run()
+    assert rounds.ours() == []
+
+
+def test_a_disk_that_is_not_tracked_is_sent_whole_each_time(rounds: Rounds) -> None:
+    rounds.vcenter.control("bar")
+    for _ in range(2):
+        (disk,) = rounds.run()
+        assert "nothing is tracked of it" in disk.why_full
+        assert not disk.request.goal
+
+
+def test_a_new_disk_is_whole_and_the_others_are_not(rounds: Rounds) -> None:
+    rounds.vcenter.make_disk(MIB, key=2001)
+    rounds.vcenter.write(7, b"new", key=2001)
+    for expected in (["", "nothing is tracked"], ["", "no state of this tracker"], ["", ""]):
+        # Without an id of its own, the target calls the state by a name that we made up.
+        disks = rounds.run()
+        for disk, words in zip(disks, expected, strict=True):
+            assert words in disk.why_full
+            assert bool(words) == bool(disk.why_full)
+            rounds.held[disk.name] = rounds.held[disk.name] or "random"
+
+
+def test_whoever_wants_no_whole_copy_gets_none(rounds: Rounds) -> None:
+    rounds.vcenter.control("reset")
+    wish = MachineWish(on_loss=OnLoss.FAIL)
+    with pytest.raises(SourceError, match="was reset, so that all of it"):
+        rounds.run(wish)
+    assert rounds.ours() == []
+
+
+# Snapshots.
+
+
+def test_a_guest_that_comes_to_rest_in_the_end_is_quiesced(rounds: Rounds) -> None:
+    rounds.vcenter.arm("quiesce", "ApplicationQuiesceFault", times=2)
+    with rounds.opened() as found:
+        assert found.quiesced
+    assert len(rounds.said) == 1  # that tracking is on
+
+
+def test_a_guest_that_does_not_is_read_as_after_a_power_cut_and_that_is_said(
+    rounds: Rounds,
+) -> None:
+    rounds.vcenter.arm("quiesce", "ApplicationQuiesceFault", times=9)
+    with rounds.opened() as found:
+        assert not found.quiesced
+    assert "as after a power cut" in rounds.said[-1]
+
+
+def test_whoever_requires_rest_gets_no_other_snapshot(rounds: Rounds) -> None:
+    rounds.vcenter.arm("quiesce", "FilesystemQuiesceFault", times=9)
+    wish = MachineWish(Care(Quiesce.REQUIRE, pause=0.01))
+    with pytest.raises(QuiesceError, match="3 times"):
+        rounds.run(wish)
+    assert rounds.ours() == []
+
+
+def test_a_snapshot_that_fails_says_why(rounds: Rounds) -> None:
+    for fault in ("TaskInProgress", "FileLocked", "GenericVmConfigFault"):
+        rounds.vcenter.arm("create", fault)
+        with pytest.raises(SourceError, match=fault):
+            rounds.run()
+
+
+def test_a_lost_answer_makes_no_second_snapshot(rounds: Rounds) -> None:
+    made = rounds.vcenter.stats()["calls"]["CreateSnapshot_Task"]
+    rounds.vcenter.arm("lost:CreateSnapshot_Task")
+    with rounds.opened():
+        assert len(rounds.ours()) == 1
+    assert rounds.ours() == []
+    assert rounds.vcenter.stats()["calls"]["CreateSnapshot_Task"] == made + 1
+
+
+def test_a_call_that_was_lost_on_its_way_is_made_again(rounds: Rounds) -> None:
+    for method in ("CreateSnapshot_Task", "QueryChangedDiskAreas", "RemoveSnapshot_Task"):
+        rounds.vcenter.arm(f"drop:{method}")
+    # A proxy between that has a word of its own.
+    rounds.vcenter.arm("html:QueryChangedDiskAreas")
+    (disk,) = rounds.run()
+    assert not disk.why_full
+
+
+def test_a_server_that_is_gone_for_good_is_told_and_the_snapshot_too(
+    rounds: Rounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blockstream.sources.vsphere._FIRST_PAUSE_SECONDS", 0.001)
+
+    def round_that_fails() -> None:
+        with rounds.opened() as found:
+            for method in ("QueryChangedDiskAreas", "RemoveSnapshot_Task"):
+                rounds.vcenter.arm(f"drop:{method}", times=99)
+            disk = found.disks[0].disk
+            rounds.session.changed(found.machine, found.snapshot, disk, disk.change)
+
+    with pytest.raises(SourceError, match="is not reached any more"):
+        round_that_fails()
+    assert "could not be removed" in rounds.said[-1]
+    assert rounds.ours()[0] in rounds.said[-1]
+
+
+def test_a_snapshot_that_stays_is_named(rounds: Rounds) -> None:
+    rounds.vcenter.arm("remove", "file is locked")
+    with pytest.raises(SnapshotStaysError, match=r"the snapshot blockstream_\w+ could not"):
+        rounds.run()
+    (left,) = rounds.ours()
+    rounds.run()
+    assert any(f"the snapshot {left} of a killed round is removed" in text for text in rounds.said)
+
+
+def test_a_failed_round_is_told_of_its_own_failure_and_of_the_snapshot(rounds: Rounds) -> None:
+    rounds.vcenter.arm("remove", "file is locked")
+    rounds.vcenter.arm("query", "InvalidArgument:deviceKey")
+    with pytest.raises(GoneError):
+        rounds.run()
+    assert "could not be removed" in rounds.said[-1]
+
+
+def test_snapshots_of_others_stay(rounds: Rounds) -> None:
+    machine = rounds.session.machine(rounds.place.path)
+    for name in ("blockstream_0a1b2c3d_4e5f6a7b", "mine"):
+        rounds.session.make_snapshot(machine, name, "made by blockstream on mars", quiesced=False)
+    with rounds.opened():
+        pass
+    assert rounds.vcenter.snapshots() == ["blockstream_0a1b2c3d_4e5f6a7b", "mine"]
+    assert "made by blockstream on mars" in rounds.said[-1]
+
+
+def test_disks_that_have_to_be_consolidated_are(rounds: Rounds) -> None:
+    rounds.vcenter.arm("consolidate")
+    rounds.run()
+    assert rounds.vcenter.stats()["calls"]["ConsolidateVMDisks_Task"] == 1
+    assert "had to be consolidated" in rounds.said[-1]
+
+
+def test_a_snapshot_that_vanishes_is_noticed_before_the_end(rounds: Rounds) -> None:
+    with rounds.opened() as found:
+        rounds.session.remove_snapshot(found.snapshot)
+        with pytest.raises(GoneError):
+            found.disks[0].source.validate()
+
+
+def test_a_snapshot_of_others_that_comes_meanwhile_does_no_harm(rounds: Rounds) -> None:
+    rounds.vcenter.write(BLOCK, b"new")
+    with rounds.opened() as found:
+        machine = rounds.session.machine(rounds.place.path)
+        frozen = rounds.vcenter.frozen()
+        theirs = rounds.session.make_snapshot(machine, "theirs", "", quiesced=False)
+        rounds.vcenter.write(BLOCK, b"newer")
+        rounds.take(found.disks[0])
+    assert rounds.vcenter.snapshots() == ["theirs"]
+    assert bytes(rounds.copies[found.disks[0].name]) == frozen
+    rounds.vcenter.write(2 * BLOCK, b"newest")
+    (disk,) = rounds.run()
+    assert not disk.why_full
+    rounds.session.remove_snapshot(theirs)
+    (disk,) = rounds.run()
+    assert not disk.why_full
+
+
+def test_files_that_are_put_together_meanwhile_are_noticed(rounds: Rounds) -> None:
+    machine = rounds.session.machine(rounds.place.path)
+    theirs = rounds.session.make_snapshot(machine, "theirs", "", quiesced=False)
+    rounds.vcenter.write(BLOCK, b"new")
+    with rounds.opened() as found:
+        found.disks[0].source.validate()
+        # What was in a delta of ours goes into the file below, which may be being read.
+        rounds.session.remove_snapshot(theirs)
+        with pytest.raises(GoneError, match="no one state"):
+            found.disks[0].source.validate()
+    (disk,) = rounds.run()
+    assert not disk.why_full
+
+
+def test_two_at_a_time_are_one_too_many(rounds: Rounds) -> None:
+    with rounds.opened(), pytest.raises(BusyError, match="is busy"):
+        rounds.run()
+
+
+# What is not sent.
+
+
+def test_a_disk_that_no_snapshot_holds_is_left_out(rounds: Rounds) -> None:
+    rounds.vcenter.make_disk(MIB, key=2001, mode="independent_persistent")
+    assert [each.disk.key for each in rounds.run()] == [2000]
+    assert "Hard disk 2 is independent of snapshots, so it is left out" in rounds.said[-1]
+
+
+def test_it_is_refused_where_it_was_asked_for(rounds: Rounds, tmp_path: Path) -> None:
+    rounds.vcenter.make_disk(MIB, key=2001, mode="independent_persistent")
+    single = Rounds(rounds.vcenter, tmp_path, disk=2001)
+    with contextlib.closing(single.session), pytest.raises(RefusedError, match="is independent"):
+        single.run()
+
+
+def test_a_template_is_refused(rounds: Rounds) -> None:
+    rounds.vcenter.control("template")
+    with pytest.raises(RefusedError, match="is a template"):
+        rounds.run()
+
+
+# Tracking.
+
+
+def test_tracking_is_not_begun_among_snapshots(vcenter: Simulator, tmp_path: Path) -> None:
+    vcenter.make_disk(MIB)
+    rounds = Rounds(vcenter, tmp_path)
+    with contextlib.closing(rounds.session):
+        machine = rounds.session.machine(rounds.place.path)
+        rounds.session.make_snapshot(machine, "theirs", "", quiesced=False)
+        wish = MachineWish(enable=True)
+        with pytest.raises(RefusedError, match="has snapshots"):
+            rounds.run(wish)
+        assert not rounds.session.machine(rounds.place.path).tracked
+
+
+def test_tracking_that_is_switched_on_works_from_the_first_round(
+    vcenter: Simulator, tmp_path: Path
+) -> None:
+    vcenter.make_disk(MIB)
+    rounds = Rounds(vcenter, tmp_path)
+    with contextlib.closing(rounds.session):
+        wish = MachineWish(enable=True)
+        rounds.run(wish)
+        vcenter.write(BLOCK, b"new")
+        (disk,) = rounds.run(wish)
+        assert (disk.why_full, changed_bytes(disk)) == ("", BLOCK)
