@@ -1,67 +1,45 @@
 """`blockstream send`."""
 
 import contextlib
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from blockstream.cli.console import event, saving_text, say
+from blockstream.cli.console import event, say
 from blockstream.cli.exports import with_certificates, with_export_options
-from blockstream.cli.machines import (
-    Voice,
-    refuse_machine_options,
-    send_machine,
-    with_machine_options,
-)
+from blockstream.cli.machines import send_machine, with_machine_options
 from blockstream.cli.options import (
     cleared,
     refuse_terminal,
     reporters,
-    warn,
     with_progress,
     with_state_dir,
 )
-from blockstream.cli.peers import (
-    has_peer_options,
-    meeting_of,
-    peer_options,
-    with_meeting,
-    with_peer_options,
-)
+from blockstream.cli.peers import meeting_of, peer_options, with_meeting, with_peer_options
+from blockstream.cli.places import Places, check_places
 from blockstream.cli.rates import limiter_for
 from blockstream.cli.recv_cmd import TARGET_FLAGS, show_received, with_target_options
 from blockstream.cli.stores import StoreAccess, opened_store, show_saved, with_store_access
+from blockstream.cli.voice import Voice, show_plan, show_sent
 from blockstream.cli.volumes import wish_of, with_snapshot_options, with_vmdk_options
 from blockstream.errors import UsageError
-from blockstream.interfaces import Source
 from blockstream.jobs.copy import copy
 from blockstream.jobs.disk_set import push_set
 from blockstream.jobs.peer import pull, push, push_differing
 from blockstream.jobs.receive import ApplyMode, ReceiveRequest
 from blockstream.jobs.rehearsal import rehearsed_here, rehearsed_there
-from blockstream.jobs.send import SendPlan, SendRequest, SendResult, planned, send
+from blockstream.jobs.send import SendRequest, planned, send
 from blockstream.jobs.session import send_session
 from blockstream.jobs.snapshots import SnapshotWish, opened
 from blockstream.jobs.stores.save import estimated, save
-from blockstream.jobs.supervision import Reporter
-from blockstream.locations import (
-    Remote,
-    StorePlace,
-    is_machine,
-    is_nbd,
-    remote,
-    remote_folder,
-    store_place,
-    vmdk_path,
-)
+from blockstream.locations import Remote, StorePlace
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.progress import Progress
 from blockstream.pipeline.token import ResumeToken
-from blockstream.words import duration_text, size_text
+from blockstream.words import size_text
 
 _STDIN = 0
 _STDOUT = 1
@@ -194,11 +172,11 @@ def command(  # one an option
       blockstream send --delta vmdk:vm-000003.vmdk /dev/vg/vm
     """  # noqa: D301
     receipt_seconds = _receipt_seconds(receipt_wait, wanted=require_receipt)
-    where_to = _Places.of(with_certificates(places, options["tls_certificates"]))
-    _check_places(where_to, options)
+    where_to = Places.of(with_certificates(places, options["tls_certificates"]))
+    check_places(where_to, options)
     source, target, from_host = where_to.source, where_to.target, where_to.from_host
     shown = reporters("send", as_json=as_json, quiet=quiet or session, progress_fd=progress_fd)
-    voice = _Voice(shown, as_json=as_json, quiet=quiet or session)
+    voice = Voice(shown, as_json=as_json, quiet=quiet or session)
     where = ReceiveRequest(
         target=target or "",
         state_dir=state_dir,
@@ -272,117 +250,8 @@ def _refuse_for_machine(*, dry_run: bool, compare: bool, session: bool) -> None:
         )
 
 
-@dataclass(slots=True)
-class _Voice:
-    """How this run speaks.
-
-    Attributes:
-        shown: Who shows progress.
-        as_json: In JSON lines.
-        quiet: No closing line.
-    """
-
-    shown: list[Reporter]
-    as_json: bool
-    quiet: bool
-
-    def warn_of(self, source: Source) -> None:
-        """Say what people should know of what is sent."""
-        for text in source.warnings:
-            warn(text, as_json=self.as_json)
-
-
-@dataclass(frozen=True, slots=True)
-class _Places:
-    """What is sent, and where to.
-
-    Attributes:
-        sources: The disks.
-        target: As typed; None for standard output.
-        from_host: Where a single source lies, if not on this host.
-        hosts: Where each source goes, if that is another host.
-        store: Where a single source goes, if that is a store.
-        machine: Whether the source is a machine of VMware.
-    """
-
-    sources: tuple[str, ...]
-    target: str | None
-    from_host: Remote | None
-    hosts: tuple[Remote, ...]
-    store: StorePlace | None = None
-    machine: bool = False
-
-    @property
-    def source(self) -> str:
-        """The first disk."""
-        return self.sources[0]
-
-    @classmethod
-    def of(cls, words: tuple[str, ...]) -> "_Places":
-        """Tell sources from a target.
-
-        Raises:
-            UsageError: If several sources have no place to go together.
-        """
-        if is_machine(words[0]):
-            return cls(words[:1], words[-1], None, (), machine=True)
-        if len(words) == 1:
-            return cls(words, None, remote(words[0]), ())
-        sources, target = words[:-1], words[-1]
-        store = store_place(target)
-        if store is not None and len(sources) > 1:
-            raise UsageError("several SOURCEs go into a store one by one, each under its own name")
-        if store is not None:
-            return cls(sources, target, remote(sources[0]), (), store)
-        together = remote_folder(target, sources)
-        if together is not None and any(map(is_nbd, sources)):
-            raise UsageError("an NBD export has no path that it could have there: HOST:/PATH")
-        if together is not None and any(vmdk_path(each) is not None for each in sources):
-            raise UsageError("a vmdk:FILE needs a TARGET that is named: HOST:/PATH")
-        if together is not None:
-            return cls(sources, target, None, tuple(together))
-        if len(sources) > 1:
-            raise UsageError("several SOURCEs go to HOST: or HOST:/FOLDER/ together")
-        host = remote(target)
-        return cls(sources, target, remote(sources[0]), (host,) if host is not None else ())
-
-
-def _check_places(places: _Places, options: Mapping[str, Any]) -> None:
-    """Refuse what has no effect between these places."""
-    if places.machine:
-        return  # by who sends it
-    refuse_machine_options(options)
-    _check_store(places, options)
-    if options["bitmap"] and (places.from_host is not None or not all(map(is_nbd, places.sources))):
-        raise UsageError("--bitmap is for a SOURCE that is an export of an NBD server")
-    if places.from_host is not None and (options["delta"] or options["allow_outside"]):
-        raise UsageError("--delta and --allow-outside are for a vmdk:FILE of this host")
-    if places.from_host is not None and places.target is None:
-        raise UsageError("a SOURCE of another host needs a TARGET here")
-    if places.from_host is not None and places.hosts:
-        raise UsageError("one of SOURCE and TARGET has to be on this host; run it on one of theirs")
-    if places.from_host is None and not places.hosts:
-        if has_peer_options(options):
-            raise UsageError("--rsh, --remote-command, --streams and the like need another host")
-        if options["apply"] != ApplyMode.DIRECT:
-            raise UsageError("--apply needs another host; over a pipe, give it to `recv`")
-    if places.target is None and any(options[name] for name in TARGET_FLAGS):
-        raise UsageError("options of the target need a TARGET; over a pipe, give them to `recv`")
-
-
-def _check_store(places: _Places, options: Mapping[str, Any]) -> None:
-    if places.store is None:
-        if options["access"].given or options["audit"]:
-            raise UsageError("--endpoint-url, --identity and --audit are for a store")
-        return
-    if places.from_host is not None:
-        raise UsageError("a disk of another host is sent into a store from there")
-    if any(options[name] for name in TARGET_FLAGS):
-        raise UsageError("a store is no disk: leave the options of a TARGET out")
-
-
 def _to_stdout(
-    request: SendRequest, wish: SnapshotWish, voice: _Voice, *, session: bool, meeting: str
+    request: SendRequest, wish: SnapshotWish, voice: Voice, *, session: bool, meeting: str
 ) -> None:
     if wish.rotate and not (session or request.receipt_seconds):
         raise UsageError(
@@ -407,10 +276,10 @@ def _to_stdout(
 def _push(
     request: SendRequest,
     wish: SnapshotWish,
-    places: _Places,
+    places: Places,
     where: ReceiveRequest,
     options: Mapping[str, Any],
-    voice: _Voice,
+    voice: Voice,
     *,
     compare: bool,
 ) -> None:
@@ -447,7 +316,7 @@ def _save(
     wish: SnapshotWish,
     place: StorePlace,
     options: Mapping[str, Any],
-    voice: _Voice,
+    voice: Voice,
 ) -> None:
     if request.receipt_seconds or request.resume:
         raise UsageError("--require-receipt and --resume have no effect on a store")
@@ -463,7 +332,7 @@ def _save(
 
 
 def _fetch(
-    host: Remote, words: list[str], where: ReceiveRequest, options: Mapping[str, Any], voice: _Voice
+    host: Remote, words: list[str], where: ReceiveRequest, options: Mapping[str, Any], voice: Voice
 ) -> None:
     peer = peer_options(options, as_json=voice.as_json)
     try:
@@ -499,10 +368,10 @@ def _refuse_pipe_options(
 def _rehearse(
     request: SendRequest,
     wish: SnapshotWish,
-    places: _Places,
+    places: Places,
     where: ReceiveRequest,
     options: Mapping[str, Any],
-    voice: _Voice,
+    voice: Voice,
 ) -> None:
     """Say what would be sent, and what the target says of it."""
     if places.store is not None:
@@ -513,7 +382,7 @@ def _rehearse(
         # Nothing is made, so a volume is looked at as it is.
         with opened(replace(request, source=each), wish, rehearsal=True) as (source, asked):
             plan = planned(asked, source)
-            _show_plan(each, plan, as_json=voice.as_json)
+            show_plan(each, plan, as_json=voice.as_json)
             if places.hosts and places.hosts[number].name:
                 say(f"{places.hosts[number]} is not asked: its policy tells only a real transfer")
             elif places.hosts:
@@ -528,14 +397,14 @@ def _rehearse(
 
 
 def _rehearse_saving(
-    request: SendRequest, wish: SnapshotWish, place: StorePlace, access: StoreAccess, voice: _Voice
+    request: SendRequest, wish: SnapshotWish, place: StorePlace, access: StoreAccess, voice: Voice
 ) -> None:
     """Say what would be sent, and what that would cost in the store."""
     with (
         opened_store(place.store, access) as store,
         opened(request, wish, rehearsal=True) as (source, asked),
     ):
-        _show_plan(request.source, planned(asked, source), as_json=voice.as_json)
+        show_plan(request.source, planned(asked, source), as_json=voice.as_json)
         cost = estimated(asked, source, store.disk(place.disk))
     if voice.as_json:
         event("would-store", **asdict(cost))
@@ -544,48 +413,3 @@ def _rehearse_saving(
             f"  {size_text(cost.bytes)} at most would be stored, with about {cost.requests} "
             "requests that write"
         )
-
-
-def _show_plan(source: str, plan: SendPlan, *, as_json: bool) -> None:
-    for text in plan.warnings:
-        warn(text, as_json=as_json)
-    if as_json:
-        event(
-            "plan",
-            **asdict(plan.opening),
-            extents=len(plan.extents),
-            data=plan.data_bytes,
-            zeros=plan.zero_bytes,
-        )
-        return
-    opening = plan.opening
-    kind = "a full copy" if opening.full else f"the changes from {opening.base} to {opening.goal}"
-    say(f"would send {kind} of {source} ({size_text(opening.size)}):")
-    say(f"  {size_text(plan.data_bytes)} to read, in {len(plan.extents)} extents")
-    say(f"  {size_text(plan.zero_bytes)} known to be zeros")
-    say(f"  {size_text(opening.size - opening.total)} not touched")
-
-
-def show_sent(result: SendResult, voice: Voice, *, full: bool, target: str = "") -> None:
-    """Say what was sent."""
-    if voice.as_json:
-        event(
-            "sent",
-            **asdict(result.expected),
-            confirmed=result.confirmed,
-            seconds=round(result.seconds, 3),
-            counts=asdict(result.counts),
-        )
-    elif not voice.quiet and target:
-        saving = saving_text(result.counts, full=full)
-        seconds = duration_text(result.seconds)
-        say(f"committed: {target} holds {result.expected.goal}: {saving}, in {seconds}")
-    elif not voice.quiet:
-        say(
-            f"sent: {saving_text(result.counts, full=full)}, in {duration_text(result.seconds)}, "
-            f"as {result.expected.goal}"
-        )
-        if result.confirmed:
-            say("confirmed: the receiver committed it")
-        elif not os.isatty(_STDOUT):
-            say("sent, not confirmed: the receiver's exit status decides")

@@ -109,8 +109,8 @@ def _make_snapshot(
                 continue
             if care.quiesce is Quiesce.REQUIRE:
                 raise QuiesceError(
-                    f"{machine.path}: {error}, {attempt} times; nothing was sent; --quiesce try "
-                    "goes on without"
+                    f"{machine.path}: {error}, {attempt} times; nothing was sent; --quiesce-guest "
+                    "try goes on without"
                 ) from error
             care.tell(
                 f"{machine.path}: {error}, {attempt} times: the snapshot is as after a power cut"

@@ -1,0 +1,228 @@
+"""Where the disks of a machine of VMware go: folders, other hosts, stores."""
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from blockstream.cli.options import cleared
+from blockstream.cli.peers import peer_options
+from blockstream.cli.recv_cmd import show_received
+from blockstream.cli.stores import opened_store, show_saved
+from blockstream.cli.voice import Voice, show_sent
+from blockstream.errors import UsageError
+from blockstream.jobs.compare import changes
+from blockstream.jobs.copy import copy
+from blockstream.jobs.disk_set import push_set
+from blockstream.jobs.holdings import held_here, held_there
+from blockstream.jobs.peer import PeerOptions, compared, push
+from blockstream.jobs.receive import ReceiveRequest
+from blockstream.jobs.stores.repository import Repository
+from blockstream.jobs.stores.save import save
+from blockstream.jobs.supervision import Work, supervised
+from blockstream.locations import MachinePlace, Remote, StorePlace, open_source, remote, store_place
+from blockstream.pipeline.progress import Progress
+
+if TYPE_CHECKING:
+    from blockstream.extents import ExtentMap  # numpy: 60 ms
+    from blockstream.jobs.machines import MachineDisk
+
+
+class MachineTarget(Protocol):
+    """Where the disks of a machine go."""
+
+    def held(self, name: str) -> str:
+        """Return what is held of the disk of that name; empty for nothing known."""
+
+    def differing(self, disk: "MachineDisk") -> "ExtentMap":
+        """Return where a disk differs from what is held of it; both are read."""
+
+    def deliver(self, disks: list["MachineDisk"]) -> None:
+        """Send them, and say what became of it."""
+
+
+def machine_target(
+    target: str,
+    place: MachinePlace,
+    where: ReceiveRequest,
+    options: Mapping[str, Any],
+    voice: Voice,
+    stack: contextlib.ExitStack,
+) -> MachineTarget:
+    """Find out what kind of target it is.
+
+    Raises:
+        UsageError: If a machine cannot go there.
+    """
+    stored = store_place(target)
+    if stored is not None:
+        store = stack.enter_context(opened_store(stored.store, options["access"]))
+        return _InStore(store, stored, bool(place.disk), options["audit"], voice)
+    if options["access"].given or options["audit"]:
+        raise UsageError("--endpoint-url, --identity and --audit are for a store")
+    many = target.endswith("/")
+    host = remote(target)
+    if host is not None:
+        peer = peer_options(options, as_json=voice.as_json)
+        return _OnHost(host, many, where, peer, voice)
+    if target.endswith(":"):
+        raise UsageError(f"{target} needs a folder for the disks of a machine: {target}/FOLDER/")
+    single = _Single(target, many or Path(target).is_dir())
+    return _Here(Path(target), single, where, voice)
+
+
+@dataclass(slots=True)
+class _Single:
+    """Sees to it that one place gets one disk; asked before there is a snapshot."""
+
+    target: str
+    many: bool
+    first: str = ""
+
+    def check(self, name: str) -> None:
+        """Refuse a second disk.
+
+        Raises:
+            UsageError: If it is one.
+        """
+        self.first = self.first or name
+        if not self.many and name != self.first:
+            raise UsageError(
+                f"{self.target} takes one disk, and this machine has several; nothing was sent; "
+                f"give a folder, or pick one with ?disk={self.first.rpartition('-')[2]}"
+            )
+
+
+@dataclass(slots=True)
+class _InStore:
+    """Each disk is one of the store: under NAME-KEY, or with ?disk= under the name that was given.
+
+    STORE/NAME-KEY, where NAME takes the place of the machine's.
+    """
+
+    store: Repository
+    place: StorePlace
+    single: bool
+    audit: int
+    voice: Voice
+
+    def _named(self, name: str) -> str:
+        return self.place.disk if self.single else f"{self.place.disk}-{name.rpartition('-')[2]}"
+
+    def held(self, name: str) -> str:
+        last = self.store.disk(self._named(name)).last()
+        return last.state if last is not None else ""
+
+    def differing(self, disk: "MachineDisk") -> "ExtentMap":
+        raise UsageError("a store verifies by --audit 1; --verify-cbt is for disks and files")
+
+    def deliver(self, disks: list["MachineDisk"]) -> None:
+        for each in disks:
+            disk = self.store.disk(self._named(each.name))
+            progress = Progress()
+            self.voice.warn_of(each.source)
+            try:
+                saved = save(
+                    each.request, each.source, disk, progress, self.voice.shown, self.audit
+                )
+            finally:
+                cleared(self.voice.shown)
+            shown = replace(self.place, disk=disk.name)
+            show_saved(saved, shown, as_json=self.voice.as_json, quiet=self.voice.quiet)
+
+
+@dataclass(slots=True)
+class _Here:
+    """A disk or file of this host, or FOLDER/NAME-KEY.raw."""
+
+    path: Path
+    single: _Single
+    where: ReceiveRequest
+    voice: Voice
+
+    def _place(self, name: str) -> str:
+        return str(self.path / f"{name}.raw" if self.single.many else self.path)
+
+    def held(self, name: str) -> str:
+        self.single.check(name)
+        place = self._place(name)
+        return held_here(place, self.where.state_dir) if Path(place).exists() else ""
+
+    def differing(self, disk: "MachineDisk") -> "ExtentMap":
+        progress, stopped = Progress(), list[str]()
+        old = open_source(self._place(disk.name), from_medium=True)
+        with contextlib.closing(old):
+            return supervised(
+                lambda: changes(disk.source, old, progress, stopped),
+                Work(stopped.append),
+                progress,
+                self.voice.shown,
+            )
+
+    def deliver(self, disks: list["MachineDisk"]) -> None:
+        for each in disks:
+            place = self._place(each.name)
+            # The same command, again and again, makes what is not there.
+            create = self.where.create and not Path(place).exists()
+            where = replace(self.where, target=place, create=create)
+            self.voice.warn_of(each.source)
+            try:
+                result = copy(each.request, each.source, where, Progress(), self.voice.shown)
+            finally:
+                cleared(self.voice.shown)
+            show_received(result, place, as_json=self.voice.as_json, quiet=self.voice.quiet)
+
+
+class _OnHost:
+    """A disk of another host, or HOST:/FOLDER/NAME-KEY.raw; several are one set."""
+
+    def __init__(
+        self, host: Remote, many: bool, where: ReceiveRequest, peer: PeerOptions, voice: Voice
+    ) -> None:
+        self._host = host
+        self._single = _Single(str(host), many)
+        self._where = where
+        self._peer = peer
+        self._voice = voice
+        self._absent: set[str] = set()
+
+    def _place(self, name: str) -> Remote:
+        return (
+            replace(self._host, path=f"{self._host.path}{name}.raw")
+            if self._single.many
+            else self._host
+        )
+
+    def held(self, name: str) -> str:
+        self._single.check(name)
+        found = held_there(self._place(name), self._peer)
+        if found is None:
+            self._absent.add(name)
+        return found or ""
+
+    def differing(self, disk: "MachineDisk") -> "ExtentMap":
+        place = self._place(disk.name)
+        return compared(disk.source, place, self._peer, self._voice.shown).differing
+
+    def deliver(self, disks: list["MachineDisk"]) -> None:
+        places = [self._place(each.name) for each in disks]
+        creating = [self._where.create and each.name in self._absent for each in disks]
+        requests = [each.request for each in disks]
+        sources = [each.source for each in disks]
+        try:
+            if len(disks) == 1:
+                where = replace(self._where, create=creating[0])
+                args = (requests[0], sources[0], places[0], where, self._peer)
+                sent = [push(*args, Progress(), self._voice.shown)]
+            else:
+                for source in sources:
+                    self._voice.warn_of(source)
+                sent = push_set(
+                    *(requests, sources, places, self._where, self._peer, self._voice.shown),
+                    creating,
+                )
+        finally:
+            cleared(self._voice.shown)
+        for each, place, result in zip(disks, places, sent, strict=True):
+            show_sent(result, self._voice, full=not each.request.base, target=str(place))
