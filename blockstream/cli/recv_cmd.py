@@ -26,7 +26,7 @@ from blockstream.jobs.receive import (
     receive,
     receive_sessions,
 )
-from blockstream.linux.state_directory import write_durably
+from blockstream.linux.files import write_durably
 from blockstream.pipeline.progress import Progress
 from blockstream.words import duration_text, size_text
 

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from blockstream.errors import IntegrityError, NotFoundError, RefusedError, UsageError
-from blockstream.linux.state_directory import make_directory, write_durably
+from blockstream.linux.files import write_durably
+from blockstream.linux.state_directory import make_directory
 from blockstream_protocol import Committed
 
 

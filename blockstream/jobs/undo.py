@@ -17,7 +17,7 @@ from blockstream.errors import (
 from blockstream.extents import ExtentMap
 from blockstream.jobs.stored import apply_stored
 from blockstream.jobs.targets import OpenedTarget
-from blockstream.linux.state_directory import sync_directory
+from blockstream.linux.files import sync_directory
 from blockstream.linux.streams import WakeableReader
 from blockstream.locations import open_source
 from blockstream.pipeline.compression import CompressionChoice

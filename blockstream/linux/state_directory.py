@@ -1,21 +1,16 @@
 """Where state lies: a directory per target, its journal, its lock."""
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import socket
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 from blockstream.errors import BusyError, RefusedError
+from blockstream.linux.files import sync_directory, write_durably
 
 _SLOTS = 2
-_AT_FDCWD = -100  # fcntl.h
-_GETFLAGS = 0x80086601  # linux/fs.h: FS_IOC_GETFLAGS
-_KEPT = 0x10 | 0x20  # FS_IMMUTABLE_FL, FS_APPEND_FL
-_RENAME_NOREPLACE = 1  # linux/fs.h; Python has no name for it
 
 
 def default_state_directory() -> Path:
@@ -27,15 +22,6 @@ def default_state_directory() -> Path:
         return Path("/var/lib/blockstream")
     base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
     return Path(base) / "blockstream"
-
-
-def sync_directory(path: Path) -> None:
-    """Make names in a directory durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def make_directory(path: Path) -> None:
@@ -56,44 +42,6 @@ def make_directory(path: Path) -> None:
             f"the state directory {path} cannot be made: {error.strerror}; nothing was written; "
             "choose another with --state-dir"
         ) from error
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Replace a file so that after a power cut it is the old one or the new one, whole."""
-    temporary = path.with_name(path.name + ".new")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
-
-
-def rename_new(old: Path, new: Path) -> None:
-    """Rename a file, and replace nothing.
-
-    Raises:
-        FileExistsError: If the new name is taken.
-        OSError: If the file system cannot do that.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    names = (os.fsencode(old), os.fsencode(new))
-    if libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_NOREPLACE):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), str(new))
-
-
-def is_immutable(fd: int) -> bool:
-    """Tell whether a file was made immutable or append-only, so that nobody can remove it."""
-    try:
-        (flags,) = struct.unpack("l", fcntl.ioctl(fd, _GETFLAGS, bytes(8)))
-    except OSError:
-        return False  # a file system that does not know of it
-    return bool(flags & _KEPT)
 
 
 class JournalFiles:

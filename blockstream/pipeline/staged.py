@@ -11,7 +11,7 @@ from pathlib import Path
 import blake3
 
 from blockstream.errors import RefusedError
-from blockstream.linux.state_directory import sync_directory
+from blockstream.linux.files import sync_directory
 from blockstream.pipeline.crew import Turnstile
 from blockstream.pipeline.failpoints import failpoint
 from blockstream.pipeline.journal import Journal

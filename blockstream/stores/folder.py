@@ -11,7 +11,7 @@ from pathlib import Path
 from blockstream.errors import StoreDamagedError, StoreError
 from blockstream.interfaces import ObjectInfo
 from blockstream.linux.buffers import write_stream
-from blockstream.linux.state_directory import is_immutable, rename_new, sync_directory
+from blockstream.linux.files import is_immutable, rename_new, sync_directory
 from blockstream.stores.ranges import Ranges
 
 _UNFINISHED = ".part"

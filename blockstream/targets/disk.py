@@ -23,6 +23,7 @@ from blockstream.linux.block import (
 )
 from blockstream.linux.buffers import PAGE, aligned_buffer, read_all, write_all
 from blockstream.linux.device_mapper import is_thin
+from blockstream.linux.files import sync_directory
 from blockstream.linux.identity import (
     Identity,
     Node,
@@ -32,7 +33,6 @@ from blockstream.linux.identity import (
     share_bytes,
     users_of,
 )
-from blockstream.linux.state_directory import sync_directory
 
 # One request to the kernel, so that a signal and a progress line do not wait for minutes.
 _ZERO_STEP = 1 << 30

@@ -1,7 +1,6 @@
 """State is locked, preallocated and durable before anybody relies on it."""
 
 import contextlib
-import errno
 import os
 import socket
 import stat
@@ -15,24 +14,10 @@ from blockstream.linux.state_directory import (
     default_state_directory,
     locked,
     make_directory,
-    write_durably,
 )
 from tests.devices import tmpfs
 
 SLOT = 8192
-
-
-@pytest.fixture
-def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Note what is made durable, by name: fsync of files and folders."""
-    real, names = os.fsync, []
-
-    def fsync(fd: int) -> None:
-        names.append(str(Path(f"/proc/self/fd/{fd}").readlink()))
-        real(fd)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    return names
 
 
 @pytest.mark.parametrize(
@@ -76,31 +61,6 @@ def test_a_directory_that_cannot_be_made_is_a_refusal(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RefusedError, match=r"cannot be made.*nothing was written.*--state-dir"):
         make_directory(tmp_path / "file" / "folder")
-
-
-def test_a_file_is_replaced_whole_and_durably(tmp_path: Path, synced: list[str]) -> None:
-    path = tmp_path / "plan"
-    write_durably(path, b"one")
-    write_durably(path, b"two")
-    assert path.read_bytes() == b"two"
-    assert list(tmp_path.iterdir()) == [path]
-    assert synced == [str(path) + ".new", str(tmp_path)] * 2
-
-
-def test_a_file_that_cannot_be_written_stays_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "plan"
-    write_durably(path, b"old")
-
-    def full(_fd: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_durably(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_lock_is_held_until_the_end(tmp_path: Path) -> None:

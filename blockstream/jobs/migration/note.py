@@ -9,8 +9,9 @@ from enum import StrEnum
 from pathlib import Path
 
 from blockstream.errors import BusyError, IntegrityError
+from blockstream.linux.files import write_durably
 from blockstream.linux.lvm import Volume
-from blockstream.linux.state_directory import make_directory, write_durably
+from blockstream.linux.state_directory import make_directory
 
 
 class Phase(StrEnum):

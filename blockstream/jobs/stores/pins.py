@@ -11,7 +11,8 @@ from blake3 import blake3
 
 from blockstream.errors import AuthenticationError, RefusedError
 from blockstream.jobs.stores.repository import Repository
-from blockstream.linux.state_directory import make_directory, sync_directory
+from blockstream.linux.files import sync_directory
+from blockstream.linux.state_directory import make_directory
 
 
 @dataclass(frozen=True, slots=True)
