@@ -20,6 +20,7 @@ from pathlib import Path
 
 from tests.lab.image import HERE, ROOT, Image
 from tests.lab.warm import PORT as WARM_PORT
+from tests.machine import PROCESSORS
 
 # The figures behind the limits are those of a quiet machine; a slow one raises the factor once.
 _PATIENCE = float(os.environ.get("LAB_PATIENCE", "5"))
@@ -127,7 +128,7 @@ class Guest:
         rules = ",".join(f"hostfwd=tcp:127.0.0.1:{ours}-:{port}" for port, ours in forwards.items())
         words = [
             *("qemu-system-x86_64", "-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max"),
-            *("-smp", "1", "-m", "768", "-M", "pc", "-nodefaults", "-no-user-config"),
+            *(*PROCESSORS, "-m", "768", "-M", "pc", "-nodefaults", "-no-user-config"),
             *("-display", "none", "-serial", "stdio", "-no-reboot"),
             *("-kernel", str(self.image.kernel), "-initrd", str(self.image.ramdisk)),
             *("-monitor", f"unix:{self.folder}/mon,server=on,wait=off"),

@@ -15,7 +15,7 @@ MIB = 64
 CONSOLE = "/root/console"
 DEFINITION = f"""
 <domain type="qemu">
-  <name>vm</name><memory unit="MiB">32</memory><vcpu>1</vcpu>
+  <name>vm</name><memory unit="MiB">32</memory><vcpu current="1">2</vcpu>
   <os><type arch="x86_64" machine="pc">hvm</type></os>
   <devices>
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
