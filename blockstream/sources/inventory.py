@@ -23,7 +23,7 @@ class GoneError(SourceError):
 
 
 class MaybeDoneError(SourceError):
-    """The connection broke before the answer: the call may have had its effect, or not."""
+    """The server is not reached any more: the call may have had its effect, or not."""
 
 
 @dataclass(frozen=True, slots=True)

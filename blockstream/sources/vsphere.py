@@ -113,6 +113,9 @@ class VSphere:
             ) from error
         try:
             self._log_in()
+        except ConnectionError as error:
+            self._stub.DropConnections()
+            raise NotFoundError(f"{self.name} does not let us in: {error}") from None
         except BaseException:
             self._stub.DropConnections()
             raise
@@ -122,7 +125,8 @@ class VSphere:
     def cookie(self, stale: str = "") -> str:
         """Return the session's cookie, of a new session if the server refused `stale`."""
         with self._lock:
-            if stale and stale == self._cookie():
+            # There is none where the connection broke while we logged in.
+            if self._cookie() in {"", stale}:
                 self._log_in()
             return self._cookie()
 
@@ -145,6 +149,12 @@ class VSphere:
         return str(self._stub.cookie).split(";")[0]
 
     def _log_in(self) -> None:
+        """Begin a session.
+
+        Raises:
+            ConnectionError: If the connection broke.
+            BlockstreamError: If the server does not want us.
+        """
         with self._lock:
             self._stub.cookie = ""
             try:
@@ -155,8 +165,10 @@ class VSphere:
                     f"{self.name} does not let {self._user} in; nothing was sent; is the password "
                     "right?"
                 ) from None
-            except (*_BROKEN, vmodl.MethodFault) as error:
+            except vmodl.MethodFault as error:
                 raise NotFoundError(f"{self.name} does not let us in: {_words_of(error)}") from None
+            except _BROKEN as error:
+                raise ConnectionError(_words_of(error)) from None
 
     def _call(self, call: Callable[[], T], *, again: bool = True) -> T:
         """Make a call; log in once more if the session has ended.
@@ -166,32 +178,29 @@ class VSphere:
             again: Whether it does no harm to make it twice.
 
         Raises:
-            MaybeDoneError: If the connection broke, and it must not be made twice.
+            MaybeDoneError: If the connection broke, too often or where it must not be made twice.
             BlockstreamError: What the fault means.
         """
-        pause, logged_in = _FIRST_PAUSE_SECONDS, False
+        pause, refused = _FIRST_PAUSE_SECONDS, ""
         for attempt in range(1, _ATTEMPTS + 1):
             try:
+                # Another thread may have renewed it meanwhile: two would end each other's.
+                cookie = self.cookie(refused)
                 self._last_call = time.monotonic()
                 return call()
             except vim.fault.NotAuthenticated:
                 # The call did not run, so that any may be made again.
-                if logged_in:
+                if refused:
                     raise AuthenticationError(
                         f"{self.name} ends each session at once; nothing more was sent"
                     ) from None
-                logged_in = True
-                self._log_in()
+                refused = cookie
             except vmodl.MethodFault as error:
                 raise _translated(error, self.name) from error
             except _BROKEN as error:
-                if not again:
+                if not again or attempt == _ATTEMPTS or self._closed.wait(pause):
                     raise MaybeDoneError(
-                        f"the connection to {self.name} broke: {_words_of(error)}"
-                    ) from error
-                if attempt == _ATTEMPTS or self._closed.wait(pause):
-                    raise SourceError(
-                        f"{self.name} is not reached any more: {_words_of(error)}, {attempt} "
+                        f"{self.name} is not reached any more: {_words_of(error)}, tried {attempt} "
                         "times; END was not sent; send again"
                     ) from error
                 pause *= 2
@@ -330,6 +339,7 @@ class VSphere:
 
         Raises:
             QuiesceError: If the guest could not be brought to rest.
+            MaybeDoneError: If there may be one, of which nobody knows.
             SourceError: If there is none, for another reason.
         """
 
@@ -337,12 +347,25 @@ class VSphere:
             return machine.ref.CreateSnapshot_Task(name, description, False, quiesced)
 
         try:
-            ref = self._done(self._call(make, again=False))
-        except MaybeDoneError:
-            # The answer is lost, and perhaps the task runs: made twice, one would stay for ever.
-            found = self._named(machine, name)
-            ref = found.ref if found else self._done(self._call(make))
-        return Snapshot(ref, name, description)
+            return Snapshot(self._made(machine, name, make), name, description)
+        except MaybeDoneError as error:
+            raise MaybeDoneError(
+                f"{error}; {machine.path} may have the snapshot {name} now: the same command "
+                "removes it when it is run again"
+            ) from error
+
+    def _made(self, machine: Machine, name: str, make: Callable[[], Any]) -> Any:
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                return self._done(self._call(make, again=False))
+            except MaybeDoneError:
+                # The answer is lost, and perhaps the task runs: of two, one would stay for ever.
+                found = self._named(machine, name)
+                if found is not None:
+                    return found.ref
+                if attempt == _ATTEMPTS:
+                    raise
+        raise SourceError(f"{self.name} is not reached any more")
 
     def disks_of(self, snapshot: Snapshot) -> tuple[VirtualDisk, ...]:
         """Return the disks as a snapshot froze them.
@@ -380,9 +403,11 @@ class VSphere:
         """Return the snapshot of that name, once a task that may make it has ended."""
         pause = _FIRST_PAUSE_SECONDS
         while True:
+            # Asked first: a task that ends in between has made what is looked for then.
+            tasks = self._properties(machine.ref, ("recentTask",)).get("recentTask") or ()
+            running = any(self._is_making(task) for task in tasks)
             found = [each for each in self.again(machine).snapshots if each.name == name]
-            running = self._properties(machine.ref, ("recentTask",)).get("recentTask") or ()
-            if found or not any(self._is_making(task) for task in running):
+            if found or not running:
                 return found[0] if found else None
             self._closed.wait(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
