@@ -330,7 +330,7 @@ class MachinePlace:
         path: Inventory path of the machine: `DATACENTER/vm/.../NAME`; empty for all of them.
         disk: Number of the disk; 0 for all.
         reader: How its bytes are read: one of `READERS`.
-        mount: For `file`, where its datastore is mounted here.
+        mount: For `file`, where its datastore is mounted here; `{datastore}` stands for its name.
         ssh: For `sftp`, the ESXi host that has the files: `[USER@]HOST`.
         volumes: For `sftp`, where that host keeps its datastores.
         export: For `nbd`, where a server has the disk: `nbd://HOST/{snapshot}-{key}`.

@@ -47,6 +47,7 @@ class Readers:
         self._snapshot = snapshot
         self._store = Datastore(server, session.cookie)
         self._datacenter = ""
+        self._taken: dict[str, str] = {}
         self._link: Link | None = None
         self._sftp: Sftp | None = None
 
@@ -72,10 +73,25 @@ class Readers:
         self._datacenter = self._datacenter or session.datacenter(self._machine)
         path = DatastorePath.parse(disk.file, self._datacenter)
         if place.reader == "file":
-            return mounted(place.mount, path, disk.size)
+            folder = place.mount.replace("{datastore}", path.datastore)
+            self._take(folder, path.datastore, "mount", "{datastore}")
+            return mounted(folder, path, disk.size)
         if place.reader == "sftp":
             return chain_there(self._over_ssh(), place.volumes, path, disk.size)
         return chain_of(self._store, path, disk.size)
+
+    def _take(self, where: str, what: str, word: str, missing: str) -> None:
+        """Note that something lies in a place.
+
+        Raises:
+            UsageError: If something else does: one disk would be taken for another.
+        """
+        other = self._taken.setdefault(where, what)
+        if other != what:
+            raise UsageError(
+                f"{word}={where} cannot be both {other} and {what}; nothing was sent; write "
+                f"{missing} where their names differ, or pick one disk with ?disk="
+            )
 
     def _over_ssh(self) -> Sftp:
         """Return the host that has the files; connect to it, the first time."""
@@ -108,6 +124,7 @@ class Readers:
             raise UsageError(
                 f"export={template} may name {', '.join(f'{{{name}}}' for name in names)}"
             ) from None
+        self._take(location, f"disk {disk.key}", "export", "{key} or {file}")
         export = NbdSource(location)
         if export.size != disk.size:
             export.close()

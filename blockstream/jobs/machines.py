@@ -205,6 +205,16 @@ def add_missed(disk: MachineDisk, differing: ExtentMap) -> ExtentMap:
     return missed
 
 
+def _untracked(machine: Machine) -> str:
+    """Say what to do about a disk without a change id."""
+    if not machine.tracked:
+        return "nothing is tracked of it (`blockstream vsphere enable-cbt` switches it on)"
+    return (
+        "nothing is tracked of it yet, though its machine is tracked (if the next round says so, "
+        "too, set scsiX:Y.ctkEnabled of this disk while the machine is off)"
+    )
+
+
 def _tracking(session: VSphere, machine: Machine, wish: MachineWish) -> Machine:
     if machine.tracked or not wish.enable:
         return machine
@@ -269,21 +279,19 @@ class _Opening:
         self, found: Round, disk: VirtualDisk, now: TrackedState, base: str
     ) -> tuple[ExtentList | None, str]:
         """Return what changed since the base; or why all of it is sent."""
-        if not disk.change:
-            return None, (
-                "nothing is tracked of it (`blockstream vsphere enable-cbt` switches it on)"
-            )
-        if not base:
-            return None, "the target holds nothing of it yet"
         then = TrackedState.parse(base)
-        if then is None:
-            return None, f"the target holds {base!r}, which is no state of this tracker"
-        if (then.machine, then.key) != (now.machine, now.key):
+        if then is not None and (then.machine, then.key) != (now.machine, now.key):
             raise RefusedError(
                 f"the target of {now.key} holds disk {then.key} of machine {then.machine}, and "
                 f"this is disk {now.key} of {now.machine}; nothing was sent; name another "
                 "target, or `blockstream adopt` it under another --id to have it overwritten"
             )
+        if not disk.change:
+            return None, _untracked(found.machine)
+        if not base:
+            return None, "the target holds nothing of it yet"
+        if then is None:
+            return None, f"the target holds {base!r}, which is no state of this tracker"
         why = now.why_not_since(then)
         if not why and found.machine.lies:
             why = f"hosts of release {found.machine.release} are known to lose changes"

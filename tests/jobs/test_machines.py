@@ -3,13 +3,16 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA1
+from pyVmomi import vim
 
 from blockstream.errors import (
     BlockstreamError,
@@ -20,6 +23,7 @@ from blockstream.errors import (
     UsageError,
 )
 from blockstream.formats.changed_areas import TrackedState
+from blockstream.jobs.machine_readers import Readers
 from blockstream.jobs.machine_snapshots import (
     Care,
     Quiesce,
@@ -30,7 +34,7 @@ from blockstream.jobs.machines import MachineDisk, MachineWish, OnLoss, Round, o
 from blockstream.jobs.send import SendRequest, planned
 from blockstream.linux.buffers import aligned_buffer
 from blockstream.locations import Way, machine_place, open_vsphere, server_of
-from blockstream.sources.inventory import GoneError, QuiesceError
+from blockstream.sources.inventory import GoneError, Machine, MaybeDoneError, QuiesceError
 from blockstream.sources.vsphere import VSphere, id_of
 from blockstream.words import Secret
 from blockstream_protocol import Kind
@@ -117,6 +121,10 @@ def rounds(vcenter: Simulator, tmp_path: Path) -> Iterator[Rounds]:
         yield made
     finally:
         made.session.close()  # which may be another one by now
+
+
+def machine_of(session: VSphere, rounds: Rounds) -> Machine:
+    return session.machine(rounds.place.path)
 
 
 def changed_bytes(disk: MachineDisk) -> int:
@@ -220,6 +228,23 @@ def test_a_mounted_datastore_is_read_in_place(rounds: Rounds, tmp_path: Path) ->
         assert vcenter.stats()["reads"] == before
 
 
+def test_two_datastores_are_not_read_from_one_folder(rounds: Rounds, tmp_path: Path) -> None:
+    (tmp_path / "LocalDS_0").symlink_to(rounds.vcenter.datastore)
+    session = rounds.session
+    for mount, outcome in (
+        (rounds.vcenter.datastore, pytest.raises(UsageError, match="both LocalDS_0 and LocalDS_1")),
+        (tmp_path / "{datastore}", pytest.raises(NotFoundError, match="LocalDS_1/DC0_H0_VM0/")),
+    ):
+        place = machine_place(rounds.vcenter.location(reader="file", mount=mount))
+        with rounds.opened() as found:
+            disk = found.disks[0].disk
+            # A folder of the machine's name is in each of its datastores.
+            other = replace(disk, key=2001, file=disk.file.replace("LocalDS_0", "LocalDS_1"))
+            readers = Readers(session, rounds.server, place, Way(), found.machine, found.snapshot)
+            with contextlib.closing(readers), contextlib.closing(readers.open(disk)), outcome:
+                readers.open(other)
+
+
 @pytest.mark.needs("/usr/lib/openssh/sftp-server")
 def test_files_are_read_over_ssh_from_the_host_that_has_them(
     rounds: Rounds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -271,6 +296,24 @@ def test_a_server_of_others_has_the_disk(rounds: Rounds, tmp_path: Path) -> None
     strange = Rounds(vcenter, tmp_path, reader="nbd", export="nbd://127.0.0.1/{colour}")
     with contextlib.closing(strange.session), pytest.raises(UsageError, match=r"may name \{vm\}"):
         strange.run()
+
+
+@pytest.mark.needs("nbdkit")
+def test_two_disks_are_not_read_from_one_export(rounds: Rounds, tmp_path: Path) -> None:
+    vcenter = rounds.vcenter
+    vcenter.make_disk(SIZE, key=2001)
+    socket, pid = tmp_path / "socket", tmp_path / "pid"
+    image = vcenter.kept / f"{vcenter.machine}-2000.raw"
+    command: list[str | Path] = ["nbdkit", "-f", "-r", "-U", socket, "-P", pid, "file", image]
+    with process(command, pid.exists):
+        query = {"reader": "nbd", "export": f"nbd+unix:///{{name}}?socket={socket}"}
+        served = Rounds(vcenter, tmp_path, **query)
+        with (
+            contextlib.closing(served.session),
+            pytest.raises(UsageError, match=r"both disk 2000 and disk 2001.*write \{key\}"),
+        ):
+            served.run()
+    assert rounds.ours() == []
 
 
 @pytest.mark.needs("nbdkit:python")
@@ -375,6 +418,39 @@ def test_a_call_that_did_not_run_is_made_again(rounds: Rounds) -> None:
     assert changed_bytes(disk) == BLOCK
 
 
+def test_a_session_that_another_thread_has_renewed_is_not_ended_again(rounds: Rounds) -> None:
+    session = rounds.session
+    stale = session.cookie()
+    before = rounds.vcenter.stats()["calls"]["Login"]
+
+    def late() -> str:
+        if session.cookie() == stale:
+            session.cookie(stale)  # as another thread does, whose call was refused, too
+            raise vim.fault.NotAuthenticated
+        return session.cookie()
+
+    assert session._call(late) == session.cookie() != stale
+    assert rounds.vcenter.stats()["calls"]["Login"] == before + 1
+
+
+def test_a_connection_that_breaks_at_the_login_is_tried_again(
+    rounds: Rounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blockstream.sources.vsphere._FIRST_PAUSE_SECONDS", 0.001)
+    rounds.vcenter.control("expire")
+    rounds.vcenter.arm("drop:Login", times=2)
+    (disk,) = rounds.run()
+    assert not disk.why_full
+    rounds.vcenter.control("expire")
+    rounds.vcenter.arm("drop:Login", times=99)
+    with pytest.raises(MaybeDoneError, match="is not reached any more"):
+        rounds.run()
+    rounds.vcenter.arm("drop:Login", times=0)
+    rounds.vcenter.arm("drop:Login")
+    with pytest.raises(NotFoundError, match="does not let us in"):
+        open_vsphere(rounds.place, Secret(PASSWORD))
+
+
 def test_a_reset_tracker_is_noticed_by_its_id(rounds: Rounds) -> None:
     rounds.vcenter.control("reset")
     (disk,) = rounds.run()
@@ -418,11 +494,22 @@ def test_another_machines_disk_is_not_overwritten(rounds: Rounds) -> None:
     assert rounds.ours() == []
 
 
+def test_not_even_where_nothing_is_tracked(rounds: Rounds) -> None:
+    rounds.vcenter.control("bar")
+    held = TrackedState.parse(rounds.held["DC0_H0_VM0-2000"])
+    assert held is not None
+    rounds.held["DC0_H0_VM0-2000"] = str(held).replace(held.machine, "5029")
+    with pytest.raises(RefusedError, match="holds disk 2000 of machine 5029"):
+        rounds.run()
+
+
 def test_a_disk_that_is_not_tracked_is_sent_whole_each_time(rounds: Rounds) -> None:
     rounds.vcenter.control("bar")
     for _ in range(2):
         (disk,) = rounds.run()
-        assert "nothing is tracked of it" in disk.why_full
+        # Switched on it is, but not for this disk: what switches it on would do nothing.
+        assert "nothing is tracked of it yet" in disk.why_full
+        assert "scsiX:Y.ctkEnabled" in disk.why_full
         assert not disk.request.goal
 
 
@@ -487,6 +574,47 @@ def test_a_lost_answer_makes_no_second_snapshot(rounds: Rounds) -> None:
         assert len(rounds.ours()) == 1
     assert rounds.ours() == []
     assert rounds.vcenter.stats()["calls"]["CreateSnapshot_Task"] == made + 1
+
+
+def test_an_answer_that_is_lost_after_a_lost_call_makes_no_second_one_either(
+    rounds: Rounds,
+) -> None:
+    rounds.vcenter.arm("drop:CreateSnapshot_Task")
+    rounds.vcenter.arm("lost:CreateSnapshot_Task")
+    with rounds.opened():
+        assert len(rounds.ours()) == 1
+    assert rounds.ours() == []
+
+
+def test_a_task_that_ends_while_it_is_looked_for_makes_no_second_one_either(
+    rounds: Rounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine, look = rounds.session.machine(rounds.place.path), rounds.session._properties
+    late = open_vsphere(rounds.place, Secret(PASSWORD))
+
+    def ending(ref: Any, paths: Sequence[str]) -> dict[str, Any]:
+        found = look(ref, paths)
+        if paths == ("recentTask",):
+            late.make_snapshot(machine_of(late, rounds), "name", "", quiesced=False)
+        return found
+
+    rounds.vcenter.arm("drop:CreateSnapshot_Task")
+    monkeypatch.setattr(rounds.session, "_properties", ending)
+    with contextlib.closing(late):
+        rounds.session.make_snapshot(machine, "name", "", quiesced=False)
+    assert rounds.vcenter.snapshots() == ["name"]
+
+
+def test_a_snapshot_that_may_be_there_is_named(
+    rounds: Rounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blockstream.sources.vsphere._FIRST_PAUSE_SECONDS", 0.001)
+    machine = rounds.session.machine(rounds.place.path)
+    rounds.vcenter.arm("lost:CreateSnapshot_Task")
+    rounds.vcenter.arm("drop:RetrievePropertiesEx", times=99)
+    with pytest.raises(MaybeDoneError, match="may have the snapshot name now: the same command"):
+        rounds.session.make_snapshot(machine, "name", "", quiesced=False)
+    assert rounds.vcenter.snapshots() == ["name"]
 
 
 def test_a_call_that_was_lost_on_its_way_is_made_again(rounds: Rounds) -> None:
