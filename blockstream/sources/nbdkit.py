@@ -121,6 +121,8 @@ class NbdkitReader:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 pass_fds=[reading],
+                # A Ctrl-C is for us: what is being read then must not fail for it.
+                process_group=0,
             )
         except OSError as error:
             raise NotFoundError(

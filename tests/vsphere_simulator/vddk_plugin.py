@@ -41,7 +41,12 @@ def config_complete() -> None:
         # As a library may do that was written without care.
         sys.stderr.write(f"cannot log in with {password}\n")
         raise RuntimeError("VixDiskLib_ConnectEx: Cannot complete login")
-    notes = given | {"said_password": password, "line": Path("/proc/self/cmdline").read_text()}
+    notes: dict[str, Any] = {
+        **given,
+        "said_password": password,
+        "line": Path("/proc/self/cmdline").read_text(),
+        "group": os.getpgrp(),
+    }
     Path(os.environ["STANDIN_NOTES"]).write_text(json.dumps(notes))
 
 
