@@ -112,21 +112,23 @@ class BarReporter:
         counts = progress.snapshot()
         if not counts.total:
             return
-        if not self._bar.live.is_started:
-            self._bar.start()
         line = progress_line(counts, self._rate)
         self._bar.update(self._task, total=counts.total, completed=counts.covered, line=line)
-        self._bar.refresh()
+        with contextlib.suppress(OSError):  # the terminal has gone
+            if not self._bar.live.is_started:
+                self._bar.start()
+            self._bar.refresh()
 
     def asked(self, progress: Progress) -> None:
         """Write a line above the bar."""
-        self._bar.console.print(
-            f"{self._name}: {progress_line(progress.snapshot(), self._rate)}", highlight=False
-        )
+        line = f"{self._name}: {progress_line(progress.snapshot(), self._rate)}"
+        with contextlib.suppress(OSError):
+            self._bar.console.print(line, highlight=False)
 
     def clear(self) -> None:
         """Take the bar away, so that the next words stand alone."""
-        self._bar.stop()
+        with contextlib.suppress(OSError):
+            self._bar.stop()
 
 
 class EventReporter:

@@ -77,6 +77,8 @@ def run(arguments: list[str]) -> int:
     # Until a transfer runs, and minds signals itself.
     signal.signal(signal.SIGTERM, _stopped)
     signal.signal(signal.SIGINT, _stopped)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as it is under nohup
+        signal.signal(signal.SIGHUP, _stopped)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     return _flushed(_status_of(arguments))
 
@@ -115,6 +117,9 @@ def _failed_twice(group: BaseExceptionGroup, *, as_json: bool) -> int:
 
 
 def _stopped(number: int, _frame: object) -> None:
+    if number == signal.SIGHUP:
+        # The kernel tells of a terminal that has gone, and then its shell does.
+        signal.signal(number, signal.SIG_IGN)
     raise InterruptedTransferError(f"stopped by {signal.Signals(number).name}")
 
 

@@ -15,7 +15,8 @@ from blockstream.pipeline.progress import Progress
 T = TypeVar("T")
 
 _TICK_SECONDS = 0.5
-_STOPS = (signal.SIGINT, signal.SIGTERM)
+# SIGHUP, too: a terminal that goes away must not leave a snapshot behind.
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Reporter(Protocol):
@@ -48,8 +49,8 @@ def supervised(
 ) -> T:
     """Run `run` in a thread and return its result; the caller's thread minds everything else.
 
-    The first SIGINT or SIGTERM asks it to stop, the second leaves at once: the state on disk is
-    the same, only the last barrier is missing.
+    The first SIGINT, SIGTERM or SIGHUP asks it to stop, the second leaves at once: the state on
+    disk is the same, only the last barrier is missing. A second SIGHUP says nothing new.
 
     Raises:
         BlockstreamError: Whatever `run` raised.
@@ -67,6 +68,11 @@ def supervised(
             signal.signal(number, handler)
 
 
+def _heeded() -> list[signal.Signals]:
+    """Return the signals that stop us: under nohup, no SIGHUP."""
+    return [each for each in _STOPS if signal.getsignal(each) is not signal.SIG_IGN]
+
+
 @contextlib.contextmanager
 def undisturbed(tell: Callable[[str], None]) -> Iterator[None]:
     """Let no signal stop what must not be left half done."""
@@ -74,7 +80,7 @@ def undisturbed(tell: Callable[[str], None]) -> Iterator[None]:
     def wait(number: int, _frame: object) -> None:
         tell(f"{signal.Signals(number).name} comes too late: this must not be left half done")
 
-    before = {number: signal.signal(number, wait) for number in _STOPS}
+    before = {number: signal.signal(number, wait) for number in _heeded()}
     try:
         yield
     finally:
@@ -95,7 +101,7 @@ def postponed(tell: Callable[[str], None]) -> Iterator[None]:
         came.append(signal.Signals(number).name)
         tell(f"{came[-1]}: this ends first")
 
-    before = {number: signal.signal(number, note) for number in _STOPS}
+    before = {number: signal.signal(number, note) for number in _heeded()}
     try:
         yield
     finally:
@@ -169,12 +175,14 @@ def _install_signals(
 
     def stop(name: str) -> None:
         nonlocal stopping
+        if stopping and name == signal.SIGHUP.name:
+            return  # the kernel has told us of the terminal, and its shell tells us again
         if stopping:
             os._exit(ExitStatus.INTERRUPTED)
         stopping = True
         work.stop(f"stopped by {name}")
 
-    for number in _STOPS:
+    for number in _heeded():
         loop.add_signal_handler(number, stop, number.name)
 
     def show() -> None:

@@ -54,6 +54,7 @@ def main(words: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     # Whoever started us minds these, and ends us by ending our input.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         where = destination(
             options.host,

@@ -1,12 +1,17 @@
 """Signals: what a transfer installs it takes away again, and nothing is left half done."""
 
+import os
 import signal
+import threading
 
 import pytest
 
 from blockstream.errors import InterruptedTransferError
 from blockstream.jobs.supervision import Work, postponed, supervised, undisturbed
 from blockstream.pipeline.progress import Progress
+
+
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class ToldError(Exception):
@@ -18,7 +23,7 @@ def handlers() -> object:
     def tell(number: int, _frame: object) -> None:
         raise ToldError(number)
 
-    before = {n: signal.signal(n, tell) for n in (signal.SIGINT, signal.SIGTERM)}
+    before = {n: signal.signal(n, tell) for n in STOPS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -26,7 +31,7 @@ def handlers() -> object:
 
 def test_after_a_transfer_signals_are_heard_as_before() -> None:
     assert supervised(lambda: 7, Work(lambda _reason: None), Progress(), []) == 7
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOPS:
         with pytest.raises(ToldError):
             signal.raise_signal(number)
 
@@ -34,9 +39,9 @@ def test_after_a_transfer_signals_are_heard_as_before() -> None:
 def test_what_must_not_be_left_half_done_is_done() -> None:
     said: list[str] = []
     with undisturbed(said.append):
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOPS:
             signal.raise_signal(number)
-    assert [text.split()[0] for text in said] == ["SIGTERM", "SIGINT"]
+    assert [text.split()[0] for text in said] == ["SIGINT", "SIGTERM", "SIGHUP"]
     with pytest.raises(ToldError):
         signal.raise_signal(signal.SIGTERM)
 
@@ -54,3 +59,32 @@ def test_what_must_be_known_to_its_end_ends_first() -> None:
         pass
     with pytest.raises(ToldError):
         signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_terminal_that_goes_away_stops_a_transfer_once_though_it_is_told_twice() -> None:
+    reasons: list[str] = []
+    stopped = threading.Event()
+
+    def stop(reason: str) -> None:
+        reasons.append(reason)
+        signal.raise_signal(signal.SIGHUP)
+        stopped.set()
+
+    def run() -> bool:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return stopped.wait(10)
+
+    assert supervised(run, Work(stop), Progress(), [])
+    assert reasons == ["stopped by SIGHUP"]
+
+
+def test_nohup_is_obeyed() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with postponed(pytest.fail):
+        signal.raise_signal(signal.SIGHUP)
+
+    def run() -> int:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return 7
+
+    assert supervised(run, Work(pytest.fail), Progress(), []) == 7
