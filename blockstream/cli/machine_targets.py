@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from blockstream.jobs.machines import MachineDisk
 
 
+_DISKS = "disks and files"
+
+
 class MachineTarget(Protocol):
     """Where the disks of a machine go."""
 
@@ -57,6 +60,8 @@ def machine_target(
     """
     stored = store_place(target)
     if stored is not None:
+        if options["verify_cbt"]:
+            raise UsageError(f"a store verifies by --audit 1; --verify-cbt is for {_DISKS}")
         store = stack.enter_context(opened_store(stored.store, options["access"]))
         return _InStore(store, stored, bool(place.disk), options["audit"], voice)
     if options["access"].given or options["audit"]:
@@ -115,7 +120,7 @@ class _InStore:
         return last.state if last is not None else ""
 
     def differing(self, disk: "MachineDisk") -> "ExtentMap":
-        raise UsageError("a store verifies by --audit 1; --verify-cbt is for disks and files")
+        raise UsageError(f"a store is not compared as {_DISKS} are")
 
     def deliver(self, disks: list["MachineDisk"]) -> None:
         for each in disks:

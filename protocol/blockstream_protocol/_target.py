@@ -163,7 +163,7 @@ def _why_not(opening: Open, state: TargetState) -> str:
         case Dirty() if state.base == opening.base:
             return (
                 f"{want}, but an unfinished transfer to {state.goal!r} wrote ranges that this one "
-                "does not cover"
+                "does not cover; `blockstream abort` gives that one up, and then a full copy helps"
             )
         case Dirty():
             return f"{want}, but the target is on its way from {state.base!r} to {state.goal!r}"

@@ -148,6 +148,29 @@ def test_a_tracker_that_lies_is_caught_without_it(
     assert copy.read_bytes() == machine.frozen()
 
 
+def test_a_round_that_found_more_and_was_cut_can_be_given_up(
+    machine: Simulator, host: Host
+) -> None:
+    copy = host.folder / "copy"
+    words: list[str | Path] = ["send", machine.location(disk=2000), copy]
+    assert host.run(*words, "--create", "--enable-cbt").status == 0
+    machine.write(MIB, b"missed")
+    machine.control("forget")
+    machine.write(2 * MIB, b"known")
+    killed = {"BLOCKSTREAM_TESTING": "1", "BLOCKSTREAM_FAILPOINT": "recv.before_clean:1:kill"}
+    assert host.run(*words, "--verify-cbt", environment=killed).status == -signal.SIGKILL
+    # What the tracker does not know of is half-written, and nothing is missed there any more.
+    for more in ([], ["--verify-cbt"]):
+        ended = host.run(*words, *more)
+        assert ended.status == 10, ended.err
+        assert "`blockstream abort` gives that one up" in ended.err
+    assert host.run("abort", copy).status == 0
+    ended = host.run(*words)
+    assert ended.status == 0, ended.err
+    assert copy.read_bytes() == machine.frozen()
+    assert machine.snapshots() == []
+
+
 def test_several_disks_do_not_fit_one_place(machine: Simulator, host: Host) -> None:
     ended = host.run("send", machine.location(), host.folder / "copy", "--create")
     assert ended.status == 2
@@ -286,6 +309,13 @@ def test_machines_are_listed_and_tracked(machine: Simulator, host: Host) -> None
 def test_an_option_without_effect_is_refused(host: Host, words: list[str]) -> None:
     ended = host.run("send", "vsphere://ann@127.0.0.1:1/DC/vm/a", host.folder / "copy", *words)
     assert ended.status == 2, ended.err
+
+
+def test_a_store_is_not_verified_as_disks_are(host: Host) -> None:
+    place, store = "vsphere://ann@127.0.0.1:1/DC/vm/a", f"dir:{host.folder}/store/mail"
+    ended = host.run("send", place, store, "--verify-cbt")
+    assert ended.status == 2
+    assert "by --audit 1" in ended.err
 
 
 def test_options_of_machines_are_refused_elsewhere(host: Host) -> None:

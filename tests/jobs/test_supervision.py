@@ -10,7 +10,6 @@ from blockstream.errors import InterruptedTransferError
 from blockstream.jobs.supervision import Work, postponed, supervised, undisturbed
 from blockstream.pipeline.progress import Progress
 
-
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
