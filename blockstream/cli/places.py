@@ -14,6 +14,7 @@ from blockstream.locations import (
     StorePlace,
     is_machine,
     is_nbd,
+    machine_place,
     remote,
     remote_folder,
     store_place,
@@ -45,6 +46,12 @@ class Places:
     def source(self) -> str:
         """The first disk."""
         return self.sources[0]
+
+    @property
+    def within_one_host(self) -> bool:
+        """Whether nothing travels: the target is a disk, a file or a folder here."""
+        target = self.target or ""
+        return remote(target) is None and store_place(target) is None
 
     @classmethod
     def of(cls, words: tuple[str, ...]) -> "Places":
@@ -83,7 +90,8 @@ def check_places(places: Places, options: Mapping[str, Any]) -> None:
         UsageError: If something has none.
     """
     if places.machine:
-        return  # by who sends it
+        _check_machine(places, options)
+        return
     refuse_machine_options(options)
     _check_store(places, options)
     if options["bitmap"] and (places.from_host is not None or not all(map(is_nbd, places.sources))):
@@ -103,6 +111,24 @@ def check_places(places: Places, options: Mapping[str, Any]) -> None:
         raise UsageError("options of the target need a TARGET; over a pipe, give them to `recv`")
 
 
+def _check_machine(places: Places, options: Mapping[str, Any]) -> None:
+    if options["bitmap"] or options["delta"] or options["allow_outside"]:
+        raise UsageError("--bitmap, --delta and --allow-outside are not for a machine of VMware")
+    if store_place(places.target or "") is not None:
+        _check_no_disk(options)
+    if remote(places.target or "") is not None:
+        return
+    if has_peer_options(options) and machine_place(places.source).reader != "sftp":
+        raise UsageError("--rsh, --remote-command, --streams and the like need another host")
+    if options["apply"] != ApplyMode.DIRECT:
+        raise UsageError("--apply needs another host")
+
+
+def _check_no_disk(options: Mapping[str, Any]) -> None:
+    if any(options[name] for name in TARGET_FLAGS):
+        raise UsageError("a store is no disk: leave the options of a TARGET out")
+
+
 def _check_store(places: Places, options: Mapping[str, Any]) -> None:
     if places.store is None:
         if options["access"].given or options["audit"]:
@@ -110,5 +136,4 @@ def _check_store(places: Places, options: Mapping[str, Any]) -> None:
         return
     if places.from_host is not None:
         raise UsageError("a disk of another host is sent into a store from there")
-    if any(options[name] for name in TARGET_FLAGS):
-        raise UsageError("a store is no disk: leave the options of a TARGET out")
+    _check_no_disk(options)

@@ -214,6 +214,8 @@ def command(  # one an option
         )
     if where_to.machine:
         _refuse_for_machine(dry_run=dry_run, compare=compare, session=session)
+        if where_to.within_one_host:
+            _refuse_pipe_options(compress, bwlimit, resume, receipt_seconds)
         send_machine(places, request, where, options, voice)
         return
     wish = wish_of(options, target or "")

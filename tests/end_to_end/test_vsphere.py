@@ -304,6 +304,12 @@ def test_machines_are_listed_and_tracked(machine: Simulator, host: Host) -> None
         ["-n"],
         ["--compare"],
         ["--audit", "3"],
+        ["--apply", "stage"],
+        ["--bwlimit", "1M"],
+        ["--compress", "zstd:3"],
+        ["--bitmap", "x"],
+        ["--delta"],
+        ["--streams", "2"],
     ],
 )
 def test_an_option_without_effect_is_refused(host: Host, words: list[str]) -> None:
@@ -313,9 +319,10 @@ def test_an_option_without_effect_is_refused(host: Host, words: list[str]) -> No
 
 def test_a_store_is_not_verified_as_disks_are(host: Host) -> None:
     place, store = "vsphere://ann@127.0.0.1:1/DC/vm/a", f"dir:{host.folder}/store/mail"
-    ended = host.run("send", place, store, "--verify-cbt")
-    assert ended.status == 2
-    assert "by --audit 1" in ended.err
+    for words, said in ((["--verify-cbt"], "by --audit 1"), (["--create"], "a store is no disk")):
+        ended = host.run("send", place, store, *words)
+        assert ended.status == 2
+        assert said in ended.err
 
 
 def test_options_of_machines_are_refused_elsewhere(host: Host) -> None:
