@@ -214,8 +214,7 @@ def command(  # one an option
         )
     if where_to.machine:
         _refuse_for_machine(dry_run=dry_run, compare=compare, session=session)
-        if where_to.within_one_host:
-            _refuse_pipe_options(compress, bwlimit, resume, receipt_seconds)
+        _refuse_pipe_options(where_to, compress, bwlimit, resume, receipt_seconds)
         send_machine(places, request, where, options, voice)
         return
     wish = wish_of(options, target or "")
@@ -226,7 +225,7 @@ def command(  # one an option
     elif where_to.store is not None:
         _save(request, wish, where_to.store, options, voice)
     elif target is not None:
-        _refuse_pipe_options(compress, bwlimit, resume, receipt_seconds)
+        _refuse_pipe_options(where_to, compress, bwlimit, resume, receipt_seconds)
         with opened(request, wish) as (disk, request):
             voice.warn_of(disk)
             result = copy(request, disk, where, Progress(), shown)
@@ -351,9 +350,11 @@ def _words(**given: str | None) -> list[str]:
 
 
 def _refuse_pipe_options(
-    compress: str, bwlimit: str | None, resume: str, receipt_seconds: float
+    places: Places, compress: str, bwlimit: str | None, resume: str, receipt_seconds: float
 ) -> None:
     """An option without effect is an error."""
+    if not places.within_one_host:
+        return
     for name, given in (
         ("--compress", compress != "auto"),
         ("--bwlimit", bwlimit is not None),
