@@ -128,7 +128,7 @@ def _remove(
     """
     with undisturbed(tell):
         try:
-            session.remove_snapshot(snapshot)
+            _remove_or_find_gone(session, machine, snapshot)
             if session.consolidate(machine):
                 tell(f"{machine.path}: its disks had to be consolidated, and were")
         except BlockstreamError as error:
@@ -136,6 +136,15 @@ def _remove(
                 f"{machine.path}: the snapshot {snapshot.name} could not be removed: {error}; it "
                 "grows until it is: remove it by hand, or run the same command again"
             ) from error
+
+
+def _remove_or_find_gone(session: VSphere, machine: Machine, snapshot: Snapshot) -> None:
+    try:
+        session.remove_snapshot(snapshot)
+    except SourceError:
+        # Where an answer was lost, the task that it told of runs, and another one cannot.
+        if session.has_snapshot(machine, snapshot.name):
+            raise
 
 
 def cleaned(session: VSphere, machine: Machine, ident: str, care: Care) -> Machine:

@@ -386,6 +386,10 @@ class VSphere:
         with contextlib.suppress(GoneError):
             self._done(self._call(lambda: snapshot.ref.RemoveSnapshot_Task(False)))
 
+    def has_snapshot(self, machine: Machine, name: str) -> bool:
+        """Tell whether there is a snapshot of that name, once no task changes that any more."""
+        return self._named(machine, name) is not None
+
     def consolidate(self, machine: Machine) -> bool:
         """Put together what removed snapshots have left, if they have; tell whether it was needed.
 
@@ -400,27 +404,29 @@ class VSphere:
         return True
 
     def _named(self, machine: Machine, name: str) -> Snapshot | None:
-        """Return the snapshot of that name, once a task that may make it has ended."""
+        """Return the snapshot of that name, once tasks have ended that may make or remove it."""
         pause = _FIRST_PAUSE_SECONDS
         while True:
             # Asked first: a task that ends in between has made what is looked for then.
             tasks = self._properties(machine.ref, ("recentTask",)).get("recentTask") or ()
-            running = any(self._is_making(task) for task in tasks)
+            running = any(self._is_about_snapshots(task) for task in tasks)
             found = [each for each in self.again(machine).snapshots if each.name == name]
             if found or not running:
                 return found[0] if found else None
             self._closed.wait(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
-    def _is_making(self, task: Any) -> bool:
+    def _is_about_snapshots(self, task: Any) -> bool:
         values = self._properties(task, ("info.state", "info.descriptionId"))
-        making = str(values.get("info.descriptionId", "")).endswith("createSnapshot")
-        return making and values.get("info.state") in {"queued", "running"}
+        # `VirtualMachine.createSnapshot`, `VirtualMachineSnapshot.remove`.
+        about = "napshot" in str(values.get("info.descriptionId", ""))
+        return about and values.get("info.state") in {"queued", "running"}
 
     def _done(self, task: Any) -> Any:
         """Wait until a task has ended; return its result.
 
         Raises:
+            MaybeDoneError: If nobody tells us what becomes of it.
             SourceError: If it failed.
         """
         pause = 0.02
@@ -430,6 +436,8 @@ class VSphere:
                 return values.get("info.result")
             if values.get("info.state") == "error":
                 raise _translated(values.get("info.error"), self.name)
+            if "info.state" not in values:
+                raise MaybeDoneError(f"{self.name} does not tell {self._user} how a task ends")
             self._closed.wait(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 

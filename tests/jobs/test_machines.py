@@ -34,7 +34,13 @@ from blockstream.jobs.machines import MachineDisk, MachineWish, OnLoss, Round, o
 from blockstream.jobs.send import SendRequest, planned
 from blockstream.linux.buffers import aligned_buffer
 from blockstream.locations import Way, machine_place, open_vsphere, server_of
-from blockstream.sources.inventory import GoneError, Machine, MaybeDoneError, QuiesceError
+from blockstream.sources.inventory import (
+    GoneError,
+    Machine,
+    MaybeDoneError,
+    QuiesceError,
+    Snapshot,
+)
 from blockstream.sources.vsphere import VSphere, id_of
 from blockstream.words import Secret
 from blockstream_protocol import Kind
@@ -653,6 +659,32 @@ def test_a_snapshot_that_stays_is_named(rounds: Rounds) -> None:
     (left,) = rounds.ours()
     rounds.run()
     assert any(f"the snapshot {left} of a killed round is removed" in text for text in rounds.said)
+
+
+def test_a_snapshot_that_went_with_a_lost_answer_is_no_failure(
+    rounds: Rounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove = rounds.session.remove_snapshot
+
+    def meet_the_first(snapshot: Snapshot) -> None:
+        remove(snapshot)
+        raise SourceError("TaskInProgress")
+
+    monkeypatch.setattr(rounds.session, "remove_snapshot", meet_the_first)
+    rounds.run()
+
+
+def test_a_task_that_nobody_tells_of_is_not_waited_for(
+    rounds: Rounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = rounds.session._properties
+
+    def blind(ref: Any, paths: Sequence[str]) -> dict[str, Any]:
+        return {} if isinstance(ref, vim.Task) else look(ref, paths)
+
+    monkeypatch.setattr(rounds.session, "_properties", blind)
+    # What became of it is seen in the machine.
+    rounds.run()
 
 
 def test_a_failed_round_is_told_of_its_own_failure_and_of_the_snapshot(rounds: Rounds) -> None:
