@@ -8,7 +8,7 @@ import struct
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NoReturn
 
 from blockstream.errors import NotFoundError, SourceError
 from blockstream.extents import ExtentMap
@@ -106,7 +106,6 @@ class Sftp:
                 answered = asked.pop(number, None)
                 if kind != _DATA or answered is None:
                     self._fail(path, body)
-                    continue
                 data = _unpacked(body)
                 if not 0 < len(data) <= len(answered.view):
                     raise SourceError(f"{self.name}:{path}: an answer of {len(data)} bytes")
@@ -115,7 +114,7 @@ class Sftp:
                     rest = answered.view[len(data) :]
                     todo.append(_Wanted(answered.offset + len(data), rest))
 
-    def _fail(self, path: str, body: bytes) -> None:
+    def _fail(self, path: str, body: bytes) -> NoReturn:
         """Say why a request failed.
 
         Raises:
