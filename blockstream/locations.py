@@ -38,6 +38,22 @@ _STORE = re.compile(
 _NBD = re.compile(r"nbds?(\+unix)?://")
 _PASSWORD = re.compile(r"(//[^/@:]*:)[^/]*@")
 
+# What a location may begin with that is neither a path nor a host.
+_FORMS = {
+    "cow": "cow:FILE after `blockstream extents`",
+    "dir": "dir:PATH/DISK",
+    "s3": "s3://BUCKET/PREFIX/DISK",
+    "nbd": "nbd://HOST[:PORT]/EXPORT",
+    "nbds": "nbds://HOST[:PORT]/EXPORT",
+    "nbd+unix": "nbd+unix:///EXPORT?socket=PATH",
+    "nbds+unix": "nbds+unix:///EXPORT?socket=PATH",
+    "ssh": "ssh://[USER@]HOST[:PORT]/PATH",
+    "vmdk": "vmdk:FILE",
+    "vsphere": "vsphere://USER@HOST/DATACENTER/vm/NAME",
+}
+_OTHERS = {"file", "http", "https"}
+_KIND = re.compile(r"(?P<kind>[A-Za-z][A-Za-z0-9.+-]*):(?P<slashes>//)?")
+
 
 def open_source(location: str, *, from_medium: bool = False) -> Source:
     """Open what `location` names for reading; `from_medium` passes the cache by.
@@ -45,6 +61,7 @@ def open_source(location: str, *, from_medium: bool = False) -> Source:
     Raises:
         NotFoundError: If there is nothing.
         SourceError: If it cannot be read.
+        UsageError: If it cannot be a disk of this host.
     """
     if is_nbd(location):
         return open_export(location)
@@ -55,7 +72,7 @@ def open_source(location: str, *, from_medium: bool = False) -> Source:
         return VmdkSource(image, from_medium=from_medium)
     from blockstream.sources.disk import DiskSource  # numpy: 60 ms that `recv` need not wait
 
-    return DiskSource(location, from_medium=from_medium)
+    return DiskSource(of_this_host(location), from_medium=from_medium)
 
 
 def is_nbd(location: str) -> bool:
@@ -90,13 +107,74 @@ def open_target(
 
     Raises:
         RefusedError: If it must not be written.
-        UsageError: If it can only be read.
+        UsageError: If it can only be read, or cannot be a disk of this host.
     """
     if is_nbd(location):
         raise UsageError(f"{location} is an export of an NBD server, which is only read here")
     if vmdk_path(location) is not None:
         raise UsageError(f"{location} cannot be written, VMDKs are only read; nothing was written")
-    return DiskTarget(location, create=create, force_in_use=force_in_use, sources=sources)
+    path = of_this_host(location)
+    return DiskTarget(path, create=create, force_in_use=force_in_use, sources=sources)
+
+
+def of_this_host(location: str) -> str:
+    """Return a path; refuse what only a slip would take for one, as the `HOST:FILE` of scp.
+
+    Raises:
+        UsageError: If it names something else, and no file here is called so.
+    """
+    if not location:
+        raise UsageError("a place is empty; nothing was done; is a variable not set?")
+    if ":" not in location.partition("/")[0] or Path(location).exists():
+        return location
+    if is_machine(location):
+        raise UsageError(
+            f"{location} is a machine of VMware, which only `send` and `vsphere` take; nothing "
+            "was done"
+        )
+    if remote(location) is not None:
+        raise UsageError(
+            f"{location} is on another host, and here only a disk of this one will do; nothing "
+            "was done; run it over there"
+        )
+    near = _likely_form(location.partition(":")[0])
+    raise UsageError(
+        f"{location} is no file of this host; nothing was done; write "
+        + (near or "HOST:/PATH, with the whole path, for one of another host")
+        + f"; a file that is called so is ./{location}"
+    )
+
+
+def _refuse_other_kinds(location: str) -> None:
+    """Let no kind of place that we do not know, or that is mistyped, become the name of a host."""
+    found = _KIND.match(location)
+    if found is None or found["kind"] == "ssh":
+        return
+    kind = found["kind"].lower()
+    if found["slashes"] is None and kind not in _FORMS.keys() | _OTHERS:
+        return
+    if store_place(location, disk=False) is not None:
+        raise UsageError(
+            f"{location} is in a store, and here only a disk will do; nothing was done; "
+            "`blockstream restore` writes a point onto a disk"
+        )
+    shown = _PASSWORD.sub(r"\1***@", location)
+    meant = _likely_form(kind) or (
+        "a path, HOST:/PATH, or what begins with dir:, s3://, nbd://, nbd+unix://, vmdk: or "
+        "vsphere://, as `blockstream send --help` tells"
+    )
+    raise UsageError(
+        f"{shown} is no place that is known; nothing was done; write {meant}; if a host is called "
+        f"so, ssh://{found['kind']}/PATH"
+    )
+
+
+def _likely_form(word: str) -> str:
+    """Return what was probably meant by the first word of a location; empty if nobody knows."""
+    import difflib  # only for who made a slip: `recv` starts fast
+
+    near = difflib.get_close_matches(word.lower(), _FORMS, 1, 0.7)
+    return _FORMS[near[0]] if near else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,10 +273,12 @@ def remote(location: str) -> Remote | None:
     `[USER@]HOST::NAME` is a disk that `serve` there knows by name.
 
     Raises:
-        UsageError: If it can only be meant as such, and is none.
+        UsageError: If it can only be meant as such, and is none; or as a kind of place that is
+            not known.
     """
     if is_nbd(location) or vmdk_path(location) is not None or is_machine(location):
         return None
+    _refuse_other_kinds(location)
     named = _NAMED.fullmatch(location)
     if named is not None and not named["host"].startswith("-"):
         return Remote(named["host"].strip("[]"), "", named["user"] or "", name=named["path"])

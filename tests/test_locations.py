@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 
 from blockstream.errors import NotFoundError, UsageError
-from blockstream.locations import Remote, Way, open_link, remote, remote_folder
+from blockstream.locations import (
+    Remote,
+    Way,
+    of_this_host,
+    open_link,
+    remote,
+    remote_folder,
+)
 
 
 @pytest.mark.parametrize(
@@ -112,3 +119,59 @@ def test_paths_here_are_made_absolute_for_there(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert remote_folder("h:", ["disk"]) == [Remote("h", f"{tmp_path}/disk")]
+
+
+@pytest.mark.parametrize(
+    ("typed", "advice"),
+    [
+        ("foo://x/y", "HOST:/PATH"),
+        ("https://h/x", "HOST:/PATH"),
+        ("file:/x", "HOST:/PATH"),
+        ("s3:/bucket", "s3://BUCKET"),
+        ("S3://bucket/x", "s3://BUCKET"),
+        ("nbd:host", "nbd://HOST"),
+        ("NBD+unix:///x", "nbd+unix:///EXPORT"),
+        ("vsphere:/h/x", "vsphere://USER"),
+        ("vshpere://h/x", "vsphere://USER"),
+        ("dir:/backups/vm", "blockstream restore"),
+        ("s3://bucket/vm", "blockstream restore"),
+    ],
+)
+def test_a_kind_of_place_is_no_host(typed: str, advice: str) -> None:
+    with pytest.raises(UsageError, match="nothing was done") as raised:
+        remote(typed)
+    assert advice in str(raised.value)
+
+
+def test_a_refused_place_shows_no_password() -> None:
+    with pytest.raises(UsageError) as raised:
+        remote("foo://me:secret@host/x")
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "advice"),
+    [
+        ("", "variable"),
+        ("host:relative", "HOST:/PATH"),
+        ("host::a/b", "HOST:/PATH"),
+        ("host:/x", "over there"),
+        ("vdmk:disk.vmdk", "vmdk:FILE"),
+        ("vsphere://me@host/DC/vm/mail", "machine"),
+        ("foo://x/y", "HOST:/PATH"),
+    ],
+)
+def test_what_only_a_slip_would_take_for_a_file_is_refused(typed: str, advice: str) -> None:
+    with pytest.raises(UsageError, match="nothing was done") as raised:
+        of_this_host(typed)
+    assert advice in str(raised.value)
+
+
+def test_a_file_that_is_there_is_one_whatever_it_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("vm-12:30.img").touch()
+    assert of_this_host("vm-12:30.img") == "vm-12:30.img"
+    assert of_this_host("./vm-12:31.img") == "./vm-12:31.img"
+    assert of_this_host("/dev/disk/by-path/pci-0000:00:1f.2").startswith("/dev")

@@ -76,9 +76,14 @@ def with_peer_options(function: F) -> F:
     return function
 
 
-def has_peer_options(options: Mapping[str, Any]) -> bool:
-    """Tell whether any was given."""
-    return any(options[name] != default for name, default in _DEFAULTS.items())
+def refuse_peer_options(options: Mapping[str, Any]) -> None:
+    """An option without effect is an error."""
+    for name, default in _DEFAULTS.items():
+        if options[name] != default:
+            raise UsageError(
+                f"{_option(name)} needs another host, as HOST:/PATH, and none was named; nothing "
+                "was done"
+            )
 
 
 def peer_options(options: Mapping[str, Any], *, as_json: bool) -> PeerOptions:
@@ -89,8 +94,9 @@ def peer_options(options: Mapping[str, Any], *, as_json: bool) -> PeerOptions:
     """
     for name in ("host_keys", "ssh_config"):
         if options["rsh"] and options[name] != _DEFAULTS[name]:
-            option = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{option} is for our own ssh; tell that program of --rsh itself")
+            raise UsageError(
+                f"{_option(name)} is for our own ssh; tell that program of --rsh itself"
+            )
     return PeerOptions(
         way=Way(options["rsh"], options["host_keys"], options["ssh_config"]),
         command=options["remote_command"],
@@ -98,6 +104,10 @@ def peer_options(options: Mapping[str, Any], *, as_json: bool) -> PeerOptions:
         streams=_streams(options["streams"]),
         tell=lambda text: warn(text, as_json=as_json),
     )
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _streams(text: str) -> int:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from blockstream.cli.machines import refuse_machine_options
-from blockstream.cli.peers import has_peer_options
+from blockstream.cli.peers import refuse_peer_options
 from blockstream.cli.recv_cmd import TARGET_FLAGS
 from blockstream.errors import UsageError
 from blockstream.jobs.receive import ApplyMode
@@ -60,6 +60,8 @@ class Places:
         Raises:
             UsageError: If several sources have no place to go together.
         """
+        if not all(words):
+            raise UsageError("a place is empty; nothing was done; is a variable not set?")
         if is_machine(words[0]):
             return cls(words[:1], words[-1], None, (), machine=True)
         if len(words) == 1:
@@ -103,8 +105,7 @@ def check_places(places: Places, options: Mapping[str, Any]) -> None:
     if places.from_host is not None and places.hosts:
         raise UsageError("one of SOURCE and TARGET has to be on this host; run it on one of theirs")
     if places.from_host is None and not places.hosts:
-        if has_peer_options(options):
-            raise UsageError("--rsh, --remote-command, --streams and the like need another host")
+        refuse_peer_options(options)
         if options["apply"] != ApplyMode.DIRECT:
             raise UsageError("--apply needs another host; over a pipe, give it to `recv`")
     if places.target is None and any(options[name] for name in TARGET_FLAGS):

@@ -9,16 +9,16 @@ import click
 
 from blockstream.cli.console import event, saving_text, say
 from blockstream.cli.options import cleared, reporters, with_progress, with_state_dir
-from blockstream.cli.peers import has_peer_options, peer_options, with_peer_options
+from blockstream.cli.peers import peer_options, refuse_peer_options, with_peer_options
 from blockstream.cli.recv_cmd import TARGET_FLAGS, show_received, with_target_options
 from blockstream.cli.stores import StoreAccess, opened_store, place_of, with_store_access
-from blockstream.errors import StoreDamagedError, UsageError
+from blockstream.errors import StoreDamagedError
 from blockstream.jobs.copy import copy
 from blockstream.jobs.peer import push
 from blockstream.jobs.receive import ReceiveRequest
 from blockstream.jobs.send import SendRequest
 from blockstream.jobs.stores.restore import opened_point
-from blockstream.locations import StorePlace, remote
+from blockstream.locations import StorePlace, of_this_host, remote
 from blockstream.pipeline.progress import Progress
 from blockstream.words import duration_text
 
@@ -55,8 +55,9 @@ def command(
     """  # noqa: D301
     place = place_of(point)
     host = remote(target)
-    if host is None and has_peer_options(options):
-        raise UsageError("--rsh, --remote-command, --streams and the like need another host")
+    if host is None:
+        of_this_host(target)
+        refuse_peer_options(options)
     shown = reporters("restore", as_json=as_json, quiet=quiet, progress_fd=progress_fd)
     where = ReceiveRequest(
         target=target, state_dir=state_dir, **{name: options[name] for name in TARGET_FLAGS}

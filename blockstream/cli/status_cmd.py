@@ -24,7 +24,7 @@ def command(target: str | None, as_json: bool, state_dir: Path) -> None:
       blockstream status /dev/vg/vm
       blockstream send --resume "$(blockstream status --json DISK | jq -r .token)" ...
     """  # noqa: D301
-    found = [status(target, state_dir)] if target else all_statuses(state_dir)
+    found = [status(target, state_dir)] if target is not None else all_statuses(state_dir)
     for one in found:
         if as_json:
             result("status", **_values(one))

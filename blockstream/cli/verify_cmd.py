@@ -15,7 +15,7 @@ from blockstream.jobs.peer import compared, push_differing
 from blockstream.jobs.receive import ReceiveRequest
 from blockstream.jobs.send import SendRequest
 from blockstream.jobs.snapshots import SnapshotWish, opened
-from blockstream.locations import open_source, remote
+from blockstream.locations import of_this_host, open_source, remote
 from blockstream.pipeline.progress import Progress
 from blockstream.words import size_text
 
@@ -51,6 +51,7 @@ def command(
     """  # noqa: D301
     where = remote(target)
     if where is None:
+        of_this_host(target)
         raise UsageError(
             f"{target} is on this host: `blockstream extents {source} --since {target}` compares"
         )

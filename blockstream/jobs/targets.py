@@ -13,7 +13,7 @@ from blockstream.errors import BlockstreamError, NotFoundError, RefusedError
 from blockstream.linux.block import data_ranges
 from blockstream.linux.identity import Identity, identity_of
 from blockstream.linux.state_directory import JournalFiles
-from blockstream.locations import open_target
+from blockstream.locations import of_this_host, open_target
 from blockstream.pipeline.journal import SLOT_BYTES, Journal
 from blockstream.pipeline.token import ResumeToken
 from blockstream.targets.disk import DiskTarget
@@ -94,7 +94,7 @@ def made_before(location: str, state_dir: Path, same: Callable[[Clean], bool]) -
     Raises:
         RefusedError: If it exists and is not that, or may not be made there.
     """
-    path = Path(location)
+    path = Path(of_this_host(location))
     if not path.exists() and not path.is_symlink():
         _check_place(path)
         return False
@@ -208,11 +208,14 @@ def status_at(location: str, state_dir: Path) -> TargetStatus:
     Raises:
         NotFoundError: If nothing is known of it, or it does not exist.
         RefusedError: If it cannot be opened.
+        UsageError: If it cannot be a disk of this host.
     """
     try:
-        fd = os.open(location, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(of_this_host(location), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
-        raise NotFoundError(f"{location} does not exist") from None
+        raise NotFoundError(
+            f"{location} does not exist; `blockstream status` alone shows all that are known"
+        ) from None
     except OSError as error:
         raise RefusedError(f"{location} cannot be opened: {error.strerror}") from error
     try:

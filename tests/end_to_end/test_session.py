@@ -584,7 +584,7 @@ def test_what_cannot_be_compared_is_said(host: Host, way: list[str]) -> None:
         (["lab:/a"], "a SOURCE of another host needs a TARGET here"),
         (["ssh://lab", "x"], "is not ssh://"),
         (["disk", "ssh://-oProxyCommand/y"], "names no host"),
-        (["disk", "copy", "--rsh", "ssh"], "need another host"),
+        (["disk", "copy", "--rsh", "ssh"], "needs another host"),
         (["disk", "lab:/x", "--rsh", "ssh", "--host-keys", "accept-new"], "for our own ssh"),
         (["disk", "lab:/x", "--require-receipt"], "have no effect here"),
         (["disk", "lab:/x", "--rsh", "'"], "is no command"),
