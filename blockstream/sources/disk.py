@@ -13,10 +13,21 @@ from blockstream.errors import NotFoundError, SourceError
 from blockstream.extents import ExtentMap
 from blockstream.linux.batch import FEWEST, batch
 from blockstream.linux.block import data_ranges, logical_block_of, size_of
-from blockstream.linux.buffers import read_all
+from blockstream.linux.buffers import aligned_buffer, read_all
 from blockstream.linux.identity import Identity, Node, identity_of, node_of, users_of
 from blockstream.linux.page_cache import CacheView, lies_in_memory, may_see_cache
 from blockstream_protocol import Kind
+
+_BY_NBD = "nbd+unix:///?socket=PATH, with `qemu-nbd -r -t -k PATH` on the file"
+_IMAGES = (
+    (b"KDMV", "a VMDK", "vmdk:FILE"),
+    (b"COWD", "a VMDK", "vmdk:FILE"),
+    (b"# Disk DescriptorFile", "the descriptor of a VMDK", "vmdk:FILE"),
+    (b"QFI\xfb", "a qcow2 image", _BY_NBD),
+    (b"vhdxfile", "a VHDX image", _BY_NBD),
+    (b"conectix", "a VHD image", _BY_NBD),
+)
+_HEAD_BYTES = 512
 
 
 class DiskSource:
@@ -61,6 +72,7 @@ class DiskSource:
                 self._is_device or lies_in_memory(self._fd)
             )
             self._cache = self._view_of_cache() if self._is_cached else None
+            self._look_for_an_image()
         except BaseException:
             os.close(self._fd)
             raise
@@ -174,6 +186,20 @@ class DiskSource:
                 f"{self.name} is in use ({'; '.join(users)}): what is sent may be no one moment "
                 "of it; a snapshot would be"
             )
+
+    def _look_for_an_image(self) -> None:
+        """Warn of a file that holds a disk in another form: it is sent as it is."""
+        if self._is_device or self.size < _HEAD_BYTES:
+            return
+        head = aligned_buffer(_HEAD_BYTES)
+        with contextlib.suppress(SourceError):  # whoever reads it all hears of it
+            self._read(head, 0)
+        for magic, kind, instead in _IMAGES:
+            if bytes(head[: len(magic)]) == magic:
+                self.warnings.append(
+                    f"{self.name} is {kind}, and is sent as the file that it is; for the disk in "
+                    f"it give {instead}"
+                )
 
     def _unreadable(self, offset: int, length: int, error: Exception) -> SourceError:
         reason = error.strerror if isinstance(error, OSError) else str(error)

@@ -224,3 +224,27 @@ def test_a_device_that_changed_its_size_is_not_valid(tmp_path: Path) -> None:
         run("losetup", "--set-capacity", device)
         with pytest.raises(SourceError, match="changed its size"):
             source.validate()
+
+
+@pytest.mark.parametrize(
+    ("head", "instead"),
+    [
+        (b"KDMV\1\0\0\0", "vmdk:FILE"),
+        (b"# Disk DescriptorFile\n", "vmdk:FILE"),
+        (b"QFI\xfb\0\0\0\3", "nbd+unix:///"),
+    ],
+)
+def test_a_disk_in_another_form_is_warned_of(tmp_path: Path, head: bytes, instead: str) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(head.ljust(1024, b"\0"))
+    with closing(DiskSource(str(path))) as source:
+        (warning,) = source.warnings
+    assert "is sent as the file that it is" in warning
+    assert instead in warning
+
+
+def test_a_disk_as_it_is_is_not_warned_of(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(b"\xeb\x63\x90".ljust(1024, b"\0"))
+    with closing(DiskSource(str(path))) as source:
+        assert source.warnings == []
