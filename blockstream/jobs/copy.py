@@ -8,9 +8,9 @@ from dataclasses import replace
 import blake3
 
 from blockstream import __version__
-from blockstream.errors import BlockstreamError, InterruptedTransferError, SourceError
+from blockstream.errors import BlockstreamError, InterruptedTransferError, RefusedError, SourceError
 from blockstream.interfaces import Source
-from blockstream.jobs.receive import ReceiveRequest, ReceiveResult
+from blockstream.jobs.receive import ReceiveRequest, ReceiveResult, advised
 from blockstream.jobs.send import SendPlan, SendRequest, planned
 from blockstream.jobs.stored import finish_staged, undo_dropper
 from blockstream.jobs.supervision import Reporter, Work, supervised
@@ -107,7 +107,10 @@ def copy(
         everything.journal.facts = {"path": where.target, "apply": str(where.apply)}
         if everything.spool_complete:
             finish_staged(everything)
-        return _copied(what, where, source, everything, progress, reporters)
+        try:
+            return _copied(what, where, source, everything, progress, reporters)
+        except RefusedError as error:
+            raise advised(error, where.target) from error
 
 
 def _target(what: SendRequest, where: ReceiveRequest, source: Source) -> tuple[DiskTarget, bool]:

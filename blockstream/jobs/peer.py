@@ -130,6 +130,13 @@ class Push:
                 return self._once()
             except (ConnectionLostError, OutcomeUnknownError) as error:
                 self._patience.after(error, progress)
+            except InterruptedTransferError as error:
+                if not self._patience.stopped.is_set():
+                    raise
+                raise InterruptedTransferError(
+                    f"{error}; {self._where} is unfinished, {progress.durable} of "
+                    f"{progress.total} bytes are durable there; the same command continues"
+                ) from error
             except (SourceError, RefusedError):
                 # What was begun there was another state of the source: of no use any more.
                 if not self._sending.start_anew():
@@ -409,13 +416,20 @@ def explained(error: BlockstreamError, links: Sequence[Link], *, greeted: bool) 
             f"blockstream was not found on {link.name}{said}; nothing was sent; install it there, "
             "or give its name with --remote-command"
         )
+    if status == AuthenticationError.exit_status and words:
+        return AuthenticationError(words)
     if status == AuthenticationError.exit_status or any(text in words for text in _DENIED):
-        return AuthenticationError(words or f"{link.name} let us not in; nothing was sent")
+        return AuthenticationError(f"{link.name} let us not in{said}; nothing was sent")
     ours = words.removeprefix(_OURS)
     if ours != words:
         # It was blockstream itself that ended, and said why.
         kinds = (kind for kind in BlockstreamError.__subclasses__() if kind.exit_status == status)
         return next(kinds, InterruptedTransferError)(f"{link.name}: {ours}")
+    if status == _NO_CONNECTION and words:
+        return ConnectionLostError(
+            f"no session with {link.name}: {words}; nothing was sent; is the name right, and the "
+            "host up?"
+        )
     # A program that ended by itself, other than for a lack of connection, would do so again.
     by_itself = 0 < status < _NO_CONNECTION
     return (InterruptedTransferError if by_itself else ConnectionLostError)(

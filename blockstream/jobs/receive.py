@@ -448,16 +448,21 @@ def _undo_saver(
     return save if request.apply is ApplyMode.UNDO else undo_dropper(everything)
 
 
+def advised(error: RefusedError, target: str) -> RefusedError:
+    """Add what was not done, and what to do, to a refusal of which only the reason was said."""
+    if not error.advice:
+        return error
+    return type(error)(f"{error}; nothing was written to {target}; {error.advice}")
+
+
 def _with_next_step(
     error: BlockstreamError, everything: OpenedTarget, *, duplex: bool
 ) -> BlockstreamError:
     """Add the state of the target, and how to go on, to an error's message."""
     unfinished = everything.unfinished
     name = everything.target.name
-    if error.advice:
-        return type(error)(f"{error}; nothing was written to {name}; {error.advice}")
     if isinstance(error, RefusedError):
-        return error
+        return advised(error, name)
     if not isinstance(unfinished, Dirty | Clean):
         return type(error)(f"{error}; nothing was written to {name}; send it again")
     state = "half-written" if isinstance(everything.journal.state, Dirty) else "still at its base"

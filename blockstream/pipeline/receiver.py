@@ -8,7 +8,7 @@ from typing import Protocol
 
 import blake3
 
-from blockstream.errors import BlockstreamError
+from blockstream.errors import BlockstreamError, RefusedError
 from blockstream.linux.buffers import aligned_buffer
 from blockstream.linux.streams import WakeableReader
 from blockstream.pipeline.compression import Decompressor
@@ -166,7 +166,7 @@ class Applying:
         return _decisive(errors, self.finish or Finish(code_of(errors[0])))
 
     def _tell(self, error: BaseException) -> None:
-        self.event(lambda: self.session.failed(code_of(error), str(error)))
+        self.event(lambda: self.session.failed(code_of(error), _said_to_sender(error)))
 
     def _one(self, effect: Effect) -> list[Effect]:  # one line an effect
         session = self.session
@@ -230,6 +230,14 @@ class Applying:
             durable = self.session.durable.frames
             for seq in [seq for seq in self._kept if seq < durable]:
                 del self._kept[seq]
+
+
+def _said_to_sender(error: BaseException) -> str:
+    """Return the text of an error; of a refusal, with what its class advises."""
+    meant = translated(error)
+    if isinstance(meant, RefusedError) and meant.advice:
+        return f"{error}; nothing was written; {meant.advice}"
+    return str(error)
 
 
 def _decisive(errors: list[BaseException], finish: Finish) -> BaseException:

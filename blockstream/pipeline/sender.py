@@ -229,6 +229,8 @@ class SendEngine:
                 failpoint("send.after_intent")
                 return self._locked(self._session.intent_recorded)
             case Finish():
+                if self._options.answers and effect.committed is not None:
+                    self._progress.durable = self._progress.total
                 self._set(finish=effect)
         return []
 

@@ -223,6 +223,21 @@ def test_local_copy_and_local_increment(host: Host) -> None:
     assert (again.status, "already committed" in again.err) == (0, True)
 
 
+def test_a_refused_local_copy_says_what_was_not_done_and_what_to_do(host: Host) -> None:
+    disk, small = host.disk("disk"), host.blank("small", 4096)
+    ended = host.run("send", disk, small)
+    assert ended.status == 10
+    assert f"nothing was written to {small}; make it at least as large" in ended.err
+
+
+def test_a_slip_in_a_target_makes_no_file_here(host: Host) -> None:
+    words: Words = ["send", host.disk("disk"), "lab:copy.img", "--create"]
+    ended = host.run(*words)
+    assert ended.status == 2
+    assert "nothing was done; write HOST:/PATH" in ended.err
+    assert not Path("lab:copy.img").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "point", ["recv.after_record:1", "recv.after_write:2", "recv.after_clean:1"]

@@ -57,7 +57,8 @@ def test_what_the_receiver_refuses_is_said_here_in_its_words(host: Host, way: li
     disk, small = host.disk("disk"), host.blank("small", 4096)
     ended = host.run("send", disk, f"lab:{small}", *way)
     assert ended.status == 10
-    assert "lab: the source has 300000 bytes, the target only 4096" in ended.err
+    assert "lab: the source has 300000 bytes, the target only 4096; nothing was" in ended.err
+    assert "make it at least as large as the source" in ended.err
     assert "connecting again" not in ended.err
 
 
@@ -103,6 +104,21 @@ def test_a_transfer_whose_both_ends_were_killed_is_continued_by_the_same_command
     assert isinstance(counts, dict)
     assert counts["covered"] == 5 * MIB
     assert counts["wire"] < 5 * MIB  # what was durable did not travel again
+    assert counts["durable"] == 5 * MIB
+
+
+@pytest.mark.slow
+def test_a_stopped_sender_says_how_much_is_durable_there(eager: Host, way: list[str]) -> None:
+    disk, copy = eager.disk("disk", 8 * MIB), eager.folder / "copy"
+    words: list[str | Path] = ["send", disk, f"lab:{copy}", "--create", "--bwlimit", "1M", *way]
+    words[words.index("--remote-command") + 1] = far_command(eager)
+    sender = eager.start(words)
+    wait_until(lambda: copy.exists() and far_status(eager, copy)["state"] == "dirty")
+    sender.signal(signal.SIGINT)
+    ended = sender.wait()
+    assert ended.status == 11
+    assert f"stopped by SIGINT; lab:{copy} is unfinished" in ended.err
+    assert "bytes are durable there; the same command continues" in ended.err
 
 
 @pytest.mark.slow
