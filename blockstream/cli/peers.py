@@ -1,6 +1,7 @@
 """Options on how another host is reached, and on the ends of a session."""
 
 import contextlib
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -97,6 +98,8 @@ def peer_options(options: Mapping[str, Any], *, as_json: bool) -> PeerOptions:
             raise UsageError(
                 f"{_option(name)} is for our own ssh; tell that program of --rsh itself"
             )
+    if options["ssh_config"] and not os.access(options["ssh_config"], os.R_OK):
+        raise UsageError(f"{options['ssh_config']} cannot be read; nothing was done")
     return PeerOptions(
         way=Way(options["rsh"], options["host_keys"], options["ssh_config"]),
         command=options["remote_command"],

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 import re
+import shlex
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -179,16 +180,22 @@ def _explained(where: Destination) -> Iterator[None]:
     except asyncssh.PermissionDenied as error:
         # Its own text may hold what was tried.
         raise NotTrustedError(
-            f"{where.host} accepts none of our keys; try `ssh {where.host} true`"
+            f"{where.host} accepts none of our keys; nothing was sent; try `{_ssh(where)} true`"
         ) from error
     except asyncssh.HostKeyNotVerifiable as error:
-        raise NotTrustedError(_advice(where, str(error.reason))) from error
+        # Where nothing is known of it, `_known_hosts` has said so.
+        raise NotTrustedError(
+            f"{where.host} is not trusted: it shows another host key than "
+            f"{' or '.join(where.config.files)} has for {where.key_name}; nothing was sent; if "
+            "the host was set up anew, take the old key out by "
+            f"`ssh-keygen -R '{where.key_name}'`; if it was not, somebody stands in between"
+        ) from error
     except asyncssh.ConfigParseError as error:
         raise UnreachableError(f"no connection to {where.host}: {error}") from error
     except ValueError as error:  # the text of an error with keys is not for showing
         raise UnreachableError(
             f"no connection to {where.host}: one of our keys cannot be used "
-            f"({type(error).__name__}); try `ssh {where.host} true`"
+            f"({type(error).__name__}); try `{_ssh(where)} true`"
         ) from error
     except (OSError, asyncssh.Error, TimeoutError) as error:
         raise UnreachableError(f"no connection to {where.host}: {reason(error)}") from error
@@ -277,13 +284,17 @@ def _read_by_asyncssh(config: SshConfig, host: str, config_file: str) -> SshConf
 
 
 def _advice(where: Destination, what: str) -> str:
-    port = where.address[1]
-    option = f"-p {port} " if port != 22 else ""
     return (
         f"{where.host} is not trusted: {what}; nothing was sent; if it is the right host, "
-        f"`ssh {option}{where.host} true` shows its key and notes it, or give "
-        "--host-keys accept-new"
+        f"`{_ssh(where)} true` shows its key and notes it, or give --host-keys accept-new"
     )
+
+
+def _ssh(where: Destination) -> str:
+    """Return how the system's ssh is asked for the same host."""
+    words = ["ssh", *(["-F", where.config_file] if where.config_file else [])]
+    words += ["-p", str(where.port)] if where.port else []
+    return shlex.join([*words, f"{where.user}@{where.host}" if where.user else where.host])
 
 
 def reason(error: Exception) -> str:
