@@ -15,6 +15,11 @@ def size_text(count: float) -> str:
     return f"{count:.{digits}f} {_UNITS[unit]}"
 
 
+def counted(count: int, noun: str) -> str:
+    """Return how many of something: `1 range`, `2 ranges`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def duration_text(seconds: float) -> str:
     """Return seconds as `0.8 s`, `42 s`, `3:07` or `2:03:07`."""
     if seconds < 60:

@@ -14,7 +14,9 @@ from blockstream.cli.stores import (
     whole_store,
     with_store_access,
 )
-from blockstream.jobs.stores.repository import VERIFIED
+from blockstream.errors import StoreDamagedError, UsageError
+from blockstream.formats.point import Point
+from blockstream.jobs.stores.repository import VERIFIED, StoredDisk
 from blockstream.words import duration_text, size_text
 
 
@@ -33,23 +35,20 @@ def command(place: str, access: StoreAccess, as_json: bool) -> None:
     """  # noqa: D301
     store = whole_store(place)
     if is_store(store, access):
-        with opened_store(store, access) as repository:
-            for name in repository.disks():
-                if as_json:
-                    result("disk", name=name, place=f"{store}/{name}")
-                else:
-                    show(f"{store}/{name}\n")
+        _list_disks(store, access, as_json=as_json)
         return
     found = place_of(place)
+    if found.point:
+        raise UsageError(f"all points are listed: leave @{found.point} out")
     with opened_store(found.store, access) as repository:
         disk = repository.disk(found.disk)
-        points, verified = list(disk.points()), disk.marks(VERIFIED)
+        points, verified = _points_of(disk, found.store), disk.marks(VERIFIED)
     if as_json:
         for point in points:
             result("point", **asdict(point), verified=verified.get(point.seq))
         return
     if not points:
-        say(f"{found} has no point yet")
+        say(f"{found} has no point yet; `blockstream points {found.store}` lists the disks")
         return
     heads = ("kind", "disk", "changed", "stored", "lag")
     head = "{:<9}{:>10}{:>12}{:>12}{:>9}".format(*heads)
@@ -68,3 +67,26 @@ def command(place: str, access: StoreAccess, as_json: bool) -> None:
                 f"        ! the list of changes had missed {size_text(point.missed)} of it; the "
                 "points before may lack them\n"
             )
+
+
+def _list_disks(store: str, access: StoreAccess, *, as_json: bool) -> None:
+    with opened_store(store, access) as repository:
+        names = repository.disks()
+    for name in names:
+        if as_json:
+            result("disk", name=name, place=f"{store}/{name}")
+        else:
+            show(f"{store}/{name}\n")
+    if not names and not as_json:
+        say(f"{store} has no disk yet")
+
+
+def _points_of(disk: StoredDisk, store: str) -> list[Point]:
+    """Return all points that were not pruned; say what to do where one is damaged."""
+    try:
+        return list(disk.points())
+    except StoreDamagedError as error:
+        raise StoreDamagedError(
+            f"{error}; nothing is listed; `blockstream store repair {store} --from COPY` puts it "
+            "back from a copy of the store"
+        ) from error

@@ -64,10 +64,10 @@ def command(
     )
     with contextlib.ExitStack() as stack:
         disk = stack.enter_context(opened_store(place.store, access)).disk(place.disk)
+        stack.enter_context(_what_next(place, target))
         found = disk.find(place.point)
         source = stack.enter_context(contextlib.closing(opened_point(disk, found)))
         request = SendRequest(source=str(place), state_dir=state_dir, goal=found.state)
-        stack.enter_context(_what_next(place, target))
         if host is None:
             result = copy(request, source, where, Progress(), shown)
             cleared(shown)

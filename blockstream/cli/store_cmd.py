@@ -38,7 +38,7 @@ from blockstream.jobs.stores.retention import parse_rules
 from blockstream.jobs.stores.verify import Verified, verify_disk
 from blockstream.locations import open_source, store_place
 from blockstream.pipeline.progress import Progress
-from blockstream.words import size_text
+from blockstream.words import counted, size_text
 
 _MOST_EXTENTS = 5
 
@@ -63,7 +63,7 @@ def command() -> None:
     """  # noqa: D301
 
 
-@command.command("init")
+@command.command("init", short_help="Make a store, once.")
 @click.argument("store")
 @click.option(
     "--encrypt-to",
@@ -88,7 +88,7 @@ def init(store: str, recipients: tuple[str, ...], access: StoreAccess) -> None:
         say("Whoever loses every identity that opens it has lost what it holds: keep one elsewhere")
 
 
-@command.command("verify")
+@command.command("verify", short_help="Read what points are made of.")
 @click.argument("place", metavar="STORE[/DISK]")
 @click.option("--newest", is_flag=True, help="Only what the newest point is made of.")
 @click.option(
@@ -128,7 +128,7 @@ def verify(
         raise StoreDamagedError(f"{place}: what is kept of {names} is damaged; see the lines above")
 
 
-@command.command("prune")
+@command.command("prune", short_help="Hide, then delete, the points that no rule keeps.")
 @click.argument("place", metavar="STORE[/DISK]")
 @click.option(
     "--keep",
@@ -175,7 +175,7 @@ def prune_points(
     _with_each(place, access, pruned)
 
 
-@command.command("compact")
+@command.command("compact", short_help="Let the newest point need no older one.")
 @click.argument("place", metavar="STORE[/DISK]")
 @with_store_access
 def compact_points(place: str, access: StoreAccess) -> None:
@@ -199,7 +199,7 @@ def compact_points(place: str, access: StoreAccess) -> None:
     _with_each(place, access, compacted)
 
 
-@command.command("repair")
+@command.command("repair", short_help="Replace what is damaged, from a copy or a disk.")
 @click.argument("place", metavar="STORE[/DISK]")
 @click.option(
     "--from",
@@ -245,7 +245,10 @@ def repair_points(
             _show_verified(result.after, as_json=as_json, quiet=quiet)
             damaged += [name] if result.after.damages else []
     if damaged:
-        raise StoreDamagedError(f"{place}: {', '.join(damaged)} stay damaged; see the lines above")
+        stays = "stays" if len(damaged) == 1 else "stay"
+        raise StoreDamagedError(
+            f"{place}: {', '.join(damaged)} {stays} damaged; see the lines above"
+        )
 
 
 def _show_repaired(result: Repaired, other: str, *, as_json: bool) -> None:
@@ -257,13 +260,13 @@ def _show_repaired(result: Repaired, other: str, *, as_json: bool) -> None:
     for text in dict.fromkeys(result.refusals):
         say(text)
     if result.healed or result.lost:
-        text = f"{result.disk}: made anew from {other}: {result.healed} frames"
+        text = f"{result.disk}: made anew from {other}: {counted(result.healed, 'frame')}"
         say(text + (f"; of {result.lost} more it holds something else" if result.lost else ""))
     for key in result.filled:
         say(f"{result.disk}: {key} is no stream for `recv` any more; to restore takes only frames")
 
 
-@command.command("policy")
+@command.command("policy", short_help="Print what AWS must allow a key.")
 @click.argument("store")
 @click.option(
     "--role",
@@ -286,7 +289,7 @@ def show_policy(store: str, role: str) -> None:
     show(json.dumps(policy(bucket, prefix.strip("/"), Role(role)), indent=2) + "\n")
 
 
-@command.command("trust")
+@command.command("trust", short_help="Take the store that lies there now for the right one.")
 @click.argument("store")
 @with_store_access
 def trust(store: str, access: StoreAccess) -> None:
@@ -298,7 +301,10 @@ def trust(store: str, access: StoreAccess) -> None:
     with opened_objects(whole_store(store), access) as objects:
         repository = Repository(objects, access.identity)
         Pins(access.state_dir).trust(repository)
-    say(f"{objects.name} is trusted here; its fingerprint is {repository.fingerprint}")
+    if repository.encrypted:
+        say(f"{objects.name} is trusted here; its fingerprint is {repository.fingerprint}")
+    else:
+        say(f"{objects.name} is trusted here, and is not encrypted: anybody can make another")
 
 
 @command.group("key")
@@ -313,7 +319,7 @@ def key() -> None:
     """  # noqa: D301
 
 
-@key.command("new")
+@key.command("new", short_help="Make an age identity, and print its recipient.")
 @click.argument("file", type=click.Path(path_type=Path))
 def new_key(file: Path) -> None:
     """Make an age identity in FILE, and print its recipient."""
@@ -321,7 +327,7 @@ def new_key(file: Path) -> None:
     say(f"{file} opens what is encrypted for it: keep a copy on another host")
 
 
-@key.command("list")
+@key.command("list", short_help="List who can open a store.")
 @click.argument("store")
 @with_store_access
 @with_json
@@ -335,7 +341,7 @@ def list_keys(store: str, access: StoreAccess, as_json: bool) -> None:
                 show(f"{each.created}   {each.recipient}\n")
 
 
-@key.command("add")
+@key.command("add", short_help="Let somebody open a store, too.")
 @click.argument("store")
 @click.argument("recipient")
 @with_store_access
@@ -346,7 +352,7 @@ def add_key(store: str, recipient: str, access: StoreAccess) -> None:
     say(f"{made.recipient} can open it now")
 
 
-@key.command("remove")
+@key.command("remove", short_help="Take somebody's key away.")
 @click.argument("store")
 @click.argument("recipient")
 @with_store_access

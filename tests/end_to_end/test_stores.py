@@ -579,7 +579,7 @@ def test_what_is_damaged_is_replaced_by_its_twin(host: Host, store: str, tmp_pat
         (folder / objects[-1].relative_to(root)).write_bytes(b"{}")
     kept = host.run("store", "repair", store, "--from", twin)
     assert kept.status == 12
-    assert "stay damaged" in kept.err
+    assert "damaged; see" in kept.err
 
 
 def opened_raw(host: Host, store: str, monkeypatch: pytest.MonkeyPatch) -> Objects:
@@ -873,6 +873,17 @@ def test_a_writer_may_not_delete(host: Host) -> None:
     assert "Put" not in texts["reader"]
     assert "s3:DeleteObject" in texts["pruner"]
     assert host.run("store", "policy", "dir:/x").status == 2
+
+
+def test_what_is_not_there_is_said_with_what_is(host: Host, store: str, tmp_path: Path) -> None:
+    assert f"{store} has no disk yet" in ok(host.run("points", store)).err
+    unknown = host.run("restore", f"{store}/vm", tmp_path / "copy", "--create")
+    assert unknown.status == 17
+    assert f"no point of vm; nothing was done; `blockstream points {store}`" in unknown.err
+    one = host.run("points", f"{store}/vm@7")
+    assert (one.status, "leave @7 out" in one.err) == (2, True)
+    forgotten = host.run("restore", store, tmp_path / "copy", "--create")
+    assert (forgotten.status, "which is STORE/DISK" in forgotten.err) == (17, True)
 
 
 def test_a_store_is_made_once(host: Host, store: str) -> None:

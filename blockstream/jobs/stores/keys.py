@@ -63,8 +63,8 @@ class StoreHeader:
                     " make it anew"
                 ) from error
             raise NotFoundError(
-                f"{objects.name} is no store yet; nothing was sent; `blockstream store init "
-                f"{objects.name}` makes one"
+                f"{objects.name} is no store yet; nothing was done; look at the name, which is "
+                f"STORE/DISK for a disk; `blockstream store init {objects.name}` makes a store"
             ) from error
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise StoreDamagedError(

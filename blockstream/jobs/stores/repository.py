@@ -252,9 +252,15 @@ class StoredDisk:
         else:
             found = self._among(word)
         if found is None:
+            store = self.objects.name
+            if not self.numbers():
+                raise NotFoundError(
+                    f"{store} has no point of {self.name}; nothing was done; `blockstream points "
+                    f"{store}` lists its disks"
+                )
             raise NotFoundError(
-                f"{self.objects.name} has no point {word or 'last'} of {self.name}; "
-                f"`blockstream points {self.objects.name}/{self.name}` lists them"
+                f"{store} has no point {word or 'last'} of {self.name}; nothing was done; "
+                f"`blockstream points {store}/{self.name}` lists them"
             )
         return found
 

@@ -224,7 +224,7 @@ def _check_base(what: SendPlan, last: Point | None, disk: StoredDisk) -> Point:
         holds = f"state {last.state!r}" if last is not None else "no point"
         raise BaseMismatchError(
             f"{disk.objects.name} holds {holds} of {disk.name} last, and not the base {base!r}; "
-            "nothing was sent"
+            "nothing was sent; send the changes since that one, or all, without --base"
         )
     if size > last.size:
         tail = ExtentMap.from_columns(
