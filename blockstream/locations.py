@@ -109,10 +109,6 @@ def open_target(
         RefusedError: If it must not be written.
         UsageError: If it can only be read, or cannot be a disk of this host.
     """
-    if is_nbd(location):
-        raise UsageError(f"{location} is an export of an NBD server, which is only read here")
-    if vmdk_path(location) is not None:
-        raise UsageError(f"{location} cannot be written, VMDKs are only read; nothing was written")
     path = of_this_host(location)
     return DiskTarget(path, create=create, force_in_use=force_in_use, sources=sources)
 
@@ -127,6 +123,12 @@ def of_this_host(location: str) -> str:
         raise UsageError("a place is empty; nothing was done; is a variable not set?")
     if ":" not in location.partition("/")[0] or Path(location).exists():
         return location
+    if is_nbd(location):
+        raise UsageError(
+            f"{location} is an export of an NBD server, which is only read; nothing was done"
+        )
+    if vmdk_path(location) is not None:
+        raise UsageError(f"{location} is a VMDK, which is only read; nothing was done")
     if is_machine(location):
         raise UsageError(
             f"{location} is a machine of VMware, which only `send` and `vsphere` take; nothing "
@@ -556,5 +558,8 @@ def server_of(place: MachinePlace) -> "Server":
     try:
         context = ssl.create_default_context(cafile=place.ca or None)
     except (OSError, ssl.SSLError) as error:
-        raise NotFoundError(f"{place.ca} holds no certificate that can be read: {error}") from error
+        raise NotFoundError(
+            f"{place.ca} holds no certificate that can be read: {error.strerror or error}; "
+            "nothing was asked"
+        ) from error
     return Server(place.host, place.port, context)

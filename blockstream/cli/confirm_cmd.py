@@ -30,8 +30,12 @@ def command(receipt: str, as_json: bool, state_dir: Path) -> None:
         else:
             with Path(receipt).open() as file:
                 text = file.read(_RECEIPT_BYTES)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{receipt} cannot be read: {error}") from error
+    except OSError as error:
+        raise UsageError(
+            f"{receipt} cannot be read: {error.strerror}; the base was not advanced"
+        ) from error
+    except UnicodeDecodeError:
+        text = "?"  # whatever it is, it is no receipt
     if not text.strip():
         raise OutcomeUnknownError(
             "no receipt came: the receiver did not commit, or its word was lost; the base was not "

@@ -9,7 +9,7 @@ from blockstream.cli.console import result, show
 from blockstream.cli.options import refuse_terminal, with_json
 from blockstream.errors import NotFoundError
 from blockstream.jobs.inspect import MAP_CELLS, Inspection, inspect
-from blockstream.words import size_text
+from blockstream.words import counted, size_text
 
 _SHADES = " ░▒▓█"
 
@@ -57,7 +57,7 @@ def _show(name: str, found: Inspection) -> None:
         ("kind", kind),
         ("goal", opening.goal),
         ("device", f"{size_text(opening.size)} ({opening.size} bytes)"),
-        ("covers", f"{size_text(opening.total)} in {opening.ranges} ranges"),
+        ("covers", f"{size_text(opening.total)} in {counted(opening.ranges, 'range')}"),
         ("frames", f"{found.frames}, {found.packed_frames} of them compressed"),
         ("extents", f"{found.extents}, the largest {size_text(found.largest)}"),
         ("data", size_text(found.data)),

@@ -124,7 +124,10 @@ def password_of(place: MachinePlace, file: Path | None) -> Secret:
         try:
             return Secret(file.read_text().rstrip("\r\n"))
         except (OSError, UnicodeDecodeError) as error:
-            raise NotFoundError(f"{file} cannot be read as a password: {error}") from None
+            why = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise NotFoundError(
+                f"{file} cannot be read as a password: {why}; nothing was asked"
+            ) from None
     if given is not None:
         return Secret(given)
     if os.isatty(0) and os.isatty(2):

@@ -32,8 +32,8 @@ def with_state_dir(function: F) -> F:
         "--state-dir",
         type=click.Path(path_type=Path),
         default=default_state_directory,
-        show_default="/var/lib/blockstream for root, else ~/.local/state/blockstream",
-        help="Where journals lie. [env: BLOCKSTREAM_STATE_DIR]",
+        help="Where journals lie; BLOCKSTREAM_STATE_DIR says it, too. [default: "
+        "/var/lib/blockstream for root, else ~/.local/state/blockstream]",
     )(function)
 
 

@@ -8,7 +8,7 @@ from blockstream.cli.options import warn
 from blockstream.interfaces import Source
 from blockstream.jobs.send import SendPlan, SendResult
 from blockstream.jobs.supervision import Reporter
-from blockstream.words import duration_text, size_text
+from blockstream.words import counted, duration_text, size_text
 
 _STDOUT = 1
 
@@ -49,7 +49,7 @@ def show_plan(source: str, plan: SendPlan, *, as_json: bool) -> None:
     opening = plan.opening
     kind = "a full copy" if opening.full else f"the changes from {opening.base} to {opening.goal}"
     say(f"would send {kind} of {source} ({size_text(opening.size)}):")
-    say(f"  {size_text(plan.data_bytes)} to read, in {len(plan.extents)} extents")
+    say(f"  {size_text(plan.data_bytes)} to read, in {counted(len(plan.extents), 'extent')}")
     say(f"  {size_text(plan.zero_bytes)} known to be zeros")
     say(f"  {size_text(opening.size - opening.total)} not touched")
 

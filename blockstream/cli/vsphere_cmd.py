@@ -69,7 +69,7 @@ def list_command(place: str, password_file: Path | None, as_json: bool) -> None:
         show(f"{machine.path}   {tracked}\n")
         for disk in machine.disks:
             note = f"   {disk.obstacle}" if disk.obstacle else ""
-            show(f"  {disk.key:>6}{size_text(disk.size):>10}   {disk.file}{note}\n")
+            show(f"  {disk.key:>10}{size_text(disk.size):>10}   {disk.file}{note}\n")
         for snapshot in machine.snapshots:
             show(f"  snapshot {snapshot.name}\n")
         if machine.consolidation:

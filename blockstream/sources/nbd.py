@@ -226,8 +226,10 @@ class _Lines:
 
     def _given_up(self, error: Exception, requests: Sequence[Request]) -> SourceError:
         at = next((each.offset for each in requests if not each.done), 0)
+        # What else it says is of a server that was never there.
+        why = str(error).removeprefix(f"{self.place.location}: ").partition(";")[0]
         return SourceError(
-            f"{self.place.location}: the connection was lost at offset {at} and {error}; it was "
+            f"{self.place.location}: the connection was lost at offset {at}: {why}; it was "
             f"tried {len(self._patience.pauses)} more times; END was not sent; run it again when "
             "the server is there"
         )

@@ -109,7 +109,8 @@ class VSphere:
             ) from error
         except (*_BROKEN, vmodl.MethodFault) as error:
             raise NotFoundError(
-                f"nobody speaks VMware's API at {self.name}: {_words_of(error)}"
+                f"nobody speaks VMware's API at {self.name}: {_words_of(error)}; nothing was "
+                "asked; look at the name, and whether a vCenter or ESXi listens there"
             ) from error
         try:
             self._log_in()
@@ -531,7 +532,7 @@ def _check_speaks(server: Server) -> None:
     if answer.status != http.client.OK or b"<name>urn:vim25</name>" not in said:
         raise NotFoundError(
             f"nobody speaks VMware's API at {server}: /sdk/vimServiceVersions.xml is answered with "
-            f"status {answer.status}"
+            f"status {answer.status}; nothing was asked"
         )
 
 
@@ -615,6 +616,8 @@ def _translated(error: Any, server: str) -> BlockstreamError:
 
 def _words_of(error: Any) -> str:
     """Return what an error says, with its kind; never what was sent."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     kind = type(error).__name__.rpartition(".")[2]
     text = str(getattr(error, "msg", None) or "") or (
         str(error) if isinstance(error, OSError) else ""

@@ -363,7 +363,8 @@ def _created(path: str, size: int) -> int:
         ) from None
     except OSError as error:
         raise RefusedError(
-            f"{path} cannot be made: {error.strerror}; nothing was written"
+            f"{path} cannot be made: {error.strerror}; nothing was written; --create makes a "
+            "file in a folder that is there"
         ) from error
     try:
         os.ftruncate(fd, size)
@@ -391,8 +392,8 @@ def _opened(path: str, force: bool) -> int:
         return os.open(path, flags)
     except FileNotFoundError:
         raise RefusedError(
-            f"{path} does not exist; nothing was written; check the name, or give --create to "
-            "make a file"
+            f"{path} does not exist; nothing was written; check the name, or let `send` or `recv` "
+            "make a file, with --create"
         ) from None
     except OSError as error:
         raise _not_opened(path, error) from error

@@ -130,7 +130,7 @@ def test_certificates_are_given_by_a_folder(host: Host) -> None:
         (["send", "disk", "y", "--base", "A", "--bitmap", "b"], "--bitmap is for a SOURCE"),
         (["send", "nbd://h/x", "y", "--base", "A", "--bitmap", "b", "--extents", "l"], "leave"),
         (["send", "nbd://h/x", "y", "--since", "s"], "is an export of an NBD server"),
-        (["send", "disk", "nbd://h/x"], "only read here"),
+        (["send", "disk", "nbd://h/x"], "only read"),
         (["send", "nbd://h/x", "nbd://h/y", "root@h:"], "no path that it could have there"),
         (["send", "nbd://h/x", "y", "--tls-certificates", "d"], "is for nbds://"),
         (["extents", "disk", "--bitmap", "b"], "--bitmap is for an export"),
