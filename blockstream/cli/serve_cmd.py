@@ -1,5 +1,6 @@
 """`blockstream serve`."""
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -7,9 +8,9 @@ from pathlib import Path
 import click
 
 from blockstream.cli.console import say, show
-from blockstream.cli.options import refuse_terminal, with_state_dir
-from blockstream.errors import UsageError
-from blockstream.jobs.serve import key_line, load_policy, serve
+from blockstream.cli.options import refuse_terminal, warn, with_state_dir
+from blockstream.errors import BlockstreamError, UsageError
+from blockstream.jobs.serve import Grant, key_line, load_policy, serve
 from blockstream.locations import open_source
 
 _STDIN, _STDOUT = 0, 1
@@ -35,6 +36,7 @@ def command(
     \b
     Example, on the receiving host:
       blockstream serve --identity /dev/vg/vm
+      mkdir -p /etc/blockstream
       cat > /etc/blockstream/alice.toml <<END
       [targets.vm]
       path = "/dev/vg/vm"
@@ -51,16 +53,34 @@ def command(
     if len(given) != 1:
         raise UsageError("give one of --policy, --show-key-line and --identity")
     if identity is not None:
-        source = open_source(identity)
-        key = source.identity.key
-        source.close()
-        show(f"{key}\n")
+        show(f"{_identity(identity)}\n")
     elif show_key_line is not None:
-        load_policy(show_key_line)
+        for name, grant in load_policy(show_key_line).items():
+            _look_at(name, grant)
         program = Path(sys.argv[0]).resolve()
-        show(f"{key_line(str(program), show_key_line.resolve())} KEY\n")
+        show(f"{key_line(str(program), show_key_line.resolve())}\n")
     elif policy is not None:
         refuse_terminal(_STDIN, "standard input")
         refuse_terminal(_STDOUT, "standard output")
         asked = os.environ.get("SSH_ORIGINAL_COMMAND")
         say(serve(policy, asked, state_dir, _STDIN, _STDOUT))
+
+
+def _identity(disk: str) -> str:
+    with contextlib.closing(open_source(disk)) as source:
+        return source.identity.key
+
+
+def _look_at(name: str, grant: Grant) -> None:
+    """Say where a policy names a disk that is not what lies there: it would be refused."""
+    try:
+        found = _identity(grant.path)
+    except BlockstreamError:
+        warn(f"{name}: {grant.path} cannot be looked at here and now", as_json=False)
+        return
+    if found != grant.identity:
+        warn(
+            f"{name}: {grant.path} is {found}, not {grant.identity}: nothing can be sent to it as "
+            "long as that is so",
+            as_json=False,
+        )

@@ -75,8 +75,13 @@ def load_policy(path: Path) -> dict[str, Grant]:
         raise UsageError(f"{path} is no policy: {error}; nothing is allowed") from None
     targets = content.get("targets")
     if not isinstance(targets, dict) or content.keys() != {"targets"}:
-        raise UsageError(f"{path} needs one table for each disk: [targets.NAME]")
-    return {name: _grant(path, name, table) for name, table in targets.items()}
+        raise UsageError(
+            f"{path} needs one table for each disk: [targets.NAME]; nothing is allowed"
+        )
+    try:
+        return {name: _grant(path, name, table) for name, table in targets.items()}
+    except UsageError as error:
+        raise UsageError(f"{error}; nothing is allowed") from None
 
 
 def _grant(path: Path, name: str, table: object) -> Grant:
@@ -85,7 +90,9 @@ def _grant(path: Path, name: str, table: object) -> Grant:
         raise UsageError(f"{where}: a name has 1 to 64 letters, digits, dots, dashes, underscores")
     known = {"path", "identity", "operations", "max_size", "rate", "bases", "apply", "allow_larger"}
     if unknown := table.keys() - known:
-        raise UsageError(f"{where}: {min(unknown)!r} means nothing")
+        raise UsageError(
+            f"{where}: {min(unknown)!r} means nothing; there may be {', '.join(sorted(known))}"
+        )
     for key in ("path", "identity"):
         if not isinstance(table.get(key), str) or not table[key]:
             raise UsageError(f"{where}: {key} is missing")
@@ -159,7 +166,10 @@ def serve(policy: Path, asked: str | None, state_dir: Path, from_peer: int, to_p
         BlockstreamError: As for `recv`.
     """
     if asked != PEER_COMMAND:
-        raise RefusedError("this key runs one command only, and that is not it; nothing was done")
+        raise RefusedError(
+            "this key runs one command only, and that is not it; nothing was done; send to "
+            "HOST::NAME, or `blockstream verify` with it"
+        )
     grants = load_policy(policy)
     with contextlib.ExitStack() as stack:
         reader = stack.enter_context(contextlib.closing(WakeableReader(from_peer)))
@@ -192,7 +202,10 @@ def granted(grants: Mapping[str, Grant], told: Mapping[str, object], operation: 
     name = told.get("name")
     grant = grants.get(name) if isinstance(name, str) else None
     if grant is None or operation not in grant.operations:
-        raise RefusedError("there is no such target for this key; nothing was done")
+        raise RefusedError(
+            "there is no such target for this key; nothing was done; ask whoever wrote the policy "
+            "there"
+        )
     return grant
 
 

@@ -261,7 +261,14 @@ def test_the_key_line_is_printed_for_a_good_policy_only(host: Host) -> None:
     ended = host.run("serve", "--show-key-line", policy)
     assert ended.status == 0, ended.err
     assert ended.out.startswith(b'restrict,command="/')
-    assert ended.out.endswith(f' serve --policy {policy}" KEY\n'.encode())
+    assert ended.out.endswith(f' serve --policy {policy}"\n'.encode())
+    assert not ended.err
+    text = policy.read_text()
+    identity = text.partition('identity = "')[2].partition('"')[0]
+    policy.write_text(text.replace(identity, "dm:LVM-..."))
+    noted = host.run("serve", "--show-key-line", policy)
+    assert (noted.status, noted.out) == (0, ended.out)
+    assert f"is {identity}, not dm:LVM-...: nothing can be sent to it" in noted.err
     policy.write_text("[targets.vm]\n")
     assert host.run("serve", "--show-key-line", policy).status == 2
 
