@@ -14,7 +14,7 @@ from blockstream.jobs.receive import ReceiveRequest, ReceiveResult, advised
 from blockstream.jobs.send import SendPlan, SendRequest, planned
 from blockstream.jobs.stored import finish_staged, undo_dropper
 from blockstream.jobs.supervision import Reporter, Work, supervised
-from blockstream.jobs.targets import OpenedTarget, made_before, opened_or_removed
+from blockstream.jobs.targets import OpenedTarget, absolute_path, made_before, opened_or_removed
 from blockstream.locations import open_target
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.direct import DirectApplier
@@ -104,7 +104,8 @@ def copy(
     """
     target, made = _target(what, where, source)
     with opened_or_removed(target, where.state_dir, made=made) as everything:
-        everything.journal.facts = {"path": where.target, "apply": str(where.apply)}
+        path = absolute_path(where.target)
+        everything.journal.facts = {"path": path, "apply": str(where.apply)}
         if everything.spool_complete:
             finish_staged(everything)
         try:

@@ -21,7 +21,7 @@ from blockstream.errors import (
 )
 from blockstream.jobs.stored import finish_staged, new_receiver, spool_facts, undo_dropper
 from blockstream.jobs.supervision import Reporter, Work, supervised
-from blockstream.jobs.targets import OpenedTarget, made_before, opened_or_removed
+from blockstream.jobs.targets import OpenedTarget, absolute_path, made_before, opened_or_removed
 from blockstream.linux.identity import described_here
 from blockstream.linux.streams import WakeableReader, widen_pipe
 from blockstream.locations import open_target
@@ -363,7 +363,7 @@ def _received(
         everything.target.refuse_source(described_here(_greeting(frames).target))
     except BlockstreamError as error:
         raise _with_next_step(error, everything, duplex=answering is not None) from error
-    facts = {"path": request.target, "apply": str(request.apply)}
+    facts = {"path": absolute_path(request.target), "apply": str(request.apply)}
     everything.journal.facts = facts
     if everything.spool_complete and not request.dry_run:
         finish_staged(everything)

@@ -73,6 +73,11 @@ class OpenedTarget:
         self.undo_path.unlink(missing_ok=True)
 
 
+def absolute_path(location: str) -> str:
+    """Return a path for a journal, which is read in other directories."""
+    return str(Path(location).absolute())
+
+
 def folder_of(state_dir: Path, target: DiskTarget) -> Path:
     """Return the state directory of a target, by what it is and not by its path."""
     return _folder(state_dir, target.identity)

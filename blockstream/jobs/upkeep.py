@@ -7,6 +7,7 @@ from blockstream.jobs.stored import finish_staged
 from blockstream.jobs.targets import (
     OpenedTarget,
     TargetStatus,
+    absolute_path,
     opened_at,
     read_status,
     status_at,
@@ -39,7 +40,7 @@ def record_adopted(everything: OpenedTarget, location: str, state_id: str) -> No
     # Both belong to what the target held before.
     everything.drop_spool()
     everything.drop_undo()
-    everything.journal.facts = {"path": location, "apply": "adopted"}
+    everything.journal.facts = {"path": absolute_path(location), "apply": "adopted"}
     everything.journal.record(
         Clean(
             id=state_id,

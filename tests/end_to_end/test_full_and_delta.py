@@ -230,6 +230,17 @@ def test_a_refused_local_copy_says_what_was_not_done_and_what_to_do(host: Host) 
     assert f"nothing was written to {small}; make it at least as large" in ended.err
 
 
+def test_all_targets_are_named_by_what_means_the_same_everywhere(host: Host) -> None:
+    copies = [host.blank(name, 300_000) for name in ("copied", "received", "adopted")]
+    near = [os.path.relpath(copy) for copy in copies]
+    assert host.run("send", host.disk("disk"), near[0]).status == 0
+    assert host.run("recv", near[1], data=host.stream(host.disk("disk"))).status == 0
+    assert host.run("adopt", near[2], "--id", "A").status == 0
+    named = [str(status["target"]) for status in host.run("status", "--json").results]
+    assert all(Path(name).is_absolute() for name in named), named
+    assert {Path(name).resolve() for name in named} == {copy.resolve() for copy in copies}
+
+
 def test_a_slip_in_a_target_makes_no_file_here(host: Host) -> None:
     words: Words = ["send", host.disk("disk"), "lab:copy.img", "--create"]
     ended = host.run(*words)
