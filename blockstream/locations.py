@@ -72,7 +72,9 @@ def open_source(location: str, *, from_medium: bool = False) -> Source:
         return VmdkSource(image, from_medium=from_medium)
     from blockstream.sources.disk import DiskSource  # numpy: 60 ms that `recv` need not wait
 
-    return DiskSource(of_this_host(location), from_medium=from_medium)
+    disk = DiskSource(of_this_host(location), from_medium=from_medium)
+    disk.look_for_an_image()
+    return disk
 
 
 def is_nbd(location: str) -> bool:

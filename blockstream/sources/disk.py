@@ -72,7 +72,6 @@ class DiskSource:
                 self._is_device or lies_in_memory(self._fd)
             )
             self._cache = self._view_of_cache() if self._is_cached else None
-            self._look_for_an_image()
         except BaseException:
             os.close(self._fd)
             raise
@@ -187,8 +186,8 @@ class DiskSource:
                 "of it; a snapshot would be"
             )
 
-    def _look_for_an_image(self) -> None:
-        """Warn of a file that holds a disk in another form: it is sent as it is."""
+    def look_for_an_image(self) -> None:
+        """Warn of a file that holds a disk in another form; for whoever sends it as it is."""
         if self._is_device or self.size < _HEAD_BYTES:
             return
         head = aligned_buffer(_HEAD_BYTES)

@@ -295,7 +295,8 @@ class Line:
         if isinstance(self.lost, SourceError):
             raise self.lost
         if self.lost is not None:
-            raise LineLostError(str(self.lost)) from self.lost
+            why = getattr(self.lost, "strerror", None) or str(self.lost)
+            raise LineLostError(why) from self.lost
 
     # Opening.
 
