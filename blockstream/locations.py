@@ -35,6 +35,7 @@ _LONG = re.compile(rf"ssh://{_HOST}(?::(?P<port>\d{{1,5}}))?(?P<path>/.+)", re.D
 _STORE = re.compile(
     r"(?P<store>dir:.*?|s3://[^/]+.*?)(?:/(?P<disk>[^/@]+)(?:@(?P<point>[^/@]*))?)?/?", re.DOTALL
 )
+_ENDPOINT = re.compile(r"https?://[^/]")
 _NBD = re.compile(r"nbds?(\+unix)?://")
 _PASSWORD = re.compile(r"(//[^/@:]*:)[^/]*@")
 
@@ -209,11 +210,15 @@ def store_place(location: str, *, disk: bool = True) -> StorePlace | None:
         disk: Whether its last word is a disk.
 
     Raises:
-        UsageError: If a disk is missing.
+        UsageError: If a disk, or the folder, is missing.
     """
     found = _STORE.fullmatch(location)
     if found is None:
         return None
+    if not location.removeprefix("dir:").strip("/"):
+        raise UsageError(
+            f"{location} names no folder: dir:PATH; nothing was done; is a variable not set?"
+        )
     if not disk:
         return StorePlace(location.rstrip("/"))
     if not found["disk"]:
@@ -230,7 +235,12 @@ def open_objects(store: str, endpoint: str = "") -> Objects:
 
     Raises:
         NotFoundError: If what speaks S3 is not installed.
+        UsageError: If the endpoint is no URL.
     """
+    if endpoint and not _ENDPOINT.match(endpoint):
+        raise UsageError(
+            f"{endpoint} is no URL of an S3 server, as https://s3.example.com is; nothing was done"
+        )
     if store.startswith("dir:"):
         return FolderObjects(Path(store.removeprefix("dir:")).absolute())
     if importlib.util.find_spec("aiobotocore") is None:

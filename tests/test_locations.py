@@ -10,8 +10,10 @@ from blockstream.locations import (
     Way,
     of_this_host,
     open_link,
+    open_objects,
     remote,
     remote_folder,
+    store_place,
 )
 
 
@@ -175,3 +177,14 @@ def test_a_file_that_is_there_is_one_whatever_it_is_called(
     assert of_this_host("vm-12:30.img") == "vm-12:30.img"
     assert of_this_host("./vm-12:31.img") == "./vm-12:31.img"
     assert of_this_host("/dev/disk/by-path/pci-0000:00:1f.2").startswith("/dev")
+
+
+@pytest.mark.parametrize("typed", ["dir:", "dir:/", "dir://"])
+def test_a_store_without_a_folder_is_not_where_we_happen_to_be(typed: str) -> None:
+    with pytest.raises(UsageError, match="names no folder"):
+        store_place(typed, disk=False)
+
+
+def test_an_endpoint_that_is_no_url_is_not_a_damaged_store() -> None:
+    with pytest.raises(UsageError, match="nothing was done"):
+        open_objects("s3://bucket/x", "s3.example.com")
