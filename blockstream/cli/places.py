@@ -119,8 +119,8 @@ def _check_machine(places: Places, options: Mapping[str, Any]) -> None:
         _check_no_disk(options)
     if remote(places.target or "") is not None:
         return
-    if has_peer_options(options) and machine_place(places.source).reader != "sftp":
-        raise UsageError("--rsh, --remote-command, --streams and the like need another host")
+    if machine_place(places.source).reader != "sftp":
+        refuse_peer_options(options)
     if options["apply"] != ApplyMode.DIRECT:
         raise UsageError("--apply needs another host")
 
