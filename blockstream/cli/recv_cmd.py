@@ -2,14 +2,15 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from blockstream.cli.console import event, saving_text, say
+from blockstream.cli.foreign import show_foreign, wish_given, with_foreign_options
 from blockstream.cli.options import (
     cleared,
     refuse_terminal,
@@ -26,9 +27,14 @@ from blockstream.jobs.receive import (
     receive,
     receive_sessions,
 )
+from blockstream.jobs.supervision import Reporter
+from blockstream.jobs.whose import beginning, is_ours
 from blockstream.linux.files import write_durably
 from blockstream.pipeline.progress import Progress
 from blockstream.words import duration_text, size_text
+
+if TYPE_CHECKING:
+    from blockstream.jobs.foreign import ForeignResult
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -85,6 +91,7 @@ def with_target_options(function: F) -> F:
     is_flag=True,
     help="With --session: one after the other, until the sender hangs up.",
 )
+@with_foreign_options
 @with_meeting
 @with_target_options
 @with_progress
@@ -107,17 +114,24 @@ def command(  # one an option
     as_json: bool,
     quiet: bool,
     progress_fd: int | None,
+    **foreign: Any,
 ) -> None:
     """Take a stream from standard input and write it to TARGET, a block device or file.
 
     Every byte is verified before it is written. Exit status 0 means committed: written, flushed,
     recorded.
 
+    A stream of lvmsync, thin_send, rbd, bdsync, blocksync-fast or virtnbdbackup is recognised, and
+    so is the raw image of a disk, also packed with zstd or gzip. All of it is seen before anything
+    is written; what it does not tell cannot be checked, and is named.
+
     \b
     Examples:
       blockstream send /dev/vg/vm | ssh HOST blockstream recv /dev/vg/vm
       blockstream recv --create copy.img < disk.bsx
       blockstream send ... | ssh HOST blockstream recv --receipt - DISK | blockstream confirm -
+      ssh OLD lvmsync --stdout /dev/vg/snap | blockstream recv /dev/vg/vm
+      rbd export-diff --from-snap a pool/image@b - | blockstream recv /dev/vg/vm
     """  # noqa: D301
     refuse_terminal(_STDIN, "standard input")
     if session and receipt is not None:
@@ -140,6 +154,9 @@ def command(  # one an option
         force_base=force_base,
         lock_wait=lock_wait,
     )
+    wish = wish_given(foreign)
+    if wish and session:
+        raise UsageError(f"--{next(iter(wish)).replace('_', '-')} is for streams of other tools")
     if standing:
         receive_sessions(request, _STDIN, _STDOUT, shown)
         return
@@ -147,12 +164,39 @@ def command(  # one an option
         with meeting_of(meeting) as guests:
             lanes = [reading for reading, _ in guests]
             answers = _STDOUT if session else None
-            result = receive(request, _STDIN, Progress(), shown, answers, lanes)
+            head = b"" if session else beginning(_STDIN, given="format" in wish)
+            found = None if is_ours(head, wish) else _foreign(request, wish, head, shown)
+            if found is not None:
+                result = found.received
+            else:
+                _refuse_wishes(wish)
+                result = receive(request, _STDIN, Progress(), shown, answers, lanes, head)
     finally:
         cleared(shown)
     show_received(result, target, as_json=as_json, quiet=quiet)
     if receipt is not None and result.committed is not None:
         _write_receipt(receipt, result)
+    if found is not None:
+        show_foreign(found, as_json=as_json, quiet=quiet)
+
+
+def _foreign(
+    request: ReceiveRequest, wish: Mapping[str, Any], head: bytes, shown: list[Reporter]
+) -> "ForeignResult":
+    from blockstream.jobs.foreign import ForeignWish, receive_foreign  # numpy, and rarely used
+
+    if request.lock_wait:
+        raise UsageError("--lock-wait has no effect on a stream of another tool")
+    return receive_foreign(request, ForeignWish(**wish), _STDIN, head, Progress(), shown)
+
+
+def _refuse_wishes(wish: Mapping[str, Any]) -> None:
+    """An option without effect is an error."""
+    for name in wish:
+        raise UsageError(
+            f"--{name.replace('_', '-')} has no effect: this is a stream of ours, which says that "
+            "itself; nothing was written"
+        )
 
 
 def _write_receipt(path: str, result: ReceiveResult) -> None:

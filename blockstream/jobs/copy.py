@@ -10,9 +10,9 @@ import blake3
 from blockstream import __version__
 from blockstream.errors import BlockstreamError, InterruptedTransferError, RefusedError, SourceError
 from blockstream.interfaces import Source
-from blockstream.jobs.receive import ReceiveRequest, ReceiveResult, advised
+from blockstream.jobs.receive import ReceiveRequest, ReceiveResult, advised, undo_saver
 from blockstream.jobs.send import SendPlan, SendRequest, planned
-from blockstream.jobs.stored import finish_staged, undo_dropper
+from blockstream.jobs.stored import finish_staged
 from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.jobs.targets import OpenedTarget, absolute_path, made_before, opened_or_removed
 from blockstream.locations import open_target
@@ -191,7 +191,7 @@ def _run(
     )
     applying = Applying(
         receiver,
-        DirectApplier(everything.target, everything.journal, undo_dropper(everything)),
+        DirectApplier(everything.target, everything.journal, undo_saver(where, everything)),
         progress,
         answer,
         keep_frames=where.verify,

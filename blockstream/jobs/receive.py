@@ -175,6 +175,7 @@ def receive(
     reporters: list[Reporter],
     answer_fd: int | None = None,
     lanes: Sequence[int] = (),
+    ahead: bytes = b"",
 ) -> ReceiveResult:
     """Take a stream from `fd`; with `answer_fd`, in a session with its sender.
 
@@ -185,11 +186,12 @@ def receive(
         reporters: Who shows it.
         answer_fd: Where answers go.
         lanes: Further descriptors that it comes from, in turn.
+        ahead: What was read from `fd` already.
 
     Raises:
         BlockstreamError: With the state of the target and what to do next in its message.
     """
-    with _reading(fd, *lanes) as frames:
+    with _reading(fd, *lanes, ahead=ahead) as frames:
         if answer_fd is None:
             return receive_frames(request, frames, None, progress, reporters)
         with _explained(answer_fd) as answering:
@@ -219,13 +221,14 @@ def receive_sessions(
 
 
 @contextlib.contextmanager
-def _reading(*lanes: int) -> Iterator[FrameReader]:
+def _reading(*lanes: int, ahead: bytes = b"") -> Iterator[FrameReader]:
     """Read frames from descriptors, which stay the caller's."""
     with contextlib.ExitStack() as stack:
-        readers = []
+        readers: list[WakeableReader] = []
         for lane in lanes:
             widen_pipe(lane)
-            readers.append(stack.enter_context(contextlib.closing(WakeableReader(lane))))
+            reader = WakeableReader(lane, b"" if readers else ahead)
+            readers.append(stack.enter_context(contextlib.closing(reader)))
         yield FrameReader(*readers)
 
 
@@ -409,7 +412,7 @@ def _applier(
 ) -> tuple[TargetState, Applier]:
     """Return the state to decide by, and what executes the effects."""
     target, journal = everything.target, everything.journal
-    direct = DirectApplier(target, journal, _undo_saver(request, everything))
+    direct = DirectApplier(target, journal, undo_saver(request, everything))
     if request.apply is not ApplyMode.STAGE or request.dry_run:
         return journal.state, direct
 
@@ -434,7 +437,7 @@ def _as_spool_sees(state: TargetState) -> TargetState:
     return replace(state, transfer="", frames=0, chain="", end=0, covered=0)
 
 
-def _undo_saver(
+def undo_saver(
     request: ReceiveRequest, everything: OpenedTarget
 ) -> Callable[[Open, Plan, bool], None]:
     """Return what keeps the first pre-images, or what forgets those of an earlier transfer."""

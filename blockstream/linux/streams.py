@@ -26,9 +26,10 @@ class WakeableReader:
     A thread that is blocked in read(2) cannot be woken; one that waits in poll(2) can.
     """
 
-    def __init__(self, fd: int) -> None:
-        """Read from `fd`, which stays the caller's."""
+    def __init__(self, fd: int, ahead: bytes = b"") -> None:
+        """Read from `fd`, which stays the caller's; `ahead` was read from it already."""
         self._fd = fd
+        self._ahead = ahead
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
@@ -43,6 +44,10 @@ class WakeableReader:
         """
         if self.stopped:
             return 0
+        if self._ahead:
+            count = min(len(self._ahead), len(buffer))
+            buffer[:count], self._ahead = self._ahead[:count], self._ahead[count:]
+            return count
         self._poll.poll()
         if self.stopped:
             return 0

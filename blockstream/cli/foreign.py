@@ -1,0 +1,89 @@
+"""What commands ask and say of streams of other tools."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from blockstream.cli.console import event, say
+from blockstream.cli.options import warn
+from blockstream.errors import StaleViewError
+from blockstream.formats.foreign.names import READ
+from blockstream.words import size_text
+
+if TYPE_CHECKING:
+    from blockstream.jobs.foreign import ForeignResult  # numpy: what `recv` need not wait for
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_WISHES = ("format", "base", "goal", "expect_bytes", "accept_open_end", "snapback")
+
+
+def with_foreign_options(function: F) -> F:
+    """Add what people say of a stream that does not say it itself."""
+    for option in (
+        click.option(
+            "--format",
+            type=click.Choice(READ),
+            help="Format of a stream of another tool. [default: as it begins]",
+        ),
+        click.option("--base", default="", help="State that such a stream belongs onto."),
+        click.option("--goal", default="", help="Name of the state that it leads to."),
+        click.option(
+            "--expect-bytes",
+            type=click.IntRange(min=0),
+            metavar="BYTES",
+            help="How many bytes of data it must have.",
+        ),
+        click.option(
+            "--accept-open-end",
+            is_flag=True,
+            help="Believe that a stream without an end mark is whole.",
+        ),
+        click.option(
+            "--snapback",
+            is_flag=True,
+            help="It is lvmsync's undo log: the first of two records of a range wins.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def wish_given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was said of a stream."""
+    return {name: options[name] for name in _WISHES if options[name] not in {None, "", False}}
+
+
+def show_foreign(found: "ForeignResult", *, as_json: bool, quiet: bool) -> None:
+    """Say what came, and what could not be checked.
+
+    Raises:
+        StaleViewError: If nothing says that all of it came.
+    """
+    taken = found.taken
+    for text in taken.remarks:
+        warn(text, as_json=as_json)
+    if as_json:
+        event(
+            "foreign",
+            format=found.how.name,
+            records=taken.records,
+            data=taken.data,
+            zeros=taken.zeros,
+            stream=taken.wire,
+            unchecked=list(found.unchecked),
+        )
+    elif not quiet:
+        say(
+            f"{found.how.title}: {taken.data} bytes in {taken.records} records, "
+            f"{size_text(taken.zeros)} of zeros; not checked, because it does not tell: "
+            f"{', '.join(found.unchecked)}"
+        )
+    if found.open_ended and found.received.committed is not None:
+        raise StaleViewError(
+            f"{found.how.title} has no end mark: what came was committed as "
+            f"{found.received.committed.goal}, but nobody knows whether {taken.data} bytes in "
+            f"{taken.records} records are all; compare with what its sender says; with "
+            "--expect-bytes nothing is written unless they are, --accept-open-end believes it"
+        )

@@ -1,0 +1,1 @@
+"""Streams of other tools: one file a format, registered in `table`."""

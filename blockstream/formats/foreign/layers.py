@@ -1,0 +1,104 @@
+"""Where each byte of a disk lies in streams that were written one over the other.
+
+Columns of numpy, so that a dump of ten million records is no different from one of ten.
+"""
+
+from array import array
+from dataclasses import dataclass
+
+import numpy as np
+
+from blockstream.extents import Column, ExtentMap, ascending
+from blockstream_protocol import Kind
+
+ZEROS = -1  # the place of a range that has no bytes: it reads as zeros
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Ranges of a disk and where their bytes lie; ascending and disjoint.
+
+    Attributes:
+        offsets: First bytes, from the start of the disk.
+        lengths: Sizes in bytes.
+        files: Numbers of the files that the bytes lie in.
+        places: First bytes in those files; ZEROS for zeros.
+    """
+
+    offsets: Column
+    lengths: Column
+    files: Column
+    places: Column
+
+    def extents(self, size: int) -> ExtentMap:
+        """Return the map of these ranges."""
+        kinds = np.where(self.places == ZEROS, Kind.ZERO, Kind.DATA).astype(np.uint8)
+        return ExtentMap.from_columns(self.offsets, self.lengths, kinds, size)
+
+
+class Layers:
+    """Ranges in the order in which they were written. Memory: 32 bytes a range."""
+
+    def __init__(self) -> None:
+        self._rows = array("q")
+
+    def __len__(self) -> int:
+        return len(self._rows) // 4
+
+    def add(self, offset: int, length: int, file: int, place: int) -> None:
+        """Write a range over what is there; a neighbour in disk and file is joined."""
+        rows = self._rows
+        if (
+            rows
+            and rows[-4] + rows[-3] == offset
+            and rows[-2] == file
+            and (rows[-1] + rows[-3] == place if place != ZEROS else rows[-1] == ZEROS)
+        ):
+            rows[-3] += length
+            return
+        rows.extend((offset, length, file, place))
+
+    def add_columns(self, offsets: Column, lengths: Column, file: int, places: Column) -> None:
+        """Write many ranges, one after the other."""
+        block = np.empty((len(offsets), 4), np.int64)
+        block[:, 0], block[:, 1], block[:, 2], block[:, 3] = offsets, lengths, file, places
+        self._rows.frombytes(block.tobytes())
+
+    def flattened(self, size: int, *, first_wins: bool = False) -> Placed:
+        """Return what is seen from above, cut at the end of the disk.
+
+        Args:
+            size: Bytes of the disk.
+            first_wins: Let the first range win where two overlap, as undo logs need it.
+        """
+        rows = np.frombuffer(self._rows, np.int64).reshape(-1, 4)
+        rows = rows[rows[:, 0] < size]
+        if first_wins:
+            rows = rows[::-1]
+        offsets, files, places = rows[:, 0], rows[:, 2], rows[:, 3]
+        lengths = np.minimum(rows[:, 1], size - offsets)
+        order = np.argsort(offsets, kind="stable")
+        sorted_offsets = offsets[order]
+        ends = sorted_offsets + lengths[order]
+        if bool(np.all(sorted_offsets[1:] >= ends[:-1])):
+            return Placed(sorted_offsets, lengths[order], files[order], places[order])
+        return _painted(offsets, lengths, files, places)
+
+
+def _painted(offsets: Column, lengths: Column, files: Column, places: Column) -> Placed:
+    """Let the last of overlapping ranges win: each paints the elementary ranges that it covers."""
+    bounds = ascending(np.concatenate((offsets, offsets + lengths)))
+    owner = np.full(len(bounds) - 1, -1, np.int64)
+    firsts = np.searchsorted(bounds, offsets).tolist()
+    lasts = np.searchsorted(bounds, offsets + lengths).tolist()
+    for row, (first, last) in enumerate(zip(firsts, lasts, strict=True)):
+        owner[first:last] = row
+    seen = np.flatnonzero(owner >= 0)
+    owner, starts, ends = owner[seen], bounds[seen], bounds[seen + 1]
+    # Neighbours of one owner are one range again.
+    first = np.ones(len(seen) + 1, np.bool_)
+    np.logical_or(owner[1:] != owner[:-1], starts[1:] != ends[:-1], out=first[1:-1])
+    begins, stops = np.flatnonzero(first[:-1]), np.flatnonzero(first[1:])
+    owner, starts, ends = owner[begins], starts[begins], ends[stops]
+    moved = np.where(places[owner] == ZEROS, ZEROS, places[owner] + starts - offsets[owner])
+    return Placed(starts, ends - starts, files[owner], moved)

@@ -1,0 +1,114 @@
+"""Which format a stream is in, by how it begins; and what else it may be."""
+
+from blockstream.errors import RefusedError
+from blockstream.formats.foreign import (
+    bdsync,
+    blocksync_fast,
+    lvmsync,
+    raw,
+    rbd_diff,
+    rbd_image,
+    sparsestream,
+    thin_send,
+)
+from blockstream.formats.foreign.events import Format
+
+# Enough to recognise an image by its partition table or file system.
+HEAD_BYTES = 4096
+# What unwraps these is not in here; the format is told from what comes out.
+WRAPPINGS = {b"\x28\xb5\x2f\xfd": "zstd", b"\x1f\x8b": "gzip"}
+
+FORMATS = (
+    lvmsync.FORMAT,
+    thin_send.FORMAT,
+    thin_send.FORMAT_1_0,
+    rbd_diff.FORMAT,
+    rbd_image.FORMAT,
+    bdsync.FORMAT,
+    blocksync_fast.FORMAT,
+    sparsestream.FORMAT,
+    raw.FORMAT,
+)
+WRITTEN = {each.name: each for each in FORMATS if each.write is not None}
+_BY_BEGINNING: tuple[tuple[bytes, Format], ...] = (
+    (lvmsync.BANNER + b"\n", lvmsync.FORMAT),
+    (lvmsync.BANNER + b"\r\n", lvmsync.FORMAT),
+    (thin_send.MAGIC_1_1, thin_send.FORMAT),
+    (thin_send.MAGIC_1_0, thin_send.FORMAT_1_0),
+    (rbd_diff.BANNER_1, rbd_diff.FORMAT),
+    (rbd_diff.BANNER_2, rbd_diff.FORMAT),
+    (rbd_image.BANNER, rbd_image.FORMAT),
+    (bdsync.BANNER, bdsync.FORMAT),
+    (blocksync_fast.MAGIC, blocksync_fast.FORMAT),
+    (sparsestream.BEGIN, sparsestream.FORMAT),
+)
+# Offset and bytes of what only a disk begins with.
+_IMAGES = (
+    (0x1FE, b"\x55\xaa"),  # MBR, GPT, FAT, NTFS
+    (0x438, b"\x53\xef"),  # ext2, 3, 4
+    (0, b"XFSB"),
+    (0, b"LUKS\xba\xbe"),
+    (0x200, b"LABELONE"),  # LVM
+    (0xFF6, b"SWAPSPACE2"),
+)
+_ZFS = (0x2F5BACBAC).to_bytes(8, "little")
+_USE_VMDK = "send it as vmdk:FILE"
+_OTHERS: tuple[tuple[int, bytes, str, str], ...] = (
+    (0, b"lvmsync PROTO[", "a dump of another version of lvmsync", "make it with lvmsync 3"),
+    (0, thin_send.MAGIC_OLD, "a stream of an older thin_send", "use thin-send-recv 1.0 or later"),
+    (0, b"BDSYNC ", "a patch of another version of bdsync", "use one of bdsync 0.3"),
+    (0, b"!BSF#DIG", "a digest file of blocksync-fast, which holds no data", "give the delta"),
+    (0, b"COWD", "a VMDK", _USE_VMDK),
+    (0, b"KDMV", "a VMDK", _USE_VMDK),
+    (0, b"# Disk DescriptorFile", "the descriptor of a VMDK", _USE_VMDK),
+    (0, bytes.fromhex("BEBAFECA00000000"), "a seSparse VMDK", _USE_VMDK),
+    (0, b"QFI\xfb", "a qcow2 image", "export it with `qemu-nbd -r`, and send nbd://..."),
+    (0, b"conectix", "a VHD", "export it with `qemu-nbd -r -f vpc`, and send nbd://..."),
+    (0, b"vhdxfile", "a VHDX", "export it with `qemu-nbd -r`, and send nbd://..."),
+    (0, b"\x04\x22\x4d\x18", "compressed with lz4", "unpack it first: lz4 -d | ..."),
+    (0, b"\xfd7zXZ\0", "compressed with xz", "unpack it first: xz -d | ..."),
+    (0, b"BZh", "compressed with bzip2", "unpack it first: bzip2 -d | ..."),
+    (8, _ZFS, "a zfs stream", "receive it with zfs receive"),
+    (8, _ZFS[::-1], "a zfs stream", "receive it with zfs receive"),
+    (0, b"btrfs-stream\0", "a btrfs stream", "receive it with btrfs receive"),
+    (0, b"AGE-", "encrypted with age", "decrypt it first"),
+    (0, b"age-encryption.org/", "encrypted with age", "decrypt it first"),
+    (0, b"\x7fELF", "a program", "give a stream"),
+    (0, b"PK\x03\x04", "a zip file", "give what is in it"),
+    (257, b"ustar", "a tar file", "give what is in it"),
+)
+
+
+def wrapping(head: bytes) -> str:
+    """Return what a stream is compressed with, `zstd` or `gzip`; empty for anything else."""
+    return next((name for magic, name in WRAPPINGS.items() if head.startswith(magic)), "")
+
+
+def recognised(head: bytes) -> Format:
+    """Return the format of a stream.
+
+    Args:
+        head: Its first `HEAD_BYTES`, or all of it.
+
+    Raises:
+        RefusedError: If it is none that is read; the message says what it looks like.
+    """
+    for beginning, found in _BY_BEGINNING:
+        if head.startswith(beginning):
+            return found
+    for offset, magic, what, advice in _OTHERS:
+        if head[offset : offset + len(magic)] == magic:
+            raise RefusedError(f"this is {what}; nothing was written; {advice}")
+    for offset, magic in _IMAGES:
+        if head[offset : offset + len(magic)] == magic:
+            return raw.FORMAT
+    begin = head[:16].hex(" ") if any(head) else "zeros"
+    raise RefusedError(
+        f"this is no stream that is known here: it begins with {begin}; nothing was written; if it "
+        "is the raw image of a disk, say so with --format raw"
+    )
+
+
+def by_name(name: str) -> Format:
+    """Return the format that an option names."""
+    return next(each for each in FORMATS if each.name == name)

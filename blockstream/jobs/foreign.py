@@ -1,0 +1,241 @@
+"""Streams of other tools: taken onto a target by the rules of our own, and made for them."""
+
+import contextlib
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from blockstream.errors import (
+    InterruptedTransferError,
+    NotFoundError,
+    RefusedError,
+    SourceError,
+    UsageError,
+)
+from blockstream.formats.extent_lists import ExtentList, Meaning
+from blockstream.formats.foreign.events import Format
+from blockstream.formats.foreign.table import HEAD_BYTES, by_name, recognised, wrapping
+from blockstream.jobs.copy import copy
+from blockstream.jobs.receive import ApplyMode, ReceiveRequest, ReceiveResult
+from blockstream.jobs.rehearsal import rehearsed_here
+from blockstream.jobs.send import SendRequest, planned
+from blockstream.jobs.supervision import Reporter
+from blockstream.jobs.targets import status_at
+from blockstream.linux.streams import widen_pipe
+from blockstream.locations import open_target
+from blockstream.pipeline.progress import Progress
+from blockstream.sources.foreign import Intake, LayeredSource, Taken
+from blockstream_protocol import Clean, Dirty, TargetState, Unknown, is_id
+
+# What a target is called whose content nobody ever checked.
+UNVERIFIED = "unverified"
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignWish:
+    """What people say of a stream that does not say it itself.
+
+    Attributes:
+        format: Its format; empty to recognise it.
+        base: State that it belongs onto; empty for what it says, or what the target holds.
+        goal: Name of the state that it leads to; empty for what it says, or a random one.
+        expect_bytes: How many bytes of data it has; None if that was not said.
+        accept_open_end: Believe that a stream without an end mark is whole.
+        snapback: Let the first record of a range win: lvmsync's undo log.
+    """
+
+    format: str = ""
+    base: str = ""
+    goal: str = ""
+    expect_bytes: int | None = None
+    accept_open_end: bool = False
+    snapback: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignResult:
+    """What became of a stream of another tool.
+
+    Attributes:
+        received: As for any stream.
+        how: Its format.
+        taken: What was found in it; counts.
+        unchecked: What nobody can check.
+        open_ended: Whether nothing says that it was whole.
+    """
+
+    received: ReceiveResult
+    how: Format
+    taken: Taken
+    unchecked: tuple[str, ...]
+    open_ended: bool
+
+
+def receive_foreign(
+    request: ReceiveRequest,
+    wish: ForeignWish,
+    fd: int,
+    head: bytes,
+    progress: Progress,
+    reporters: list[Reporter],
+) -> ForeignResult:
+    """Take a stream of another tool onto a target.
+
+    All of it is seen before anything is written; then it is a copy on this host, with the rules of
+    every copy.
+
+    Args:
+        request: Where it goes.
+        wish: What it does not say itself.
+        fd: Where it comes from.
+        head: What was read from `fd` already, by `beginning`.
+        progress: Counted.
+        reporters: Who shows it.
+
+    Raises:
+        BlockstreamError: If it is cut, damaged, or does not fit; or as for any copy.
+    """
+    if request.apply is ApplyMode.STAGE:
+        raise UsageError(
+            "a stream of another tool is always seen whole before anything is written: leave out "
+            "--apply stage"
+        )
+    size = None if request.create else _size_of_target(request)
+    packed = wrapping(head)
+    widen_pipe(fd)
+    with _intake(fd, head, packed, request.state_dir) as intake:
+        how = by_name(wish.format) if wish.format else recognised(intake.head(HEAD_BYTES))
+        if wish.snapback and how.name != "lvmsync":
+            raise UsageError(f"--snapback is for dumps of lvmsync, and this is {how.title}")
+        taken = intake.run(how, size)
+        _check_count(how, wish, taken)
+        what, source = _prepared(request, wish, how, intake, size)
+        open_ended = not _ends(how, wish, taken, size, packed)
+        request = replace(request, force_base=request.force_base or _blind(request, what, how))
+        what = replace(what, goal=_goal(request, wish, how, taken, open_ended=open_ended))
+        if request.dry_run:
+            result = rehearsed_here(planned(what, source), source, request)
+        else:
+            result = _copied(what, source, request, progress, reporters)
+    return ForeignResult(result, how, taken, _unchecked(how, wish, open_ended), open_ended)
+
+
+@contextlib.contextmanager
+def _intake(fd: int, head: bytes, packed: str, state_dir: Path) -> Iterator[Intake]:
+    with contextlib.closing(Intake(fd, ahead=head, wrapping=packed, folder=state_dir)) as intake:
+        yield intake
+
+
+def _copied(
+    what: SendRequest,
+    source: LayeredSource,
+    where: ReceiveRequest,
+    progress: Progress,
+    reporters: list[Reporter],
+) -> ReceiveResult:
+    """Copy; what continues an unfinished copy and turns out to be another stream begins anew."""
+    state = _state_of(where)
+    try:
+        return copy(what, source, where, progress, reporters)
+    except SourceError:
+        if not isinstance(state, Dirty) or state.goal != what.goal:
+            raise
+        kind = what.goal[: -len(str(uuid.UUID(int=0)))]
+        fresh = replace(what, goal=kind + str(uuid.uuid4()))
+        return copy(fresh, source, where, progress, reporters)
+
+
+def _size_of_target(request: ReceiveRequest) -> int:
+    """Return the target's size; a target that may not be written is refused before any reading."""
+    with contextlib.closing(
+        open_target(request.target, force_in_use=request.force_in_use)
+    ) as target:
+        return target.size
+
+
+def _state_of(request: ReceiveRequest) -> TargetState:
+    if request.create:
+        return Unknown()
+    try:
+        return status_at(request.target, request.state_dir).state
+    except NotFoundError:
+        return Unknown()
+
+
+def _check_count(how: Format, wish: ForeignWish, taken: Taken) -> None:
+    if wish.expect_bytes is not None and taken.data != wish.expect_bytes:
+        raise InterruptedTransferError(
+            f"{how.title} has {taken.data} bytes of data in {taken.records} records, and "
+            f"{wish.expect_bytes} were expected; nothing was written; send it again"
+        )
+
+
+def _prepared(
+    request: ReceiveRequest, wish: ForeignWish, how: Format, intake: Intake, size: int | None
+) -> tuple[SendRequest, LayeredSource]:
+    """Return what is to be copied."""
+    taken = intake.found
+    disk = taken.size if taken.size is not None else size
+    if disk is None:
+        raise UsageError(
+            f"{how.title} does not say how large the disk is, so --create cannot make it; nothing "
+            "was written; make the target first"
+        )
+    if taken.whole and wish.base:
+        raise UsageError(f"this is a whole disk, which needs no --base: {how.title}")
+    placed = taken.layers.flattened(disk, first_wins=wish.snapback)
+    source = LayeredSource(how.title, placed, [intake.fd], disk)
+    what = SendRequest(source=how.title, state_dir=request.state_dir)
+    if not taken.whole:
+        base = wish.base or taken.base or _held(request) or UNVERIFIED
+        what.base = base
+        what.changes = ExtentList(source.changes(), Meaning.CHANGED, how.title, disk)
+        if taken.base and wish.base not in {"", taken.base}:
+            raise RefusedError(
+                f"{how.title} belongs onto {taken.base!r}, not onto {wish.base!r}; nothing was "
+                "written; leave out --base"
+            )
+    return what, source
+
+
+def _held(request: ReceiveRequest) -> str:
+    """Return the state that a stream which names no base goes onto: what is there."""
+    state = _state_of(request)
+    if isinstance(state, Clean):
+        return state.id
+    return state.base if isinstance(state, Dirty) else ""
+
+
+def _blind(request: ReceiveRequest, what: SendRequest, how: Format) -> bool:
+    """Tell whether a stream without a base goes onto a target of which nothing is known."""
+    return not how.based and what.base == UNVERIFIED and isinstance(_state_of(request), Unknown)
+
+
+def _goal(
+    request: ReceiveRequest, wish: ForeignWish, how: Format, taken: Taken, *, open_ended: bool
+) -> str:
+    """Return the name of the state that comes of it."""
+    if wish.goal or (taken.goal and is_id(taken.goal)):
+        return wish.goal or taken.goal
+    kind = f"{UNVERIFIED}-{how.name}-" if open_ended else f"{how.name}-"
+    state = _state_of(request)
+    if isinstance(state, Dirty) and state.goal.startswith(kind):
+        return state.goal  # the same stream again, after it was interrupted
+    return kind + str(uuid.uuid4())
+
+
+def _ends(how: Format, wish: ForeignWish, taken: Taken, size: int | None, packed: str) -> bool:
+    """Tell whether anything says that a stream was whole."""
+    image = how.name == "raw" and taken.size == size
+    said = wish.accept_open_end or wish.expect_bytes is not None
+    return how.ends or bool(packed) or image or said
+
+
+def _unchecked(how: Format, wish: ForeignWish, open_ended: bool) -> tuple[str, ...]:
+    texts = how.unchecked
+    if not open_ended:
+        texts = tuple(text for text in texts if text != "that it is whole")
+    if wish.base:
+        texts = tuple(text for text in texts if text != "its base")
+    return texts

@@ -1,0 +1,43 @@
+"""Whose stream it is, told by how it begins: light, because `recv` asks it each time."""
+
+import os
+from collections.abc import Mapping
+
+from blockstream.errors import InterruptedTransferError
+from blockstream_protocol import MAGIC
+
+HEAD_BYTES = 4096  # enough to recognise an image by its partition table or file system
+
+
+def beginning(fd: int, *, given: bool = False) -> bytes:
+    """Read as much of a stream as tells whose it is; all of it if it is shorter.
+
+    Args:
+        fd: Where it comes from.
+        given: Whether people have said that it is another tool's.
+
+    Raises:
+        InterruptedTransferError: If it cannot be read.
+    """
+    head = b""
+    while len(head) < HEAD_BYTES and (given or len(head) < len(MAGIC) or not _is_ours(head)):
+        try:
+            more = os.read(fd, HEAD_BYTES - len(head))
+        except OSError as error:
+            raise InterruptedTransferError(
+                f"the stream cannot be read: {error.strerror}; nothing was written"
+            ) from error
+        if not more:
+            break
+        head += more
+    return head
+
+
+def is_ours(head: bytes, wish: Mapping[str, object]) -> bool:
+    """Tell whether a stream is of our own format, or too short to be of any other."""
+    return "format" not in wish and (len(head) < len(MAGIC) or _is_ours(head))
+
+
+def _is_ours(head: bytes) -> bool:
+    # Altered on its way, it is ours all the same, and the decoder says what happened to it.
+    return head.startswith(MAGIC[:4])

@@ -1,0 +1,560 @@
+"""Streams of other tools as a source: indexed once, kept until whole, then read in order.
+
+Nothing of such a stream is written anywhere before all of it has been seen. What comes through a
+pipe or is compressed is kept in an unnamed file meanwhile; a file is read where it lies. Memory: 32
+bytes a range while it is indexed, as much again to bring the ranges in order, and one buffer.
+"""
+
+import os
+import stat
+import tempfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from blockstream.errors import (
+    IntegrityError,
+    InterruptedTransferError,
+    RefusedError,
+    SourceError,
+)
+from blockstream.extents import ExtentMap
+from blockstream.formats.foreign.events import (
+    Asking,
+    Base,
+    Data,
+    Event,
+    Format,
+    Goal,
+    Image,
+    Many,
+    Remark,
+    Size,
+    Take,
+    Whole,
+    Window,
+    Zero,
+)
+from blockstream.formats.foreign.layers import ZEROS, Layers, Placed
+from blockstream.linux.buffers import read_all, write_all
+from blockstream.linux.identity import Identity, Node, identity_of, node_of
+from blockstream_protocol import ALIGNMENT, DEVICE_BYTES, PLAN_EXTENTS, Kind
+
+_BUFFER_BYTES = 1 << 20
+_SMALL_BYTES = 4096
+# Gaps up to this are read and thrown away: cheaper than another call.
+_GAP_BYTES = 4096
+_MOST_PARTS = 1000  # IOV_MAX is 1024
+_KEPT = 0  # number of the file that the bytes lie in, where there is one only
+
+
+class _Unpacker(Protocol):
+    """What zlib's and zstandard's decompressors have in common."""
+
+    @property
+    def eof(self) -> bool: ...
+
+    @property
+    def unused_data(self) -> bytes: ...
+
+    def decompress(self, data: bytes, /) -> bytes: ...
+
+
+class Unwrapped:
+    """Reads a descriptor, decompressing; several members or frames count as one."""
+
+    def __init__(self, fd: int, kind: str, ahead: bytes) -> None:
+        """Read from `fd`, which stays the caller's.
+
+        Args:
+            fd: Where the bytes come from.
+            kind: `zstd` or `gzip`; empty for what is not compressed.
+            ahead: Bytes that were read from it already.
+        """
+        self._fd = fd
+        self._kind = kind
+        self._ahead = ahead
+        self._unpacker: _Unpacker | None = None
+        self._given = b""
+        self.wire_bytes = 0
+
+    def read_into(self, buffer: memoryview) -> int:
+        """Fill some of `buffer`; 0 at the end of input.
+
+        Raises:
+            InterruptedTransferError: If the descriptor cannot be read, or ends too early.
+            IntegrityError: If it does not decompress.
+        """
+        if not self._kind:
+            return self._read(buffer)
+        while not self._given:
+            packed = bytearray(_BUFFER_BYTES)
+            count = self._read(memoryview(packed))
+            if not count:
+                if self._unpacker is not None and not self._unpacker.eof:
+                    raise InterruptedTransferError(
+                        f"the {self._kind} stream was cut; nothing was written; send it again"
+                    )
+                return 0
+            self._given = self._unpacked(bytes(packed[:count]))
+        count = min(len(self._given), len(buffer))
+        buffer[:count] = self._given[:count]
+        self._given = self._given[count:]
+        return count
+
+    def _read(self, buffer: memoryview) -> int:
+        if self._ahead:
+            count = min(len(self._ahead), len(buffer))
+            buffer[:count] = self._ahead[:count]
+            self._ahead = self._ahead[count:]
+        else:
+            try:
+                count = os.readv(self._fd, [buffer])
+            except OSError as error:
+                raise InterruptedTransferError(
+                    f"the stream cannot be read any further: {error.strerror}; nothing was written"
+                ) from error
+        self.wire_bytes += count
+        return count
+
+    def _unpacked(self, data: bytes) -> bytes:
+        import zstandard
+
+        found = []
+        try:
+            while data:
+                if self._unpacker is None or self._unpacker.eof:
+                    self._unpacker = self._new()
+                found.append(self._unpacker.decompress(data))
+                data = self._unpacker.unused_data if self._unpacker.eof else b""
+        except (zlib.error, zstandard.ZstdError) as error:
+            raise IntegrityError(
+                f"the {self._kind} stream is damaged: {error}; nothing was written"
+            ) from error
+        return b"".join(found)
+
+    def _new(self) -> _Unpacker:
+        import zstandard
+
+        if self._kind == "gzip":
+            return zlib.decompressobj(wbits=31)
+        return zstandard.ZstdDecompressor().decompressobj()
+
+
+@dataclass(slots=True)
+class Taken:
+    """What was found in a stream; counts in bytes unless said.
+
+    Attributes:
+        layers: Where its ranges lie.
+        size: Size of the disk; None if the stream does not say.
+        base: State that it belongs onto; empty if it does not say.
+        goal: State that it leads to; empty if it does not say.
+        whole: Whether what is not listed reads as zeros.
+        records: Ranges of data in it.
+        data: Bytes of data.
+        zeros: Bytes of zeros.
+        reach: Where the last range ends.
+        wire: Bytes of the stream.
+        remarks: What people should know.
+    """
+
+    layers: Layers = field(default_factory=Layers)
+    size: int | None = None
+    base: str = ""
+    goal: str = ""
+    whole: bool = False
+    records: int = 0
+    data: int = 0
+    zeros: int = 0
+    reach: int = 0
+    wire: int = 0
+    remarks: list[str] = field(default_factory=list)
+
+
+class Intake:
+    """Runs a reader over a descriptor: keeps the bytes, and where each range lies."""
+
+    def __init__(
+        self, fd: int, *, ahead: bytes = b"", wrapping: str = "", folder: Path, number: int = _KEPT
+    ) -> None:
+        """Prepare.
+
+        Args:
+            fd: Where the stream comes from; stays the caller's.
+            ahead: What was read from it already.
+            wrapping: What it is compressed with: `zstd`, `gzip`, or nothing.
+            folder: Where its bytes are kept if it is no file.
+            number: Number of the file that the bytes lie in, among several.
+
+        Raises:
+            RefusedError: If nothing can be kept there.
+        """
+        self._bytes = Unwrapped(fd, wrapping, ahead)
+        self._number = number
+        self._buffer = memoryview(bytearray(_BUFFER_BYTES))
+        self._start = self._end = 0
+        self._fill = _BUFFER_BYTES
+        # Bytes of the stream up to the start of the buffer.
+        self._position = 0
+        self._in_place = stat.S_ISREG(os.fstat(fd).st_mode) and not wrapping
+        self._source = fd
+        if self._in_place:
+            self._origin = os.lseek(fd, 0, os.SEEK_CUR) - len(ahead)
+            self._file_end = os.fstat(fd).st_size
+            self.fd = os.dup(fd)
+        else:
+            self._origin = self._kept = 0
+            self.fd = _unnamed(folder)
+        self.found = Taken()
+
+    def head(self, length: int) -> bytes:
+        """Return how the stream begins, unpacked, without taking it.
+
+        Raises:
+            BlockstreamError: If it cannot be read.
+        """
+        while self._end < length and self._more():
+            pass  # until there is enough, or no more
+        return bytes(self._buffer[: min(self._end, length)])
+
+    def run(self, how: Format, size: int | None) -> Taken:
+        """Take the whole stream.
+
+        Args:
+            how: Its format.
+            size: Bytes of the disk that it goes onto; None if nobody knows.
+
+        Raises:
+            BlockstreamError: If it is cut, damaged, or does not fit.
+        """
+        reader, found = how.read(size), self.found
+        answer: bytes | None = None
+        while True:
+            try:
+                wish = next(reader) if answer is None else reader.send(answer)
+            except StopIteration:
+                break
+            answer = self._answer(how, wish, size)
+        found.wire = self._bytes.wire_bytes if not self._in_place else self._position + self._start
+        return found
+
+    def close(self) -> None:
+        """Give everything back."""
+        os.close(self.fd)
+
+    def _answer(self, how: Format, wish: Asking | Event, size: int | None) -> bytes | None:
+        match wish:
+            case Take(length, or_end):
+                return self._taken(how, length, or_end=or_end)
+            case Window():
+                self._more()
+                return bytes(self._buffer[self._start : self._end])
+            case Many():
+                self._many(how, wish, size)
+            case Data(offset, length):
+                self._fits(how, offset, length, size)
+                self._data(how, offset, length)
+            case Zero(offset, length):
+                self._fits(how, offset, length, size)
+                self.found.zeros += length
+                self.found.layers.add(offset, length, self._number, ZEROS)
+            case Image():
+                self._image()
+            case _:
+                self._note(how, wish)
+        return None
+
+    def _note(self, how: Format, fact: Size | Whole | Base | Goal | Remark) -> None:
+        found = self.found
+        match fact:
+            case Size(stated):
+                self._sized(how, stated)
+            case Whole():
+                found.whole = True
+            case Base(name):
+                # Of several diffs that follow one another, the first says where they begin.
+                found.base = found.base or ("" if found.whole else name)
+            case Goal(name):
+                found.goal = name
+            case Remark(text):
+                found.remarks.append(text)
+
+    # Bytes.
+
+    def _more(self) -> int:
+        """Read more into the buffer; return how much came."""
+        if self._start:
+            rest = self._end - self._start
+            self._buffer[:rest] = self._buffer[self._start : self._end]
+            self._position += self._start
+            self._start, self._end = 0, rest
+        space = self._buffer[self._end : min(_BUFFER_BYTES, self._end + self._fill)]
+        if not space:
+            return 0
+        count = self._bytes.read_into(space)
+        self._end += count
+        self._fill = min(2 * self._fill, _BUFFER_BYTES)
+        return count
+
+    def _taken(self, how: Format, length: int, *, or_end: bool) -> bytes:
+        while self._end - self._start < length:
+            if self._more():
+                continue
+            if or_end and self._end == self._start:
+                return b""
+            raise _cut(how)
+        self._start += length
+        return bytes(self._buffer[self._start - length : self._start])
+
+    def _data(self, how: Format, offset: int, length: int) -> None:
+        found = self.found
+        found.records += 1
+        found.data += length
+        if self._in_place:
+            begin = self._position + self._start
+            if self._origin + begin + length > self._file_end:
+                raise _cut(how)
+            found.layers.add(offset, length, self._number, self._origin + begin)
+            self._skip(length)
+            return
+        found.layers.add(offset, length, self._number, self._kept)
+        while length:
+            if self._start == self._end and not self._more():
+                raise _cut(how)
+            step = min(length, self._end - self._start)
+            self._keep(self._buffer[self._start : self._start + step])
+            self._start += step
+            length -= step
+
+    def _skip(self, length: int) -> None:
+        """Pass over bytes of a file."""
+        if self._start + length <= self._end:
+            self._start += length
+            return
+        self._position += self._start + length
+        self._start = self._end = 0
+        os.lseek(self._source, self._origin + self._position, os.SEEK_SET)
+        self._fill = _SMALL_BYTES  # more of the same would be passed over as well
+
+    def _many(self, how: Format, many: Many, size: int | None) -> None:
+        """Take ranges of the window at once."""
+        found, count = self.found, len(many.offsets)
+        last = int(many.offsets.max())
+        self._fits(how, last, many.length, size)
+        found.records += count
+        found.data += count * many.length
+        place = many.first
+        if self._in_place:
+            place += self._origin + self._position + self._start
+        else:
+            place += self._kept
+            self._keep(self._buffer[self._start : self._start + many.taken])
+        places = place + many.stride * np.arange(count, dtype=np.int64)
+        lengths = np.full(count, many.length, np.int64)
+        found.layers.add_columns(many.offsets, lengths, self._number, places)
+        self._start += many.taken
+
+    def _image(self) -> None:
+        """Take everything to the end of input as the disk."""
+        found, size = self.found, 0
+        if self._in_place:
+            begin = self._position + self._start
+            size = self._file_end - self._origin - begin
+            if size:
+                found.layers.add(0, size, self._number, self._origin + begin)
+                self._skip(size)
+        else:
+            while self._end > self._start or self._more():
+                count = self._end - self._start
+                block = self._buffer[self._start : self._end]
+                found.layers.add(size, count, self._number, self._kept)
+                self._keep(block)
+                self._start = self._end
+                size += count
+        found.size = found.data = found.reach = size
+        found.records = 1
+
+    def _keep(self, data: memoryview) -> None:
+        try:
+            write_all(self.fd, data, self._kept)
+        except OSError as error:
+            raise RefusedError(
+                f"the stream cannot be kept until it is whole: {error.strerror}; nothing was "
+                "written; make room, or choose another place with --state-dir"
+            ) from error
+        self._kept += len(data)
+
+    # Facts.
+
+    def _sized(self, how: Format, stated: int) -> None:
+        if stated > DEVICE_BYTES:
+            raise IntegrityError(f"{how.title} is for a disk of {stated} bytes, which there is not")
+        before, self.found.size = self.found.size, stated
+        if before is not None and stated > before:
+            self.found.layers.add(before, stated - before, self._number, ZEROS)
+
+    def _fits(self, how: Format, offset: int, length: int, size: int | None) -> None:
+        """Refuse what no disk has, or not the one that it goes onto."""
+        end = offset + length
+        if end > DEVICE_BYTES:
+            raise IntegrityError(
+                f"{how.title} names {length} bytes at {offset}, where no disk has any; nothing was "
+                "written"
+            )
+        if self.found.size is None and size is not None and end > size:
+            raise RefusedError(
+                f"{how.title} writes {length} bytes at {offset}, past the end of the target, which "
+                f"has {size} bytes; nothing was written; make the target as large as its source"
+            )
+        self.found.reach = max(self.found.reach, end)
+
+
+def _cut(how: Format) -> InterruptedTransferError:
+    return InterruptedTransferError(
+        f"{how.title} was cut: it ends inside a record, or before its end mark; nothing was "
+        "written; send it again"
+    )
+
+
+def _unnamed(folder: Path) -> int:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return os.dup(file.fileno())
+    except OSError as error:
+        raise RefusedError(
+            f"nothing can be kept in {folder}: {error.strerror}; nothing was written; choose "
+            "another place with --state-dir"
+        ) from error
+
+
+class LayeredSource:
+    """The disk, or its changes, that streams make which were written one over the other."""
+
+    def __init__(self, name: str, placed: Placed, fds: Sequence[int], size: int) -> None:
+        """Take ranges whose bytes lie in `fds`, which stay the caller's.
+
+        Raises:
+            RefusedError: If they are finer than a stream of ours can say.
+        """
+        self.name = name
+        self.size = size
+        self.alignment = ALIGNMENT
+        # Another stream may have the same ranges, so what was copied before is proved, not trusted.
+        self.immutable = False
+        self.warnings: list[str] = []
+        self.identity: Identity = identity_of(fds[0])
+        self.nodes: frozenset[Node] = frozenset(node_of(fd) for fd in fds)
+        self._placed = placed
+        self._ends = placed.offsets + placed.lengths
+        self._fds = list(fds)
+        self._listed = placed.extents(size)
+
+    def changes(self) -> ExtentMap:
+        """Return what is listed.
+
+        Raises:
+            RefusedError: If a range does not begin or end on a sector, or there are too many.
+        """
+        found = self._listed
+        ends = found.offsets + found.lengths
+        odd = (found.offsets % ALIGNMENT != 0) | ((ends % ALIGNMENT != 0) & (ends != self.size))
+        if odd.any():
+            where = int(found.offsets[int(odd.argmax())])
+            raise RefusedError(
+                f"{self.name} changes a part of a sector, at {where}, which needs the rest of it; "
+                "nothing was written; make it of whole sectors of 512 bytes"
+            )
+        if len(found) > PLAN_EXTENTS and len(found.coverage()) > PLAN_EXTENTS:
+            raise RefusedError(
+                f"{self.name} has more than {PLAN_EXTENTS} separate ranges; nothing was written; "
+                "make it in parts, or send a full copy"
+            )
+        return found
+
+    def extents(self) -> ExtentMap:
+        """Return the map of the whole disk: what is not listed is zeros."""
+        return self._listed.filled(Kind.ZERO)
+
+    def read_into(self, offsets: Sequence[int], lengths: Sequence[int], buffer: memoryview) -> None:
+        """Fill `buffer`; see `interfaces.Source`."""
+        position = 0
+        for offset, length in zip(offsets, lengths, strict=True):
+            self._read(offset, buffer[position : position + length])
+            position += length
+
+    def validate(self) -> None:
+        """Do nothing: what was indexed is ours, or a file whose user was told."""
+
+    def close(self) -> None:
+        """Do nothing: the descriptors are the caller's."""
+
+    def _read(self, offset: int, buffer: memoryview) -> None:
+        placed, end = self._placed, offset + len(buffer)
+        first = int(np.searchsorted(self._ends, offset, side="right"))
+        last = int(np.searchsorted(placed.offsets, end, side="left"))
+        rows = slice(first, last)
+        starts = np.maximum(placed.offsets[rows], offset)
+        shift = starts - placed.offsets[rows]
+        sizes = np.minimum(self._ends[rows], end) - starts
+        if int(sizes.sum()) != len(buffer) or bool((placed.places[rows] == ZEROS).any()):
+            buffer[:] = bytes(len(buffer))  # no bytes: zeros
+        gather = _Gather(self._fds, self.name)
+        for file, place, inside, size, skip in zip(
+            placed.files[rows].tolist(),
+            placed.places[rows].tolist(),
+            (starts - offset).tolist(),
+            sizes.tolist(),
+            shift.tolist(),
+            strict=True,
+        ):
+            if place != ZEROS:
+                gather.add(file, place + skip, buffer[inside : inside + size])
+        gather.finish()
+
+
+class _Gather:
+    """Reads parts of files with as few calls as it takes."""
+
+    def __init__(self, fds: Sequence[int], name: str) -> None:
+        self._fds = fds
+        self._name = name
+        self._file = -1
+        self._begin = self._next = 0
+        self._parts: list[memoryview] = []
+        self._gap = memoryview(bytearray(_GAP_BYTES))
+
+    def add(self, file: int, place: int, buffer: memoryview) -> None:
+        """Read a part, now or with what comes next."""
+        gap = place - self._next
+        far = file != self._file or not 0 <= gap <= _GAP_BYTES
+        if far or len(self._parts) >= _MOST_PARTS:
+            self.finish()
+            self._file, self._begin = file, place
+        elif gap:
+            self._parts.append(self._gap[:gap])
+        self._parts.append(buffer)
+        self._next = place + len(buffer)
+
+    def finish(self) -> None:
+        """Read what was added."""
+        parts, self._parts = self._parts, []
+        if not parts:
+            return
+        try:
+            count = os.preadv(self._fds[self._file], parts, self._begin)
+            place = self._begin
+            for part in parts:
+                if count < len(part):
+                    read_all(self._fds[self._file], part[count:], place + count)
+                place += len(part)
+                count = max(0, count - len(part))
+        except (OSError, EOFError) as error:
+            raise SourceError(
+                f"{self._name} cannot be read at {self._begin}: {error}; END was not sent"
+            ) from error
