@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from blockstream.cli.console import event, say
-from blockstream.cli.options import warn
+from blockstream.cli.options import warn, with_progress, with_state_dir
 from blockstream.errors import StaleViewError
-from blockstream.formats.foreign.names import READ
+from blockstream.formats.foreign.names import OURS, READ, WRITTEN
 from blockstream.words import size_text
 
 if TYPE_CHECKING:
@@ -45,6 +45,37 @@ def with_foreign_options(function: F) -> F:
             is_flag=True,
             help="It is lvmsync's undo log: the first of two records of a range wins.",
         ),
+    ):
+        function = option(function)
+    return function
+
+
+def with_stream_options(function: F) -> F:
+    """Add what says which streams are read, and what is made of them."""
+    for option in (
+        click.option(
+            "--to",
+            type=click.Choice((OURS, *WRITTEN)),
+            default=OURS,
+            show_default=True,
+            help="Format that is written; bsx is ours.",
+        ),
+        click.option(
+            "--format", type=click.Choice(READ), help="Format that is read. [default: as it begins]"
+        ),
+        click.option("--size", default="", help="Bytes of the disk, where nothing else says it."),
+        click.option("--base", default="", help="State that it belongs onto, likewise."),
+        click.option("--goal", default="", help="Name of the state that it leads to."),
+        click.option(
+            "--compress", default="auto", show_default=True, help="auto, none, zstd or zstd:LEVEL."
+        ),
+        click.option(
+            "--accept-open-end",
+            is_flag=True,
+            help="Believe that a stream without an end mark is whole.",
+        ),
+        with_progress,
+        with_state_dir,
     ):
         function = option(function)
     return function

@@ -2,50 +2,103 @@
 
 import os
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from blockstream.cli.console import result, show
-from blockstream.cli.options import refuse_terminal, with_json
+from blockstream.cli.options import refuse_terminal, with_json, with_state_dir
 from blockstream.errors import NotFoundError
+from blockstream.formats.foreign.names import READ
 from blockstream.jobs.inspect import MAP_CELLS, Inspection, inspect
+from blockstream.jobs.whose import beginning, is_ours
 from blockstream.words import counted, size_text
+
+if TYPE_CHECKING:
+    from blockstream.jobs.inspect_foreign import ForeignInspection
 
 _SHADES = " ░▒▓█"
 
 
 @click.command("inspect", short_help="Show what a stored stream holds, and verify it.")
 @click.argument("stream", default="-")
+@click.option(
+    "--format",
+    "given",
+    type=click.Choice(READ),
+    help="Format of a stream of another tool. [default: as it begins]",
+)
 @with_json
-def command(stream: str, as_json: bool) -> None:
+@with_state_dir
+def command(stream: str, given: str | None, as_json: bool, state_dir: Path) -> None:
     """Show ids, sizes and a map of STREAM, a file or - for standard input; verify every digest.
 
-    The exit status is that of receiving it: 0 only if it is whole and sound.
+    The exit status is that of receiving it: 0 only if it is whole and sound. A stream of another
+    tool is read to its end as well; what it does not tell cannot be verified, and is named.
 
     \b
     Examples:
       blockstream inspect disk.bsx
       ssh HOST cat disk.bsx | blockstream inspect
+      blockstream inspect delta.rbd
     """  # noqa: D301
     if stream == "-":
         refuse_terminal(0, "standard input")
-        found = inspect(0)
+        _inspected(stream, 0, given, state_dir, as_json=as_json)
+        return
+    try:
+        fd = os.open(stream, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise NotFoundError(f"{stream} cannot be opened: {error.strerror}") from error
+    try:
+        _inspected(stream, fd, given, state_dir, as_json=as_json)
+    finally:
+        os.close(fd)
+
+
+def _inspected(stream: str, fd: int, given: str | None, state_dir: Path, *, as_json: bool) -> None:
+    wish = {"format": given} if given else {}
+    head = beginning(fd, given=bool(given))
+    found: Inspection | ForeignInspection
+    if is_ours(head, wish):
+        found = inspect(fd, head)
     else:
-        try:
-            fd = os.open(stream, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise NotFoundError(f"{stream} cannot be opened: {error.strerror}") from error
-        try:
-            found = inspect(fd)
-        finally:
-            os.close(fd)
+        from blockstream.jobs.inspect_foreign import inspect_foreign  # rarely used
+
+        found = inspect_foreign(fd, head, state_dir, given or "")
     if as_json:
         values = asdict(found) | {"problem": str(found.problem) if found.problem else None}
         result("stream", **values)
-    else:
+    elif isinstance(found, Inspection):
         _show(stream, found)
+    else:
+        _show_foreign(stream, found)
     if found.problem is not None:
         raise found.problem
+
+
+def _show_foreign(name: str, found: "ForeignInspection") -> None:
+    size = found.reach if found.size is None else found.size
+    device = "it does not say" if found.size is None else f"{size_text(size)} ({size} bytes)"
+    packed = f", packed with {found.packed}" if found.packed else ""
+    kind = "whole disk" if found.whole else "changes"
+    rows = [
+        ("stream", name),
+        ("format", f"{found.format}{packed}"),
+        ("kind", f"{kind} from {found.base}" if found.base else kind),
+        ("goal", found.goal or "it does not say"),
+        ("device", device),
+        ("records", f"{found.records}, {found.extents} extents once in order"),
+        ("data", size_text(found.data)),
+        ("zeros", size_text(found.zeros)),
+        ("wire", size_text(found.wire)),
+        ("map", f"[{_map(found.cells, size)}]"),
+        *(("note", text) for text in found.remarks),
+        ("verdict", "NOT SOUND" if found.problem else "can be read to its end"),
+        ("open", f"it does not tell {', '.join(found.unchecked)}"),
+    ]
+    show("".join(f"{key:<8}  {value}\n" for key, value in rows))
 
 
 def _show(name: str, found: Inspection) -> None:
@@ -63,15 +116,15 @@ def _show(name: str, found: Inspection) -> None:
         ("data", size_text(found.data)),
         ("zeros", size_text(found.zeros)),
         ("wire", f"{size_text(found.wire)} ({ratio:.2f}:1)"),
-        ("map", f"[{_map(found)}]"),
+        ("map", f"[{_map(found.cells, opening.size)}]"),
         ("chain", found.chain or "-"),
         ("verdict", "NOT SOUND" if found.problem else "whole and sound"),
     ]
     show("".join(f"{key:<8}  {value}\n" for key, value in rows))
 
 
-def _map(found: Inspection) -> str:
-    """Draw where on the device the stream writes, denser for more."""
-    cell_bytes = max(1, -(-found.opening.size // MAP_CELLS))
+def _map(cells: list[int], size: int) -> str:
+    """Draw where on the device a stream writes, denser for more."""
+    cell_bytes = max(1, -(-size // MAP_CELLS))
     top = len(_SHADES) - 1
-    return "".join(_SHADES[-(-top * min(c, cell_bytes) // cell_bytes)] for c in found.cells)
+    return "".join(_SHADES[-(-top * min(c, cell_bytes) // cell_bytes)] for c in cells)

@@ -29,6 +29,8 @@ _COMMANDS = (
     "confirm",
     "extents",
     "inspect",
+    "convert",
+    "merge",
     "verify",
     "serve",
     "migrate",

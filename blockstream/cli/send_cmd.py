@@ -8,13 +8,14 @@ from typing import Any
 
 import click
 
-from blockstream.cli.console import event, say
+from blockstream.cli.console import event, saving_text, say
 from blockstream.cli.exports import with_certificates, with_export_options
 from blockstream.cli.machines import send_machine, with_machine_options
 from blockstream.cli.options import (
     cleared,
     refuse_terminal,
     reporters,
+    warn,
     with_progress,
     with_state_dir,
 )
@@ -26,6 +27,7 @@ from blockstream.cli.stores import StoreAccess, opened_store, show_saved, with_s
 from blockstream.cli.voice import Voice, show_plan, show_sent
 from blockstream.cli.volumes import wish_of, with_snapshot_options, with_vmdk_options
 from blockstream.errors import UsageError
+from blockstream.formats.foreign.names import WRITTEN
 from blockstream.jobs.copy import copy
 from blockstream.jobs.disk_set import push_set
 from blockstream.jobs.peer import pull, push, push_differing
@@ -110,6 +112,12 @@ _NO_EFFECT = "have no effect here: a session with another host confirms and cont
     help="Into a store: compare what is said not to have changed with the point before, all of it "
     "once in CYCLE increments.",
 )
+@click.option(
+    "--format",
+    "to_format",
+    type=click.Choice(WRITTEN),
+    help="Write what another tool receives, in place of a stream of ours.",
+)
 @with_machine_options
 @with_store_access
 @with_meeting
@@ -133,6 +141,7 @@ def command(  # one an option
     dry_run: bool,
     compare: bool,
     session: bool,
+    to_format: str | None,
     meeting: str,
     state_dir: Path,
     as_json: bool,
@@ -170,6 +179,7 @@ def command(  # one an option
       blockstream send nbd://HOST/vm copy.img --base monday --goal tuesday --bitmap monday
       blockstream send vmdk:vm-000002.vmdk /dev/vg/vm
       blockstream send --delta vmdk:vm-000003.vmdk /dev/vg/vm
+      blockstream send --since vm-snap /dev/vg/vm --format thin-send | ssh OLD thin_recv vg/vm
     """  # noqa: D301
     receipt_seconds = _receipt_seconds(receipt_wait, wanted=require_receipt)
     where_to = Places.of(with_certificates(places, options["tls_certificates"]))
@@ -218,6 +228,9 @@ def command(  # one an option
         send_machine(places, request, where, options, voice)
         return
     wish = wish_of(options, target or "")
+    pipe = {"compress": compress != "auto", "bwlimit": bwlimit, "resume": resume, "n": dry_run}
+    pipe |= {"compare": compare, "session": session, "require-receipt": receipt_seconds}
+    _check_format(to_format, target or where_to.store or where_to.hosts, wish, pipe)
     if dry_run:
         _rehearse(request, wish, where_to, where, options, voice)
     elif where_to.hosts:
@@ -232,7 +245,7 @@ def command(  # one an option
         cleared(shown)
         show_received(result, target, as_json=as_json, quiet=voice.quiet)
     else:
-        _to_stdout(request, wish, voice, session=session, meeting=meeting)
+        _to_stdout(request, wish, voice, session=session, meeting=meeting, to_format=to_format)
 
 
 def _receipt_seconds(wait: float | None, *, wanted: bool) -> float:
@@ -251,9 +264,32 @@ def _refuse_for_machine(*, dry_run: bool, compare: bool, session: bool) -> None:
         )
 
 
-def _to_stdout(
-    request: SendRequest, wish: SnapshotWish, voice: Voice, *, session: bool, meeting: str
+def _check_format(
+    to_format: str | None, target: object, wish: SnapshotWish, given: Mapping[str, object]
 ) -> None:
+    """An option without effect is an error."""
+    if to_format is None:
+        return
+    if target:
+        raise UsageError("--format writes to standard output: leave TARGET out")
+    if wish.rotate:
+        raise UsageError("--rotate turns over when the target is committed, which nobody tells")
+    for name in (name for name, value in given.items() if value):
+        raise UsageError(f"--format is for a tool that knows nothing of --{name}: leave it out")
+
+
+def _to_stdout(
+    request: SendRequest,
+    wish: SnapshotWish,
+    voice: Voice,
+    *,
+    session: bool,
+    meeting: str,
+    to_format: str | None,
+) -> None:
+    if to_format is not None:
+        _for_other_tool(request, wish, to_format, voice)
+        return
     if wish.rotate and not (session or request.receipt_seconds):
         raise UsageError(
             "--rotate turns over when the target is committed, which nobody tells over a plain "
@@ -272,6 +308,26 @@ def _to_stdout(
         sent = send(asked, source, _STDOUT, Progress(), voice.shown)
     cleared(voice.shown)
     show_sent(sent, voice, full=not asked.base)
+
+
+def _for_other_tool(request: SendRequest, wish: SnapshotWish, to_format: str, voice: Voice) -> None:
+    from blockstream.formats.foreign.table import by_name
+    from blockstream.jobs.convert import head_of, lost, write_foreign  # rarely used
+
+    refuse_terminal(_STDOUT, "standard output")
+    how, progress = by_name(to_format), Progress()
+    with opened(request, wish) as (source, asked):
+        voice.warn_of(source)
+        plan = planned(asked, source)
+        head = head_of(plan)
+        warn(f"{how.title} does not carry {', '.join(lost(how, head))}", as_json=voice.as_json)
+        write_foreign(how, source, plan.extents, head, _STDOUT, progress, voice.shown)
+    cleared(voice.shown)
+    if voice.as_json:
+        event("written", format=to_format, counts=asdict(progress.snapshot()))
+    elif not voice.quiet:
+        text = saving_text(progress.snapshot(), full=not asked.base)
+        say(f"sent: {text}; whether it was received, only that tool tells")
 
 
 def _push(

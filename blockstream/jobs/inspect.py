@@ -99,17 +99,26 @@ class _Counting:
         if extent.kind == Kind.ZERO:
             found.zeros += extent.length
         found.largest = max(found.largest, extent.length)
-        cell_bytes = max(1, -(-found.opening.size // MAP_CELLS))
-        offset, end = extent.offset, extent.offset + extent.length
-        while offset < end:
-            cell = offset // cell_bytes
-            step = min(end, (cell + 1) * cell_bytes) - offset
-            found.cells[cell] += step
-            offset += step
+        into_cells(found.cells, extent.offset, extent.length, found.opening.size)
 
 
-def inspect(fd: int) -> Inspection:
+def into_cells(cells: list[int], offset: int, length: int, size: int) -> None:
+    """Count a range of a disk of `size` bytes in the cells that it lies in."""
+    cell_bytes = max(1, -(-size // MAP_CELLS))
+    end = offset + length
+    while offset < end:
+        cell = offset // cell_bytes
+        step = min(end, (cell + 1) * cell_bytes) - offset
+        cells[cell] += step
+        offset += step
+
+
+def inspect(fd: int, ahead: bytes = b"") -> Inspection:
     """Read a stream to its end and return what it holds, and what is wrong with it.
+
+    Args:
+        fd: Where it comes from.
+        ahead: What was read from it already.
 
     Raises:
         IntegrityError: If it is no stream of ours at all.
@@ -117,7 +126,7 @@ def inspect(fd: int) -> Inspection:
         RefusedError: If it is of another version, or a continuation.
     """
     widen_pipe(fd)
-    with contextlib.closing(WakeableReader(fd)) as reader:
+    with contextlib.closing(WakeableReader(fd, ahead)) as reader:
         frames = FrameReader(reader)
         try:
             opening = frames.opening()

@@ -180,7 +180,14 @@ class Intake:
     """Runs a reader over a descriptor: keeps the bytes, and where each range lies."""
 
     def __init__(
-        self, fd: int, *, ahead: bytes = b"", wrapping: str = "", folder: Path, number: int = _KEPT
+        self,
+        fd: int,
+        *,
+        ahead: bytes = b"",
+        wrapping: str = "",
+        folder: Path,
+        number: int = _KEPT,
+        layers: Layers | None = None,
     ) -> None:
         """Prepare.
 
@@ -190,6 +197,7 @@ class Intake:
             wrapping: What it is compressed with: `zstd`, `gzip`, or nothing.
             folder: Where its bytes are kept if it is no file.
             number: Number of the file that the bytes lie in, among several.
+            layers: Of the streams before it; none by default.
 
         Raises:
             RefusedError: If nothing can be kept there.
@@ -209,8 +217,8 @@ class Intake:
             self.fd = os.dup(fd)
         else:
             self._origin = self._kept = 0
-            self.fd = _unnamed(folder)
-        self.found = Taken()
+            self.fd = unnamed(folder)
+        self.found = Taken(Layers() if layers is None else layers)
 
     def head(self, length: int) -> bytes:
         """Return how the stream begins, unpacked, without taking it.
@@ -421,7 +429,12 @@ def _cut(how: Format) -> InterruptedTransferError:
     )
 
 
-def _unnamed(folder: Path) -> int:
+def unnamed(folder: Path) -> int:
+    """Return a file without a name, for what must be kept for a while.
+
+    Raises:
+        RefusedError: If there can be none.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:

@@ -170,6 +170,7 @@ class Format:
         ends: Whether it has an end mark, so that a cut is always noticed.
         based: Whether it says onto what it belongs.
         unchecked: What it cannot tell, for the report.
+        sizeless: Whether it does not say how large the disk is.
         write: Makes a writer; None if it is only read.
         lost: What a writer cannot carry over, said before anything is written.
     """
@@ -182,6 +183,7 @@ class Format:
     unchecked: tuple[str, ...]
     write: Callable[[], Writer] | None = None
     lost: tuple[str, ...] = ()
+    sizeless: bool = False
 
 
 def malformed(title: str, what: str) -> IntegrityError:

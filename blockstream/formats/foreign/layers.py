@@ -52,7 +52,7 @@ class Layers:
             rows
             and rows[-4] + rows[-3] == offset
             and rows[-2] == file
-            and (rows[-1] + rows[-3] == place if place != ZEROS else rows[-1] == ZEROS)
+            and place == (ZEROS if rows[-1] == ZEROS else rows[-1] + rows[-3])
         ):
             rows[-3] += length
             return

@@ -92,6 +92,7 @@ FORMAT = Format(
     read=read,
     ends=False,
     based=False,
+    sizeless=True,
     unchecked=("that it is whole", "its base", "its bytes"),
     write=LvmsyncWriter,
     lost=(

@@ -1,5 +1,6 @@
 """Names of the formats, for options: without what reads them, so that `recv` starts fast."""
 
+OURS = "bsx"
 WRITTEN = ("lvmsync", "thin-send", "rbd")
 READ = (
     *WRITTEN,

@@ -1,6 +1,6 @@
 """Which format a stream is in, by how it begins; and what else it may be."""
 
-from blockstream.errors import RefusedError
+from blockstream.errors import IntegrityError, RefusedError
 from blockstream.formats.foreign import (
     bdsync,
     blocksync_fast,
@@ -92,6 +92,7 @@ def recognised(head: bytes) -> Format:
 
     Raises:
         RefusedError: If it is none that is read; the message says what it looks like.
+        IntegrityError: If it looks like nothing.
     """
     for beginning, found in _BY_BEGINNING:
         if head.startswith(beginning):
@@ -103,7 +104,7 @@ def recognised(head: bytes) -> Format:
         if head[offset : offset + len(magic)] == magic:
             return raw.FORMAT
     begin = head[:16].hex(" ") if any(head) else "zeros"
-    raise RefusedError(
+    raise IntegrityError(
         f"this is no stream that is known here: it begins with {begin}; nothing was written; if it "
         "is the raw image of a disk, say so with --format raw"
     )

@@ -112,6 +112,7 @@ FORMAT = Format(
     read=read,
     ends=True,
     based=False,
+    sizeless=True,
     unchecked=("its base", "its bytes"),
     write=ThinSendWriter,
     lost=("base and goal", "the size of the disk", "checksums"),
@@ -122,5 +123,6 @@ FORMAT_1_0 = Format(
     read=read,
     ends=False,
     based=False,
+    sizeless=True,
     unchecked=("that it is whole", "its base", "its bytes"),
 )

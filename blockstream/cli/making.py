@@ -1,0 +1,69 @@
+"""How streams are made of others: what `convert` and `merge` share."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from blockstream.cli.console import saving_text, say
+from blockstream.cli.options import cleared, parse_size, refuse_terminal, reporters, warn
+from blockstream.errors import StaleViewError, UsageError
+from blockstream.formats.foreign.names import OURS
+from blockstream.formats.foreign.table import by_name
+from blockstream.jobs.convert import (
+    ConvertRequest,
+    combined,
+    lost,
+    write_foreign,
+    write_ours,
+)
+from blockstream.pipeline.compression import CompressionChoice
+from blockstream.pipeline.progress import Progress
+
+_STDIN = 0
+_STDOUT = 1
+
+
+def made_of(streams: Sequence[str], to: str, options: Mapping[str, Any]) -> None:
+    """Make one stream of one or several.
+
+    Raises:
+        StaleViewError: If one of them had no end mark, so that nobody knows whether it was whole.
+    """
+    refuse_terminal(_STDOUT, "standard output")
+    if "-" in streams:
+        refuse_terminal(_STDIN, "standard input")
+    as_json, quiet = options["as_json"], options["quiet"]
+    shown = reporters("convert", as_json=as_json, quiet=quiet, progress_fd=options["progress_fd"])
+    if to != OURS and options["compress"] != "auto":
+        raise UsageError("--compress is only for streams of ours")
+    request = ConvertRequest(
+        streams=streams,
+        to=to,
+        state_dir=options["state_dir"],
+        format=options["format"] or "",
+        size=parse_size(options["size"]) if options["size"] else None,
+        base=options["base"],
+        goal=options["goal"],
+    )
+    compression = CompressionChoice.parse(options["compress"])
+    progress = Progress()
+    with combined(request) as made:
+        if to == OURS:
+            write_ours(made, compression, _STDOUT, progress, shown)
+        else:
+            how = by_name(to)
+            text = ", ".join(lost(how, made.head))
+            warn(f"{how.title} does not carry {text}", as_json=as_json)
+            extents = made.what.extents
+            write_foreign(how, made.source, extents, made.head, _STDOUT, progress, shown)
+    cleared(shown)
+    if not quiet and not as_json:
+        opening = made.what.opening
+        whole = "a whole disk" if opening.full else f"changes from {opening.base}"
+        saving = saving_text(progress.snapshot(), full=opening.full)
+        say(f"made: {whole} to {opening.goal}: {saving}")
+    open_ended = [link.name for link in made.links if link.open_ended]
+    if open_ended and not options["accept_open_end"]:
+        raise StaleViewError(
+            f"{open_ended[0]} has no end mark, so nobody knows whether all of it was there; the "
+            "stream was made of what was; --accept-open-end believes it"
+        )

@@ -1,0 +1,92 @@
+"""`inspect` for streams of other tools: what they say, read to their end."""
+
+import contextlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from blockstream.errors import BlockstreamError
+from blockstream.formats.foreign.table import HEAD_BYTES, by_name, recognised, wrapping
+from blockstream.jobs.inspect import MAP_CELLS, into_cells
+from blockstream.linux.streams import widen_pipe
+from blockstream.sources.foreign import Intake
+
+
+@dataclass(slots=True)
+class ForeignInspection:
+    """What was found; counts in bytes unless said.
+
+    Attributes:
+        format: Its name.
+        title: What people call it.
+        packed: What it is compressed with; empty for nothing.
+        size: Of the disk; None if it does not say.
+        base: State that it belongs onto; empty if it does not say.
+        goal: State that it leads to; empty if it does not say.
+        whole: Whether it is a whole disk.
+        records: Ranges of data in it.
+        extents: Ranges once they are in order, the last one winning.
+        data: Bytes of data.
+        zeros: Bytes of zeros that it names.
+        wire: Bytes of the stream.
+        reach: Where its last range ends.
+        cells: How many bytes of each 64th of the disk it writes; up to `reach` if it has no size.
+        unchecked: What it cannot tell.
+        remarks: What people should know.
+        problem: What is wrong with it; None if nothing was seen.
+    """
+
+    format: str
+    title: str
+    packed: str
+    size: int | None = None
+    base: str = ""
+    goal: str = ""
+    whole: bool = False
+    records: int = 0
+    extents: int = 0
+    data: int = 0
+    zeros: int = 0
+    wire: int = 0
+    reach: int = 0
+    cells: list[int] = field(default_factory=lambda: [0] * MAP_CELLS)
+    unchecked: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    problem: BlockstreamError | None = None
+
+
+def inspect_foreign(fd: int, head: bytes, state_dir: Path, given: str = "") -> ForeignInspection:
+    """Read a stream to its end and return what it holds, and what is wrong with it.
+
+    Args:
+        fd: Where it comes from.
+        head: What was read from it already.
+        state_dir: Where its bytes are kept meanwhile if it is no file.
+        given: Its format, where people say it; empty to recognise it.
+
+    Raises:
+        BlockstreamError: If it is none that is read.
+    """
+    packed = wrapping(head)
+    widen_pipe(fd)
+    with contextlib.closing(Intake(fd, ahead=head, wrapping=packed, folder=state_dir)) as intake:
+        how = by_name(given) if given else recognised(intake.head(HEAD_BYTES))
+        found = ForeignInspection(how.name, how.title, packed, unchecked=how.unchecked)
+        try:
+            intake.run(how, None)
+        except BlockstreamError as error:
+            found.problem = error
+        taken = intake.found
+        found.size, found.base, found.goal, found.whole = (
+            taken.size,
+            taken.base,
+            taken.goal,
+            taken.whole,
+        )
+        found.records, found.data, found.zeros = taken.records, taken.data, taken.zeros
+        found.wire, found.reach, found.remarks = taken.wire, taken.reach, tuple(taken.remarks)
+        disk = taken.reach if taken.size is None else taken.size
+        extents = taken.layers.flattened(disk).extents(disk)
+        found.extents = len(extents)
+        for extent in extents:
+            into_cells(found.cells, extent.offset, extent.length, disk)
+    return found
