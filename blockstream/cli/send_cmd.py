@@ -228,7 +228,12 @@ def command(  # one an option
         send_machine(places, request, where, options, voice)
         return
     wish = wish_of(options, target or "")
-    pipe = {"compress": compress != "auto", "bwlimit": bwlimit, "resume": resume, "n": dry_run}
+    pipe: dict[str, object] = {
+        "compress": compress != "auto",
+        "bwlimit": bwlimit,
+        "resume": resume,
+        "n": dry_run,
+    }
     pipe |= {"compare": compare, "session": session, "require-receipt": receipt_seconds}
     _check_format(to_format, target or where_to.store or where_to.hosts, wish, pipe)
     if dry_run:

@@ -242,14 +242,15 @@ class Intake:
         """
         reader, found = how.read(size), self.found
         answer: bytes | None = None
-        while True:
-            try:
+        try:
+            while True:
                 wish = next(reader) if answer is None else reader.send(answer)
-            except StopIteration:
-                break
-            answer = self._answer(how, wish, size)
-        found.wire = self._bytes.wire_bytes if not self._in_place else self._position + self._start
-        return found
+                answer = self._answer(how, wish, size)
+        except StopIteration:
+            return found
+        finally:
+            here = self._position + self._start
+            found.wire = here if self._in_place else self._bytes.wire_bytes
 
     def close(self) -> None:
         """Give everything back."""

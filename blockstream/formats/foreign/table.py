@@ -1,6 +1,6 @@
 """Which format a stream is in, by how it begins; and what else it may be."""
 
-from blockstream.errors import IntegrityError, RefusedError
+from blockstream.errors import IntegrityError, InterruptedTransferError, RefusedError
 from blockstream.formats.foreign import (
     bdsync,
     blocksync_fast,
@@ -92,11 +92,16 @@ def recognised(head: bytes) -> Format:
 
     Raises:
         RefusedError: If it is none that is read; the message says what it looks like.
+        InterruptedTransferError: If it was cut before it could be told.
         IntegrityError: If it looks like nothing.
     """
     for beginning, found in _BY_BEGINNING:
         if head.startswith(beginning):
             return found
+        if head and beginning.startswith(head):
+            raise InterruptedTransferError(
+                f"{found.title} was cut after {len(head)} bytes; nothing was written; send it again"
+            )
     for offset, magic, what, advice in _OTHERS:
         if head[offset : offset + len(magic)] == magic:
             raise RefusedError(f"this is {what}; nothing was written; {advice}")

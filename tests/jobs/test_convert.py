@@ -1,0 +1,255 @@
+"""A merged or converted stream does what its streams do one after the other, also for rbd."""
+
+import itertools
+import os
+import random
+import subprocess
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from blockstream.errors import BaseMismatchError, BlockstreamError, RefusedError, UsageError
+from blockstream.formats.foreign.table import by_name
+from blockstream.jobs.convert import ConvertRequest, combined, write_foreign, write_ours
+from blockstream.jobs.receive import ReceiveRequest
+from blockstream.jobs.upkeep import adopt
+from blockstream.pipeline.compression import CompressionChoice
+from blockstream.pipeline.progress import Progress
+from tests.end_to_end.streams import taken
+from tests.foreign_streams import Change, applied, brought_onto, lvmsync, rbd_diff, thin_send
+
+BLOCK = 512
+
+
+def made(
+    folder: Path, streams: Sequence[Path], to: str = "bsx", pack: int = 0, **said: object
+) -> Path:
+    """Make one stream of several."""
+    request = ConvertRequest(
+        streams=[str(each) for each in streams],
+        to=to,
+        state_dir=folder / "state",
+        **said,  # type: ignore[arg-type]  # as each test knows
+    )
+    path = folder / f"made-{len(list(folder.glob('made-*')))}.{to}"
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    try:
+        with combined(request) as found:
+            if to == "bsx":
+                write_ours(found, CompressionChoice(pack), fd, Progress(), [])
+            else:
+                extents = found.what.extents
+                write_foreign(by_name(to), found.source, extents, found.head, fd, Progress(), [])
+    finally:
+        os.close(fd)
+    return path
+
+
+def put(folder: Path, name: str, stream: bytes) -> Path:
+    path = folder / name
+    path.write_bytes(stream)
+    return path
+
+
+# Where the second range lies against the first, [8, 16): Allen's thirteen.
+FIRST = (8, 16)
+RELATIONS = {
+    "before": (1, 4),
+    "meets": (4, 8),
+    "overlaps": (4, 12),
+    "starts": (8, 12),
+    "during": (10, 14),
+    "finishes": (12, 16),
+    "equals": (8, 16),
+    "is started by": (8, 20),
+    "contains": (4, 20),
+    "is finished by": (4, 16),
+    "is overlapped by": (12, 20),
+    "is met by": (16, 20),
+    "after": (20, 24),
+}
+# Blocks of the disk after the first and after the second increment.
+SIZES = {"same": (32, 32), "grow": (24, 40), "shrink": (32, 10), "shrink past": (32, 18)}
+
+
+def change(span: tuple[int, int], blocks: int, fill: int) -> list[Change]:
+    """Return a range, cut at the end of the disk; zeros for fill 0."""
+    first, last = span[0], min(span[1], blocks)
+    if first >= last:
+        return []
+    length = (last - first) * BLOCK
+    return [(first * BLOCK, length if not fill else bytes([fill]) * length)]
+
+
+def resized(disk: bytes, size: int) -> bytes:
+    return disk[:size].ljust(size, b"\0")
+
+
+@pytest.mark.slow
+@pytest.mark.needs("rbd")
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("fills", [(1, 2), (1, 0), (0, 2), (0, 0)], ids=str)
+def test_merge_is_what_rbd_merge_diff_is(
+    tmp_path: Path, sizes: str, fills: tuple[int, int]
+) -> None:
+    one, two = SIZES[sizes]
+    disk = random.Random(3).randbytes(max(one, two) * BLOCK)  # noqa: S311  # the same each time
+    for relation, span in RELATIONS.items():
+        changes = change(FIRST, one, fills[0]), change(span, two, fills[1])
+        first = put(tmp_path, "a-b", rbd_diff(changes[0], one * BLOCK, "a", "b"))
+        second = put(tmp_path, "b-c", rbd_diff(changes[1], two * BLOCK, "b", "c"))
+        model = applied(resized(disk, one * BLOCK), changes[0])
+        model = applied(resized(model, two * BLOCK), changes[1])
+        # What is not named by the diffs is the target's own, and theirs to resize.
+        onto = resized(resized(disk, one * BLOCK), two * BLOCK)
+        ours = made(tmp_path, [first, second], to="rbd").read_bytes()
+        assert brought_onto(onto, ours) == model, relation
+        theirs = tmp_path / "theirs"
+        _merge_diff(first, second, theirs)
+        assert brought_onto(onto, theirs.read_bytes()) == model, relation
+        if sizes != "grow":
+            continue
+        # And they read what we write.
+        _merge_diff(put(tmp_path, "ours", ours), put(tmp_path, "empty", _nothing(two)), theirs)
+        assert brought_onto(onto, theirs.read_bytes()) == model, relation
+
+
+def _nothing(blocks: int) -> bytes:
+    return rbd_diff([], blocks * BLOCK, "c", "d")
+
+
+def _merge_diff(first: Path, second: Path, into: Path) -> None:
+    into.unlink(missing_ok=True)
+    command = ["rbd", "--no-config-file", "merge-diff", str(first), str(second), str(into)]
+    subprocess.run(command, check=True, capture_output=True)  # noqa: S603  # what it is for
+
+
+increments = st.lists(
+    st.tuples(
+        st.integers(1, 40),
+        st.lists(st.tuples(st.integers(0, 39), st.integers(1, 12), st.booleans()), max_size=4),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@pytest.mark.slow
+@given(increments, st.booleans())
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_any_chain_merges_to_what_the_model_says(
+    tmp_path: Path, found: list[tuple[int, list[tuple[int, int, bool]]]], ours: bool
+) -> None:
+    size = 40 * BLOCK
+    model = disk = random.Random(4).randbytes(size)  # noqa: S311  # the same each time
+    streams = []
+    fill = itertools.count(1)
+    for number, (blocks, spans) in enumerate(found):
+        size = blocks * BLOCK
+        model, disk = resized(model, size), resized(disk, size)
+        changes: list[Change] = []
+        reached = 0
+        for offset, length, zero in sorted(spans):
+            first = max(offset, reached)
+            last = min(offset + length, blocks)
+            if first < last:
+                reached = last
+                changes += change((first, last), blocks, 0 if zero else next(fill))
+        model = applied(model, changes)
+        stream = put(tmp_path, f"s{number}", rbd_diff(changes, size, f"{number}", f"{number + 1}"))
+        streams.append(made(tmp_path, [stream], pack=number % 2) if ours else stream)
+    whole = made(tmp_path, streams)
+    target = tmp_path / "target"
+    target.write_bytes(disk)
+    adopt(str(target), "0", tmp_path / "state", force_base=True)
+    taken(ReceiveRequest(str(target), tmp_path / "state"), whole)
+    assert target.read_bytes() == model
+
+
+def test_a_whole_disk_and_its_increments_make_a_whole_disk(tmp_path: Path) -> None:
+    first = put(tmp_path, "a", rbd_diff([(0, b"1" * 4096)], 8192, goal="a"))
+    second = put(tmp_path, "b", rbd_diff([(2048, 1024)], 8192, "a", "b"))
+    whole = made(tmp_path, [first, second])
+    copy = tmp_path / "copy"
+    taken(ReceiveRequest(str(copy), tmp_path / "state", create=True), whole)
+    assert copy.read_bytes() == b"1" * 2048 + bytes(1024) + b"1" * 1024 + bytes(4096)
+
+
+def test_what_does_not_follow_is_refused(tmp_path: Path) -> None:
+    first = put(tmp_path, "a", rbd_diff([(0, 512)], 8192, "a", "b"))
+    whole = put(tmp_path, "w", rbd_diff([(0, 512)], 8192, goal="b"))
+    with pytest.raises(BaseMismatchError, match=r"'a'.*'b'"):
+        made(tmp_path, [first, first])
+    with pytest.raises(RefusedError, match="whole disk"):
+        made(tmp_path, [first, whole])
+    with pytest.raises(BaseMismatchError):
+        made(tmp_path, [first], base="other")
+
+
+def test_what_a_stream_does_not_say_must_be_said(tmp_path: Path) -> None:
+    stream = put(tmp_path, "s", thin_send([(0, 4096)]))
+    with pytest.raises(UsageError, match="--size"):
+        made(tmp_path, [stream], base="a")
+    with pytest.raises(UsageError, match="--base"):
+        made(tmp_path, [stream], size=8192)
+    assert made(tmp_path, [stream], size=8192, base="a").stat().st_size
+
+
+def test_a_part_of_a_sector_is_refused_and_named(tmp_path: Path) -> None:
+    stream = put(tmp_path, "s", rbd_diff([(1000, b"x" * 24)], 8192, "a", "b"))
+    with pytest.raises(RefusedError, match="1000"):
+        made(tmp_path, [stream])
+
+
+def test_a_flipped_bit_in_a_stream_of_ours_is_noticed_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
+    stream = put(tmp_path, "s", rbd_diff([(0, b"x" * 4096)], 8192, "a", "b"))
+    ours = made(tmp_path, [stream])
+    data = bytearray(ours.read_bytes())
+    data[data.index(b"x" * 100)] ^= 1
+    ours.write_bytes(data)
+    with pytest.raises(BlockstreamError, match="digest"):
+        made(tmp_path, [ours], to="rbd")
+    assert not (tmp_path / "made-1.rbd").read_bytes()
+
+
+@pytest.mark.parametrize("to", ["lvmsync", "thin-send", "rbd"])
+def test_a_stream_of_ours_is_written_as_the_table_of_the_format_has_it(
+    tmp_path: Path, to: str
+) -> None:
+    changes: list[Change] = [(512, b"x" * 1024), (4096, 8192), (16_384, b"y" * 512)]
+    size = 20_480
+    ours = made(tmp_path, [put(tmp_path, "s", rbd_diff(changes, size, "a", "b"))])
+    wanted = {
+        "lvmsync": lvmsync(changes),
+        "thin-send": thin_send(changes),
+        "rbd": rbd_diff(changes, size, "a", "b"),
+    }
+    assert made(tmp_path, [ours], to=to).read_bytes() == wanted[to]
+
+
+def test_a_long_range_is_cut_into_records_and_zeros_are_bytes_for_lvmsync(tmp_path: Path) -> None:
+    size = 3 << 20
+    ours = made(tmp_path, [put(tmp_path, "s", rbd_diff([(0, size)], size, "a", "b"))])
+    found = made(tmp_path, [ours], to="lvmsync").read_bytes()
+    assert found == lvmsync([(at, 1 << 20) for at in range(0, size, 1 << 20)])
+
+
+def test_a_stream_from_a_pipe_is_kept_until_it_is_whole(tmp_path: Path) -> None:
+    changes: list[Change] = [(512, b"x" * 1024), (4096, 8192)]
+    ours = made(tmp_path, [put(tmp_path, "s", rbd_diff(changes, 16_384, "a", "b"))])
+    reading, writing = os.pipe()
+    with closing(os.fdopen(writing, "wb")) as pipe:
+        pipe.write(ours.read_bytes())
+    try:
+        found = made(tmp_path, [Path(f"/proc/self/fd/{reading}")], to="rbd")
+    finally:
+        os.close(reading)
+    assert found.read_bytes() == rbd_diff(changes, 16_384, "a", "b")
