@@ -8,11 +8,9 @@ bytes a range while it is indexed, as much again to bring the ranges in order, a
 import os
 import stat
 import tempfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -42,6 +40,7 @@ from blockstream.formats.foreign.events import (
 from blockstream.formats.foreign.layers import ZEROS, Layers, Placed
 from blockstream.linux.buffers import read_all, write_all
 from blockstream.linux.identity import Identity, Node, identity_of, node_of
+from blockstream.sources.unwrapped import Unwrapped
 from blockstream_protocol import ALIGNMENT, DEVICE_BYTES, PLAN_EXTENTS, Kind
 
 _BUFFER_BYTES = 1 << 20
@@ -50,99 +49,6 @@ _SMALL_BYTES = 4096
 _GAP_BYTES = 4096
 _MOST_PARTS = 1000  # IOV_MAX is 1024
 _KEPT = 0  # number of the file that the bytes lie in, where there is one only
-
-
-class _Unpacker(Protocol):
-    """What zlib's and zstandard's decompressors have in common."""
-
-    @property
-    def eof(self) -> bool: ...
-
-    @property
-    def unused_data(self) -> bytes: ...
-
-    def decompress(self, data: bytes, /) -> bytes: ...
-
-
-class Unwrapped:
-    """Reads a descriptor, decompressing; several members or frames count as one."""
-
-    def __init__(self, fd: int, kind: str, ahead: bytes) -> None:
-        """Read from `fd`, which stays the caller's.
-
-        Args:
-            fd: Where the bytes come from.
-            kind: `zstd` or `gzip`; empty for what is not compressed.
-            ahead: Bytes that were read from it already.
-        """
-        self._fd = fd
-        self._kind = kind
-        self._ahead = ahead
-        self._unpacker: _Unpacker | None = None
-        self._given = b""
-        self.wire_bytes = 0
-
-    def read_into(self, buffer: memoryview) -> int:
-        """Fill some of `buffer`; 0 at the end of input.
-
-        Raises:
-            InterruptedTransferError: If the descriptor cannot be read, or ends too early.
-            IntegrityError: If it does not decompress.
-        """
-        if not self._kind:
-            return self._read(buffer)
-        while not self._given:
-            packed = bytearray(_BUFFER_BYTES)
-            count = self._read(memoryview(packed))
-            if not count:
-                if self._unpacker is not None and not self._unpacker.eof:
-                    raise InterruptedTransferError(
-                        f"the {self._kind} stream was cut; nothing was written; send it again"
-                    )
-                return 0
-            self._given = self._unpacked(bytes(packed[:count]))
-        count = min(len(self._given), len(buffer))
-        buffer[:count] = self._given[:count]
-        self._given = self._given[count:]
-        return count
-
-    def _read(self, buffer: memoryview) -> int:
-        if self._ahead:
-            count = min(len(self._ahead), len(buffer))
-            buffer[:count] = self._ahead[:count]
-            self._ahead = self._ahead[count:]
-        else:
-            try:
-                count = os.readv(self._fd, [buffer])
-            except OSError as error:
-                raise InterruptedTransferError(
-                    f"the stream cannot be read any further: {error.strerror}; nothing was written"
-                ) from error
-        self.wire_bytes += count
-        return count
-
-    def _unpacked(self, data: bytes) -> bytes:
-        import zstandard
-
-        found = []
-        try:
-            while data:
-                if self._unpacker is None or self._unpacker.eof:
-                    self._unpacker = self._new()
-                found.append(self._unpacker.decompress(data))
-                data = self._unpacker.unused_data if self._unpacker.eof else b""
-        except (zlib.error, zstandard.ZstdError) as error:
-            raise IntegrityError(
-                f"the {self._kind} stream is damaged: {error}; nothing was written"
-            ) from error
-        return b"".join(found)
-
-    def _new(self) -> _Unpacker:
-        import zstandard
-
-        if self._kind == "gzip":
-            return zlib.decompressobj(wbits=31)
-        return zstandard.ZstdDecompressor().decompressobj()
 
 
 @dataclass(slots=True)

@@ -1,7 +1,9 @@
-"""Whatever a stream of another tool says, its ranges lie on the disk and in the file, or not at all.
+"""Whatever a stream of another tool says, its ranges lie on the disk and in its file.
 
 The first byte tells whether the size of the target is known, and whether the first record wins.
 """
+
+import os
 
 from tests.fuzz.engine import fuzz, instrumented
 
@@ -43,8 +45,6 @@ def _check(stream: bytes, size: int | None, *, first_wins: bool) -> None:
 
 
 def _held(fd: int) -> int:
-    import os
-
     return os.fstat(fd).st_size
 
 
