@@ -1,0 +1,327 @@
+"""Streams of other tools come onto a target by the rules of our own, or leave it as it was."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from blockstream.errors import ExitStatus
+from tests.end_to_end.hosts import Ended, Host, failing_at
+from tests.foreign_streams import (
+    Change,
+    applied,
+    bdsync,
+    blocksync_fast,
+    lvmsync,
+    rbd_diff,
+    thin_chunk,
+    thin_end,
+    thin_ranges,
+    thin_send,
+)
+from tests.formats.foreign.test_readers import DISK, NOISE, OPEN_ENDED, SIZE, STREAMS
+
+README = Path(__file__).parents[2] / "README.md"
+PART: list[Change] = [(4096, NOISE[:4096]), (12_288, 4096), (20_480, NOISE[:8192])]
+OPEN, OK = ExitStatus.STALE, ExitStatus.OK
+
+
+@pytest.fixture
+def target(host: Host) -> Path:
+    """A disk of which nothing is known."""
+    path = host.folder / "target"
+    path.write_bytes(DISK)
+    return path
+
+
+def recv(host: Host, target: Path, stream: bytes, *words: str) -> Ended:
+    return host.run("recv", target, *words, data=stream)
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_a_stream_is_recognised_and_applied(host: Host, target: Path, name: str) -> None:
+    stream, wanted = STREAMS[name]
+    if name in {"rbd", "rbd v2"}:
+        host.adopt(target, "a")
+    ended = recv(host, target, stream)
+    assert ended.status == (OPEN if name in OPEN_ENDED else OK), ended.err
+    assert target.read_bytes() == wanted
+    status = host.status(target)
+    assert status["state"] == "clean"
+    assert str(status["id"]).startswith("unverified-") == (name in OPEN_ENDED)
+    assert "not checked, because it does not tell" in ended.err
+
+
+def test_an_open_end_is_believed_checked_or_marked(host: Host, target: Path) -> None:
+    stream = lvmsync(PART)
+    ended = recv(host, target, stream, "--expect-bytes", "16385")
+    assert ended.status == ExitStatus.INTERRUPTED
+    assert "16384 bytes of data in 3 records" in ended.err
+    assert target.read_bytes() == DISK
+    assert recv(host, target, stream, "--expect-bytes", "16384").status == OK
+    assert str(host.status(target)["id"]).startswith("lvmsync-")
+    assert recv(host, target, stream, "--accept-open-end", "--goal", "tuesday").status == OK
+    assert host.holds(target, "tuesday")
+    ended = recv(host, target, stream, "--json")
+    assert ended.status == OPEN
+    assert ended.events[-2]["unchecked"] == ["that it is whole", "its base", "its bytes"]
+
+
+def test_a_diff_goes_onto_its_base_only(host: Host, target: Path) -> None:
+    stream = rbd_diff(PART, SIZE, "a", "b")
+    assert recv(host, target, stream).status == ExitStatus.REFUSED
+    host.adopt(target, "other")
+    ended = recv(host, target, stream)
+    assert ended.status == ExitStatus.REFUSED
+    assert "'a'" in ended.err
+    assert "'other'" in ended.err
+    assert target.read_bytes() == DISK
+    host.adopt(target, "a")
+    assert recv(host, target, stream).status == OK
+    assert host.holds(target, "b")
+    assert target.read_bytes() == applied(DISK, PART)
+    assert "already committed" in recv(host, target, stream).err
+
+
+def test_what_names_no_base_goes_onto_the_one_that_is_named(host: Host, target: Path) -> None:
+    host.adopt(target, "monday")
+    stream = thin_send(PART)
+    assert recv(host, target, stream, "--base", "sunday").status == ExitStatus.REFUSED
+    assert target.read_bytes() == DISK
+    with target.open("r+b") as file:
+        file.write(b"behind our back")
+    ended = recv(host, target, stream)
+    assert ended.status == ExitStatus.REFUSED, ended.err
+
+
+def test_a_target_of_another_size_is_refused(host: Host, target: Path) -> None:
+    host.adopt(target, "a")
+    for size in (SIZE + 4096, SIZE - 4096):
+        ended = recv(host, target, rbd_diff(PART, size, "a", "b"))
+        assert ended.status == ExitStatus.REFUSED, ended.err
+    assert target.read_bytes() == DISK
+
+
+def test_a_disk_is_made_where_the_stream_says_how_large(host: Host) -> None:
+    copy = host.folder / "copy"
+    ended = host.run("recv", "--create", copy, data=thin_send(PART))
+    assert ended.status == ExitStatus.USAGE
+    assert not copy.exists()
+    assert host.run("recv", "--create", copy, data=rbd_diff(PART, SIZE, goal="a")).status == OK
+    assert copy.read_bytes() == applied(bytes(SIZE), PART)
+    assert host.holds(copy, "a")
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstandard.compress], ids=str)
+def test_an_image_is_copied_packed_or_plain(host: Host, target: Path, pack: type[bytes]) -> None:
+    image = bytes(510) + b"\x55\xaa" + NOISE[512:]
+    ended = recv(host, target, pack(image), "--goal", "a")
+    assert ended.status == OK, ended.err
+    assert target.read_bytes() == image
+    copy = host.folder / "copy"
+    # A pipe that was cut leaves a shorter disk, and nothing tells.
+    status = host.run("recv", "--create", copy, data=pack(image)).status
+    assert status == (OPEN if pack is bytes else OK)
+
+
+def test_what_was_overwritten_can_be_brought_back(host: Host, target: Path) -> None:
+    assert recv(host, target, thin_send(PART), "--apply", "undo").status == OK
+    assert target.read_bytes() != DISK
+    assert host.run("undo", target).status == OK
+    assert target.read_bytes() == DISK
+
+
+def test_a_snapback_leads_back_although_a_chunk_occurs_twice(host: Host, target: Path) -> None:
+    first = [(4096, DISK[4096:8192]), (8192, DISK[8192:12_288])]
+    snapback = lvmsync([*first, (4096, NOISE[:4096])])
+    target.write_bytes(applied(DISK, [(4096, NOISE[4096:12_288])]))
+    words = ("--snapback", "--accept-open-end")
+    assert recv(host, target, snapback, *words).status == OK
+    assert target.read_bytes() == DISK
+    assert recv(host, target, thin_send(PART), "--snapback").status == ExitStatus.USAGE
+
+
+@pytest.mark.parametrize("again", ["the same", "another"])
+def test_a_killed_receiver_goes_on_with_the_same_command(
+    host: Host, target: Path, again: str
+) -> None:
+    stream = lvmsync(PART)
+    words = ("recv", target, "--accept-open-end")
+    killing = failing_at("recv.after_write:1:kill")
+    assert host.run(*words, data=stream, environment=killing).status < 0
+    assert host.status(target)["state"] == "dirty"
+    changes = PART if again == "the same" else [(at, b"z" * 8192) for at in (4096, 12_288, 20_480)]
+    ended = host.run(*words, data=lvmsync(changes))
+    assert ended.status == OK, ended.err
+    assert target.read_bytes() == applied(DISK, changes)
+
+
+def test_a_rehearsal_writes_nothing(host: Host, target: Path) -> None:
+    host.adopt(target, "a")
+    ended = recv(host, target, rbd_diff(PART, SIZE, "a", "b"), "-n")
+    assert ended.status == OK, ended.err
+    assert "would take" in ended.err
+    assert host.holds(target, "a")
+    assert recv(host, target, rbd_diff(PART, SIZE, "x", "b"), "-n").status == ExitStatus.REFUSED
+
+
+def test_an_option_without_effect_is_an_error(host: Host, target: Path) -> None:
+    ours = host.stream(host.disk("disk", SIZE))
+    for words in (["--goal", "a"], ["--expect-bytes", "1"], ["--accept-open-end"]):
+        ended = recv(host, target, ours, *words)
+        assert ended.status == ExitStatus.USAGE
+        assert words[0] in ended.err
+    assert recv(host, target, thin_send(PART), "--apply", "stage").status == ExitStatus.USAGE
+    disk = host.folder / "disk"
+    ended = host.run("send", disk, "--format", "rbd", "--compress", "zstd")
+    assert ended.status == ExitStatus.USAGE
+    assert host.run("send", disk, target, "--format", "rbd").status == ExitStatus.USAGE
+    assert target.read_bytes() == DISK
+
+
+@pytest.mark.parametrize("kind", ["lvmsync", "thin-send", "rbd"])
+def test_what_we_write_for_others_says_first_what_it_does_not_carry(host: Host, kind: str) -> None:
+    old = host.disk("old", SIZE)
+    new, target = host.changed("new", old), host.folder / "target"
+    changes = host.list_changes("changes", new, old)
+    words = ("send", new, "--base", "A", "--goal", "B", "--extents", changes)
+    ended = host.run(*words, "--format", kind)
+    assert ended.status == OK, ended.err
+    assert "does not carry" in ended.err.splitlines()[0]
+    made = host.run("convert", "--to", kind, data=host.stream(*words[1:]))
+    assert made.status == OK, made.err
+    assert made.out == ended.out
+    target.write_bytes(old.read_bytes())
+    host.adopt(target, "A")
+    assert recv(host, target, ended.out, "--accept-open-end").status == OK
+    assert target.read_bytes() == new.read_bytes()
+
+
+def test_a_chain_is_merged_and_inspected(host: Host, target: Path) -> None:
+    paths = []
+    chain: list[list[Change]] = [PART, [(8192, 8192)], [(0, NOISE[:512])]]
+    for number, changes in enumerate(chain):
+        path = host.folder / f"{number}.rbd"
+        path.write_bytes(rbd_diff(changes, SIZE, f"s{number}", f"s{number + 1}"))
+        paths.append(path)
+    ended = host.run("merge", *paths)
+    assert ended.status == OK, ended.err
+    host.adopt(target, "s0")
+    assert recv(host, target, ended.out).status == OK
+    assert host.holds(target, "s3")
+    assert target.read_bytes() == applied(DISK, [*PART, (8192, 8192), (0, NOISE[:512])])
+    shown = host.run("inspect", paths[0], "--json")
+    assert shown.status == OK
+    found = json.loads(shown.out)
+    assert (found["format"], found["base"], found["goal"]) == ("rbd", "s0", "s1")
+    assert (found["data"], found["zeros"], found["records"]) == (12_288, 4096, 2)
+    cut = host.run("inspect", data=paths[0].read_bytes()[:-1])
+    assert cut.status == ExitStatus.INTERRUPTED
+    assert b"NOT SOUND" in cut.out
+    assert host.run("merge", paths[0], paths[2]).status == ExitStatus.REFUSED
+    assert host.run("merge", "-", "-").status == ExitStatus.USAGE
+
+
+def _flipped(stream: bytes) -> bytes:
+    return stream.replace(NOISE[:100], bytes([NOISE[0] ^ 1]) + NOISE[1:100])
+
+
+def _cut(stream: bytes, count: int) -> bytes:
+    return stream[:-count]
+
+
+# Each fault: the streams in which we met it, and how the tool's own receiver ended (measured, see
+# the README). A file that the model cannot tell from a whole one ends with 19, and is marked.
+PEERS = ("lvmsync 3.3.2", "thin_recv 1.1.3", "bdsync", "blocksync-fast 1.07", "rbd 16.2.15")
+_BLOCKS = [(0, NOISE[:4096]), (8192, NOISE[8192:12_288])]
+_RBD = rbd_diff(PART, SIZE, "a", "b")
+FAULTS: dict[str, tuple[tuple[bytes | None, str, int], ...]] = {
+    "cut at a record": (
+        (_cut(lvmsync(PART), 8204), "0", 19),
+        (_cut(thin_send(PART), 52), "10", 11),
+        (_cut(bdsync(PART, SIZE), 12), "2", 11),
+        (_cut(blocksync_fast(_BLOCKS, SIZE, 4096), 4104), "0", 19),
+        (_cut(_RBD, 1), "33", 11),
+    ),
+    "cut inside a payload": (
+        (_cut(lvmsync(PART), 100), "0", 11),
+        (_cut(thin_send(PART), 152), "10", 11),
+        (_cut(bdsync(PART, SIZE), 112), "2, partly written", 11),
+        (_cut(blocksync_fast(_BLOCKS, SIZE, 4096), 100), "0", 11),
+        (_cut(_RBD, 101), "33", 11),
+    ),
+    "one bit flipped": (
+        (_flipped(lvmsync(PART)), "0", 19),
+        (_flipped(thin_send(PART)), "0", 0),
+        (_flipped(bdsync(PART, SIZE)), "0", 0),
+        (_flipped(blocksync_fast(_BLOCKS, SIZE, 4096)), "0", 19),
+        (None, "", 0),
+    ),
+    "empty input": ((b"", "1", 11), (b"", "0", 11), (b"", "2", 11), (None, "", 0), (b"", "33", 11)),
+    "unknown record": (
+        (None, "", 0),
+        (thin_chunk(0, 0, 2) + thin_chunk(0, 0, 9) + thin_end(3, 0, 0), "10", 12),
+        (None, "", 0),
+        (None, "", 0),
+        (_cut(_RBD, 1) + b"x" + bytes(16) + b"e", "95", 12),
+    ),
+    "bytes after the end": (
+        (lvmsync(PART) + b"\xff" * 12, "read as a header", 12),
+        (thin_send(PART) + b"trailing", "10", 12),
+        (None, "", 0),
+        (None, "", 0),
+        (_RBD + b"trailing", "0", 12),
+    ),
+    "a write past the end": (
+        (lvmsync([*PART, (SIZE, bytes(512))]), "file grows", 10),
+        (None, "", 0),
+        (bdsync([*PART, (SIZE, bytes(512))], SIZE), "clipped, or 3", 12),
+        (None, "", 0),
+        (rbd_diff([*PART, (SIZE, 512)], SIZE, "a", "b"), "SIGABRT", 12),
+    ),
+    "another base": (
+        (None, "", 0),
+        (None, "", 0),
+        (None, "", 0),
+        (None, "", 0),
+        (rbd_diff(PART, SIZE, "x", "b"), "22", 10),
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_that_was_measured_on_others_has_its_exit_status_here(
+    host: Host, target: Path, fault: str
+) -> None:
+    for stream, _, wanted in FAULTS[fault]:
+        if stream is None:
+            continue
+        target.write_bytes(DISK)
+        host.adopt(target, "a")
+        ended = recv(host, target, stream)
+        assert ended.status == wanted, ended.err
+        if wanted == OK:
+            assert "not checked" in ended.err
+            assert "its bytes" in ended.err
+        elif wanted == OPEN:
+            assert str(host.status(target)["id"]).startswith("unverified-")
+        else:
+            assert target.read_bytes() == DISK
+            assert host.holds(target, "a")
+
+
+def test_the_readme_shows_this_table() -> None:
+    lines = [f"| fault in the stream | {' | '.join(PEERS)} |", "|---|---|---|---|---|---|"]
+    for fault, row in FAULTS.items():
+        cells = [f"{peer} / **{ours}**" if stream is not None else "" for stream, peer, ours in row]
+        lines.append(f"| {fault} | {' | '.join(cells)} |")
+    assert "\n".join(lines) in README.read_text(), "\n".join(lines)
+
+
+def test_a_chunk_of_thin_send_1_0_ends_where_it_ends(host: Host, target: Path) -> None:
+    magic = bytes.fromhex("CA7F00D5DE7EC7ED")
+    ended = recv(host, target, thin_ranges(PART, magic), "--accept-open-end")
+    assert ended.status == OK, ended.err
+    assert target.read_bytes() == applied(DISK, PART)
