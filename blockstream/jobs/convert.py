@@ -230,13 +230,14 @@ class _Chain:
             fd, ahead=head, wrapping=packed, folder=folder, number=number, layers=self._layers
         )
         self._stack.callback(intake.close)
-        self._fds.append(intake.fd)
+        self._fds.append(-1)
         given = self._request.format
         how = by_name(given) if given else recognised(intake.head(HEAD_BYTES))
         if self._links:
             intake.found.size = self._size
         size = self._request.size if how.sizeless else None
         found = intake.run(how, size)
+        self._fds[number] = intake.fd
         return Link(
             name=name,
             how=how,

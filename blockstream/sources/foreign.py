@@ -30,6 +30,7 @@ from blockstream.formats.foreign.events import (
     Goal,
     Image,
     Many,
+    Packed,
     Remark,
     Size,
     Take,
@@ -40,6 +41,8 @@ from blockstream.formats.foreign.events import (
 from blockstream.formats.foreign.layers import ZEROS, Layers, Placed
 from blockstream.linux.buffers import read_all, write_all
 from blockstream.linux.identity import Identity, Node, identity_of, node_of
+from blockstream.linux.lz4 import Lz4Unpacker
+from blockstream.linux.state_directory import make_directory
 from blockstream.sources.unwrapped import Unwrapped
 from blockstream_protocol import ALIGNMENT, DEVICE_BYTES, PLAN_EXTENTS, Kind
 
@@ -117,12 +120,16 @@ class Intake:
         self._position = 0
         self._in_place = stat.S_ISREG(os.fstat(fd).st_mode) and not wrapping
         self._source = fd
+        self._folder = folder
+        self._kept = 0
+        self._lz4: Lz4Unpacker | None = None
+        self._unpacked_bytes = memoryview(b"")
         if self._in_place:
             self._origin = os.lseek(fd, 0, os.SEEK_CUR) - len(ahead)
             self._file_end = os.fstat(fd).st_size
             self.fd = os.dup(fd)
         else:
-            self._origin = self._kept = 0
+            self._origin = 0
             self.fd = unnamed(folder)
         self.found = Taken(Layers() if layers is None else layers)
 
@@ -161,6 +168,8 @@ class Intake:
     def close(self) -> None:
         """Give everything back."""
         os.close(self.fd)
+        if self._lz4 is not None:
+            self._lz4.close()
 
     def _answer(self, how: Format, wish: Asking | Event, size: int | None) -> bytes | None:
         match wish:
@@ -174,6 +183,9 @@ class Intake:
             case Data(offset, length):
                 self._fits(how, offset, length, size)
                 self._data(how, offset, length)
+            case Packed(offset, length):
+                self._fits(how, offset, length, size)
+                self._unpacked(how, offset, length)
             case Zero(offset, length):
                 self._fits(how, offset, length, size)
                 self.found.zeros += length
@@ -245,6 +257,31 @@ class Intake:
             self._keep(self._buffer[self._start : self._start + step])
             self._start += step
             length -= step
+
+    def _unpacked(self, how: Format, offset: int, length: int) -> None:
+        """Take a range that is packed with lz4."""
+        if self._in_place:
+            # None of its bytes lies anywhere as it is.
+            os.close(self.fd)
+            self._in_place, self._kept = False, 0
+            self.fd = unnamed(self._folder)
+        if self._lz4 is None:
+            self._lz4 = Lz4Unpacker()
+            self._unpacked_bytes = memoryview(bytearray(_BUFFER_BYTES))
+        self.found.records += 1
+        self.found.data += length
+        self.found.layers.add(offset, length, self._number, self._kept)
+        ended = False
+        while length or not ended:
+            if self._start == self._end and not self._more():
+                raise _cut(how)
+            space = self._unpacked_bytes[: min(length, _BUFFER_BYTES)]
+            taken, given, ended = self._lz4.unpack(self._buffer[self._start : self._end], space)
+            if not taken and not given:
+                raise IntegrityError(f"{how.title} unpacks to more than it claims at {offset}")
+            self._start += taken
+            self._keep(space[:given])
+            length -= given
 
     def _skip(self, length: int) -> None:
         """Pass over bytes of a file."""
@@ -342,8 +379,8 @@ def unnamed(folder: Path) -> int:
     Raises:
         RefusedError: If there can be none.
     """
+    make_directory(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             return os.dup(file.fileno())
     except OSError as error:
@@ -373,6 +410,7 @@ class LayeredSource:
         self._placed = placed
         self._ends = placed.offsets + placed.lengths
         self._fds = list(fds)
+        self._before = self._states()
         self._listed = placed.extents(size)
 
     def changes(self) -> ExtentMap:
@@ -409,7 +447,15 @@ class LayeredSource:
             position += length
 
     def validate(self) -> None:
-        """Do nothing: what was indexed is ours, or a file whose user was told."""
+        """Check that no file was written since it was indexed."""
+        if self._states() != self._before:
+            raise SourceError(
+                f"{self.name} was written while it was read; END was not sent; begin again when "
+                "nobody writes it"
+            )
+
+    def _states(self) -> list[tuple[int, int]]:
+        return [(info.st_size, info.st_mtime_ns) for info in map(os.fstat, self._fds)]
 
     def close(self) -> None:
         """Do nothing: the descriptors are the caller's."""

@@ -320,6 +320,17 @@ def test_the_readme_shows_this_table() -> None:
     assert "\n".join(lines) in README.read_text(), "\n".join(lines)
 
 
+def test_what_is_made_of_an_open_end_says_so(host: Host) -> None:
+    words = ("convert", "--base", "a", "--size", str(SIZE))
+    ended = host.run(*words, data=lvmsync(PART))
+    assert ended.status == OPEN
+    assert "no end mark" in ended.err
+    believed = host.run(*words, "--goal", "b", "--accept-open-end", data=lvmsync(PART))
+    assert believed.status == OK
+    assert host.run("inspect", data=believed.out).status == OK
+    assert host.run("convert", data=lvmsync(PART)).status == ExitStatus.USAGE
+
+
 def test_a_chunk_of_thin_send_1_0_ends_where_it_ends(host: Host, target: Path) -> None:
     magic = bytes.fromhex("CA7F00D5DE7EC7ED")
     ended = recv(host, target, thin_ranges(PART, magic), "--accept-open-end")

@@ -12,7 +12,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from blockstream.errors import BaseMismatchError, BlockstreamError, RefusedError, UsageError
+from blockstream.errors import (
+    BaseMismatchError,
+    BlockstreamError,
+    RefusedError,
+    SourceError,
+    UsageError,
+)
 from blockstream.formats.foreign.table import by_name
 from blockstream.jobs.convert import ConvertRequest, combined, write_foreign, write_ours
 from blockstream.jobs.receive import ReceiveRequest
@@ -218,6 +224,25 @@ def test_a_flipped_bit_in_a_stream_of_ours_is_noticed_before_anything_is_written
     with pytest.raises(BlockstreamError, match="digest"):
         made(tmp_path, [ours], to="rbd")
     assert not (tmp_path / "made-1.rbd").read_bytes()
+
+
+def test_a_stream_that_is_written_meanwhile_is_never_ended(tmp_path: Path) -> None:
+    stream = put(tmp_path, "s", rbd_diff([(0, b"x" * 4096)], 8192, "a", "b"))
+    request = ConvertRequest([str(stream)], "rbd", tmp_path / "state")
+    reading, writing = os.pipe()
+    try:
+        with combined(request) as found, stream.open("ab") as file:
+            file.write(b"more")
+            file.flush()
+            with pytest.raises(SourceError, match="written while"):
+                extents = found.what.extents
+                write_foreign(
+                    by_name("rbd"), found.source, extents, found.head, writing, Progress(), []
+                )
+        os.close(writing)
+        assert os.read(reading, 1 << 16)[-1:] != b"e"
+    finally:
+        os.close(reading)
 
 
 @pytest.mark.parametrize("to", ["lvmsync", "thin-send", "rbd"])

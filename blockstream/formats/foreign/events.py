@@ -71,6 +71,14 @@ class Data:
 
 
 @dataclass(frozen=True, slots=True)
+class Packed:
+    """As `Data`, but what follows are lz4 frames that unpack to so many bytes."""
+
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
 class Many:
     """Ranges of bytes within the window that was seen last: one event for thousands of them.
 
@@ -117,7 +125,7 @@ class Remark:
     text: str
 
 
-Event = Size | Whole | Base | Goal | Data | Many | Zero | Image | Remark
+Event = Size | Whole | Base | Goal | Data | Packed | Many | Zero | Image | Remark
 Asking = Take | Window
 Reading = Generator[Asking | Event, bytes, None]
 # A part of a reader that finds something out.

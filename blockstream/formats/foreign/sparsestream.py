@@ -1,6 +1,7 @@
 """Sparse streams of virtnbdbackup and oVirt: frames with a header of 40 bytes of text.
 
-`meta` with JSON first, then `data` and `zero`, then `stop`. Read are those that are not compressed.
+`meta` with JSON first, then `data` and `zero`, then `stop`. Where data is packed
+with lz4, a list of packed sizes comes last.
 """
 
 import json
@@ -13,6 +14,7 @@ from blockstream.formats.foreign.events import (
     Format,
     Goal,
     Looking,
+    Packed,
     Reading,
     Remark,
     Size,
@@ -40,10 +42,11 @@ def read(_size: int | None) -> Reading:
     facts = _facts((yield Take(length)))
     yield from _line_end()
     size, stated = _number(facts, "virtualSize", "virtual-size"), facts.get("dataSize")
-    if facts.get("compressed"):
+    packed = bool(facts.get("compressed"))
+    if packed and facts.get("compressionMethod", "lz4") != "lz4":
         raise RefusedError(
-            "this sparse stream is compressed, which is not read; nothing was written; make it "
-            "without --compress, or restore it with virtnbdrestore"
+            f"this sparse stream is packed with {facts['compressionMethod']!r}, and only lz4 is "
+            "read; nothing was written"
         )
     if facts.get("incremental"):
         yield Remark("what became zeros since its parent is not in it: virtnbdbackup leaves it out")
@@ -52,14 +55,31 @@ def read(_size: int | None) -> Reading:
     yield Size(size)
     if isinstance(facts.get("checkpointName"), str) and facts["checkpointName"]:
         yield Goal(facts["checkpointName"])
-    total = yield from _ranges(size)
+    total = yield from _ranges(size, packed=packed)
     if isinstance(stated, int) and int.from_bytes(total, "big") != stated:
         raise malformed(_TITLE, f"it claims {stated} bytes of data and has another number")
+    if packed:
+        yield from _packed_sizes()
     if (yield Take(1, or_end=True)):
         raise malformed(_TITLE, "bytes follow its end")
 
 
-def _ranges(size: int) -> Looking:
+def _packed_sizes() -> Reading:
+    """Pass over the list of packed sizes, which tells what lz4 tells as well.
+
+    Its own size comes after it, so its end is found by its line end.
+    """
+    length = 0
+    last = b""
+    while last != _END:
+        last = (last + (yield Take(1)))[-2:]
+        length += 1
+    kind, start, stated = _parsed((yield Take(_HEADER_BYTES)))
+    if (kind, start, stated) != (b"comp", 0, length - len(_END)):
+        raise malformed(_TITLE, "the list of packed sizes has another size")
+
+
+def _ranges(size: int, *, packed: bool) -> Looking:
     """Read up to the end mark; return how much data there was."""
     total = reached = 0
     while True:
@@ -74,7 +94,7 @@ def _ranges(size: int) -> Looking:
         if kind == b"data":
             total += length
             if length:
-                yield Data(start, length)
+                yield Packed(start, length) if packed else Data(start, length)
             yield from _line_end()
         elif length:
             yield Zero(start, length)

@@ -22,6 +22,7 @@ from tests.foreign_streams import (
     blocksync_fast,
     brought_onto,
     lvmsync,
+    packed_sparsestream,
     rbd_diff,
     rbd_image,
     read,
@@ -70,6 +71,7 @@ STREAMS: dict[str, tuple[bytes, bytes]] = {
     "bdsync big": (bdsync(CHANGES, SIZE, order=">"), applied(DISK, CHANGES)),
     "blocksync-fast": (blocksync_fast(BLOCKS, SIZE, 4096), applied(DISK, list(BLOCKS))),
     "sparsestream": (sparsestream(SPARSE, SIZE), applied(bytes(SIZE), SPARSE)),
+    "sparsestream packed": (packed_sparsestream(SPARSE, SIZE), applied(bytes(SIZE), SPARSE)),
     "sparsestream incremental": (
         sparsestream([(4096, NOISE[:512])], SIZE, incremental=True),
         applied(DISK, [(4096, NOISE[:512])]),
@@ -196,7 +198,17 @@ FAULTS: dict[str, tuple[bytes, ExitStatus]] = {
         ExitStatus.REFUSED,
     ),
     "blocksync-fast: a digest file": (b"!BSF#DIGEST".ljust(512, b"\0"), ExitStatus.REFUSED),
-    "sparsestream: compressed": (sparsestream(SPARSE, SIZE, compressed=2), ExitStatus.REFUSED),
+    "sparsestream: packed with another method": (
+        sparsestream(SPARSE, SIZE, compressed=2, compressionMethod="xz"),
+        ExitStatus.REFUSED,
+    ),
+    "sparsestream: no lz4 in it": (sparsestream(SPARSE, SIZE, compressed=2), ExitStatus.INTEGRITY),
+    "sparsestream: a part that unpacks to more": (
+        packed_sparsestream(SPARSE, SIZE).replace(
+            b"data 0000000000000000 0000000000002000", b"data 0000000000000000 0000000000001fff"
+        ),
+        ExitStatus.INTEGRITY,
+    ),
     "sparsestream: another sum": (sparsestream(SPARSE, SIZE, dataSize=1), ExitStatus.INTEGRITY),
     "sparsestream: no size": (
         sparsestream([], SIZE, virtualSize="many"),
