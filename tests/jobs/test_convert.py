@@ -234,11 +234,9 @@ def test_a_stream_that_is_written_meanwhile_is_never_ended(tmp_path: Path) -> No
         with combined(request) as found, stream.open("ab") as file:
             file.write(b"more")
             file.flush()
+            given = (found.source, found.what.extents, found.head, writing, Progress())
             with pytest.raises(SourceError, match="written while"):
-                extents = found.what.extents
-                write_foreign(
-                    by_name("rbd"), found.source, extents, found.head, writing, Progress(), []
-                )
+                write_foreign(by_name("rbd"), *given, [])
         os.close(writing)
         assert os.read(reading, 1 << 16)[-1:] != b"e"
     finally:
