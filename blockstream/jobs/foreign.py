@@ -112,7 +112,7 @@ def receive_foreign(
         _check_count(how, wish, taken)
         what, source = _prepared(request, wish, how, intake, size)
         open_ended = not _ends(how, wish, taken, size, packed)
-        request = replace(request, force_base=request.force_base or _blind(request, what, how))
+        request = replace(request, force_base=request.force_base or _blind(request, what))
         what = replace(what, goal=_goal(request, wish, how, taken, open_ended=open_ended))
         if request.dry_run:
             result = rehearsed_here(planned(what, source), source, request)
@@ -207,9 +207,9 @@ def _held(request: ReceiveRequest) -> str:
     return state.base if isinstance(state, Dirty) else ""
 
 
-def _blind(request: ReceiveRequest, what: SendRequest, how: Format) -> bool:
+def _blind(request: ReceiveRequest, what: SendRequest) -> bool:
     """Tell whether a stream without a base goes onto a target of which nothing is known."""
-    return not how.based and what.base == UNVERIFIED and isinstance(_state_of(request), Unknown)
+    return what.base == UNVERIFIED and isinstance(_state_of(request), Unknown)
 
 
 def _goal(

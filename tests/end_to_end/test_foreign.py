@@ -158,6 +158,20 @@ def test_a_killed_receiver_goes_on_with_the_same_command(
     assert target.read_bytes() == applied(DISK, changes)
 
 
+def test_another_stream_of_the_same_ranges_begins_anew(eager: Host) -> None:
+    size = 12 << 20
+    target = eager.blank("target", size)
+    changes: list[Change] = [(0, b"a" * size)]
+    words = ("recv", target, "--accept-open-end")
+    killing = failing_at("recv.before_write:10:kill")
+    assert eager.run(*words, data=lvmsync(changes), environment=killing).status < 0
+    assert eager.durable(target)
+    changes = [(0, b"b" * size)]
+    ended = eager.run(*words, data=lvmsync(changes))
+    assert ended.status == OK, ended.err
+    assert target.read_bytes() == applied(bytes(size), changes)
+
+
 def test_a_rehearsal_writes_nothing(host: Host, target: Path) -> None:
     host.adopt(target, "a")
     ended = recv(host, target, rbd_diff(PART, SIZE, "a", "b"), "-n")

@@ -187,6 +187,17 @@ def test_a_whole_disk_and_its_increments_make_a_whole_disk(tmp_path: Path) -> No
     assert copy.read_bytes() == b"1" * 2048 + bytes(1024) + b"1" * 1024 + bytes(4096)
 
 
+@pytest.mark.parametrize("ours", [False, True], ids=["rbd", "ours"])
+def test_what_a_disk_grows_by_after_it_shrank_is_zeros(tmp_path: Path, ours: bool) -> None:
+    steps: list[tuple[list[Change], int]] = [([(8192, b"x" * 4096)], 16_384), ([], 4096)]
+    streams = []
+    for number, (changes, size) in enumerate([*steps, ([], 16_384)]):
+        stream = put(tmp_path, f"s{number}", rbd_diff(changes, size, f"{number}", f"{number + 1}"))
+        streams.append(made(tmp_path, [stream]) if ours else stream)
+    found = made(tmp_path, streams, to="rbd").read_bytes()
+    assert brought_onto(b"n" * 16_384, found) == b"n" * 4096 + bytes(12_288)
+
+
 def test_what_does_not_follow_is_refused(tmp_path: Path) -> None:
     first = put(tmp_path, "a", rbd_diff([(0, 512)], 8192, "a", "b"))
     whole = put(tmp_path, "w", rbd_diff([(0, 512)], 8192, goal="b"))
