@@ -1,9 +1,10 @@
 """How streams are made of others: what `convert` and `merge` share."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from blockstream.cli.console import saving_text, say
+from blockstream.cli.console import event, saving_text, say
 from blockstream.cli.options import cleared, parse_size, refuse_terminal, reporters, warn
 from blockstream.errors import StaleViewError, UsageError
 from blockstream.formats.foreign.names import OURS
@@ -56,8 +57,10 @@ def made_of(streams: Sequence[str], to: str, options: Mapping[str, Any]) -> None
             extents = made.what.extents
             write_foreign(how, made.source, extents, made.head, _STDOUT, progress, shown)
     cleared(shown)
-    if not quiet and not as_json:
-        opening = made.what.opening
+    opening = made.what.opening
+    if as_json:
+        event("made", format=to, **asdict(opening), counts=asdict(progress.snapshot()))
+    elif not quiet:
         whole = "a whole disk" if opening.full else f"changes from {opening.base}"
         saving = saving_text(progress.snapshot(), full=opening.full)
         say(f"made: {whole} to {opening.goal}: {saving}")

@@ -27,7 +27,7 @@ from blockstream.extents import DATA, ExtentMap
 from blockstream.formats.extent_lists import ExtentList, Meaning
 from blockstream.formats.foreign.events import Format, Head, Writer
 from blockstream.formats.foreign.layers import ZEROS, Layers
-from blockstream.formats.foreign.table import HEAD_BYTES, by_name, recognised, wrapping
+from blockstream.formats.foreign.table import HEAD_BYTES, chosen, wrapping
 from blockstream.interfaces import Source
 from blockstream.jobs.send import SendPlan, SendRequest, planned
 from blockstream.jobs.supervision import Reporter, Work, supervised
@@ -232,7 +232,7 @@ class _Chain:
         self._stack.callback(intake.close)
         self._fds.append(-1)
         given = self._request.format
-        how = by_name(given) if given else recognised(intake.head(HEAD_BYTES))
+        how = chosen(intake.head(HEAD_BYTES), given)
         if self._links:
             intake.found.size = self._size
         size = self._request.size if how.sizeless else None

@@ -15,7 +15,7 @@ from blockstream.errors import (
 )
 from blockstream.formats.extent_lists import ExtentList, Meaning
 from blockstream.formats.foreign.events import Format
-from blockstream.formats.foreign.table import HEAD_BYTES, by_name, recognised, wrapping
+from blockstream.formats.foreign.table import HEAD_BYTES, chosen, wrapping
 from blockstream.jobs.copy import copy
 from blockstream.jobs.receive import ApplyMode, ReceiveRequest, ReceiveResult
 from blockstream.jobs.rehearsal import rehearsed_here
@@ -105,7 +105,7 @@ def receive_foreign(
     packed = wrapping(head)
     widen_pipe(fd)
     with _intake(fd, head, packed, request.state_dir) as intake:
-        how = by_name(wish.format) if wish.format else recognised(intake.head(HEAD_BYTES))
+        how = chosen(intake.head(HEAD_BYTES), wish.format)
         if wish.snapback and how.name != "lvmsync":
             raise UsageError(f"--snapback is for dumps of lvmsync, and this is {how.title}")
         taken = intake.run(how, size)

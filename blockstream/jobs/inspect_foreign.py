@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from blockstream.errors import BlockstreamError
-from blockstream.formats.foreign.table import HEAD_BYTES, by_name, recognised, wrapping
+from blockstream.formats.foreign.table import HEAD_BYTES, chosen, wrapping
 from blockstream.jobs.inspect import MAP_CELLS, into_cells
 from blockstream.linux.streams import widen_pipe
 from blockstream.sources.foreign import Intake
@@ -69,7 +69,7 @@ def inspect_foreign(fd: int, head: bytes, state_dir: Path, given: str = "") -> F
     packed = wrapping(head)
     widen_pipe(fd)
     with contextlib.closing(Intake(fd, ahead=head, wrapping=packed, folder=state_dir)) as intake:
-        how = by_name(given) if given else recognised(intake.head(HEAD_BYTES))
+        how = chosen(intake.head(HEAD_BYTES), given)
         found = ForeignInspection(how.name, how.title, packed, unchecked=how.unchecked)
         try:
             intake.run(how, None)

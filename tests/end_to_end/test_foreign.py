@@ -158,6 +158,7 @@ def test_a_killed_receiver_goes_on_with_the_same_command(
     assert target.read_bytes() == applied(DISK, changes)
 
 
+@pytest.mark.slow
 def test_another_stream_of_the_same_ranges_begins_anew(eager: Host) -> None:
     size = 12 << 20
     target = eager.blank("target", size)
@@ -334,6 +335,18 @@ def test_the_readme_shows_this_table() -> None:
     assert "\n".join(lines) in README.read_text(), "\n".join(lines)
 
 
+def test_a_format_that_was_said_is_checked(host: Host, target: Path) -> None:
+    older = thin_chunk(0, 512, 1, bytes.fromhex("CA7F00D5DE7EC7ED"))
+    ended = recv(host, target, older, "--format", "thin-send")
+    assert ended.status == ExitStatus.REFUSED
+    assert "thin_send 1.0, not thin-send" in ended.err
+    noise = recv(host, target, b"n" * 5000, "--format", "lvmsync")
+    assert noise.status == ExitStatus.INTEGRITY
+    for kind in ("lvmsync", "raw"):
+        assert recv(host, target, b"", "--format", kind).status == ExitStatus.INTERRUPTED
+    assert target.read_bytes() == DISK
+
+
 def test_what_is_made_of_an_open_end_says_so(host: Host) -> None:
     words = ("convert", "--base", "a", "--size", str(SIZE))
     ended = host.run(*words, data=lvmsync(PART))
@@ -343,6 +356,9 @@ def test_what_is_made_of_an_open_end_says_so(host: Host) -> None:
     assert believed.status == OK
     assert host.run("inspect", data=believed.out).status == OK
     assert host.run("convert", data=lvmsync(PART)).status == ExitStatus.USAGE
+    spoken = host.run(*words, "--goal", "b", "--json", "--to", "rbd", data=lvmsync(PART))
+    assert [each["event"] for each in spoken.events] == ["warning", "made", "error"]
+    assert (spoken.events[1]["base"], spoken.events[1]["goal"]) == ("a", "b")
 
 
 def test_a_chunk_of_thin_send_1_0_ends_where_it_ends(host: Host, target: Path) -> None:

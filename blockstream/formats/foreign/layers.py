@@ -72,7 +72,9 @@ class Layers:
             first_wins: Let the first range win where two overlap, as undo logs need it.
         """
         rows = np.frombuffer(self._rows, np.int64).reshape(-1, 4)
-        rows = rows[rows[:, 0] < size]
+        inside = rows[:, 0] < size
+        if not inside.all():
+            rows = rows[inside]
         if first_wins:
             rows = rows[::-1]
         offsets, files, places = rows[:, 0], rows[:, 2], rows[:, 3]

@@ -115,6 +115,28 @@ def recognised(head: bytes) -> Format:
     )
 
 
+def chosen(head: bytes, given: str) -> Format:
+    """Return the format of a stream of which people said what it is.
+
+    Args:
+        head: Its first `HEAD_BYTES`, or all of it.
+        given: The name that they gave; empty to recognise it.
+
+    Raises:
+        InterruptedTransferError: If there is nothing.
+        RefusedError: If it begins like something else, or is none that is read.
+        IntegrityError: If it looks like nothing.
+    """
+    if not head:
+        raise InterruptedTransferError("the input is empty; nothing was written")
+    if given == raw.FORMAT.name:
+        return raw.FORMAT
+    found = recognised(head)
+    if given not in {"", found.name}:
+        raise RefusedError(f"this is {found.title}, not {given}; nothing was written")
+    return found
+
+
 def by_name(name: str) -> Format:
     """Return the format that an option names."""
     return next(each for each in FORMATS if each.name == name)

@@ -14,6 +14,7 @@ ranges = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(ranges, st.booleans(), st.integers(1, SIZE + 30))
 @settings(max_examples=300, deadline=None)
 def test_the_last_or_the_first_range_wins(
