@@ -1,8 +1,8 @@
 """Streams of other tools as a source: indexed once, kept until whole, then read in order.
 
 Nothing of such a stream is written anywhere before all of it has been seen. What comes through a
-pipe or is compressed is kept in an unnamed file meanwhile; a file is read where it lies. Memory: 32
-bytes a range while it is indexed, as much again to bring the ranges in order, and one buffer.
+pipe or is compressed is kept in an unnamed file meanwhile; a file is read where it lies. Memory:
+what `formats.foreign.layers` states, and a few buffers.
 """
 
 import os
