@@ -99,6 +99,14 @@ class IntegrityError(BlockstreamError):
     exit_status = ExitStatus.INTEGRITY
 
 
+class ForeignStreamError(IntegrityError):
+    """The stream is not one of ours; its first bytes tell whose it is. Nothing was written."""
+
+    def __init__(self, text: str, begin: bytes = b"") -> None:
+        super().__init__(text)
+        self.begin = begin
+
+
 class ReadBackError(IntegrityError):
     """The medium does not hold what was written to it. It is marked DIRTY."""
 

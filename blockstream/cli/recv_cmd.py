@@ -19,7 +19,12 @@ from blockstream.cli.options import (
     with_state_dir,
 )
 from blockstream.cli.peers import meeting_of, with_meeting
-from blockstream.errors import StaleViewError, UsageError
+from blockstream.errors import (
+    ForeignStreamError,
+    InterruptedTransferError,
+    StaleViewError,
+    UsageError,
+)
 from blockstream.jobs.receive import (
     ApplyMode,
     ReceiveRequest,
@@ -164,13 +169,14 @@ def command(  # one an option
         with meeting_of(meeting) as guests:
             lanes = [reading for reading, _ in guests]
             answers = _STDOUT if session else None
-            head = b"" if session else beginning(_STDIN, given="format" in wish)
-            found = None if is_ours(head, wish) else _foreign(request, wish, head, shown)
-            if found is not None:
+            found = None
+            if wish:
+                found = _foreign(request, wish, shown)
                 result = found.received
+            elif session or lanes:
+                result = receive(request, _STDIN, Progress(), shown, answers, lanes)
             else:
-                _refuse_wishes(wish)
-                result = receive(request, _STDIN, Progress(), shown, answers, lanes, head)
+                result, found = _anybodys(request, shown)
     finally:
         cleared(shown)
     show_received(result, target, as_json=as_json, quiet=quiet)
@@ -180,13 +186,28 @@ def command(  # one an option
         show_foreign(found, as_json=as_json, quiet=quiet)
 
 
-def _foreign(
-    request: ReceiveRequest, wish: Mapping[str, Any], head: bytes, shown: list[Reporter]
-) -> "ForeignResult":
-    from blockstream.jobs.foreign import ForeignWish, receive_foreign  # numpy, and rarely used
+def _anybodys(
+    request: ReceiveRequest, shown: list[Reporter]
+) -> tuple[ReceiveResult, "ForeignResult | None"]:
+    """Take a stream that may be another tool's; the target is ours before its first byte comes."""
+    try:
+        return receive(request, _STDIN, Progress(), shown), None
+    except ForeignStreamError as error:
+        found = _foreign(request, {}, shown, error.begin)
+        return found.received, found
 
+
+def _foreign(
+    request: ReceiveRequest, wish: Mapping[str, Any], shown: list[Reporter], head: bytes = b""
+) -> "ForeignResult":
+    head = beginning(_STDIN, head, given="format" in wish)
+    if is_ours(head, wish):
+        _refuse_wishes(wish)
+        raise InterruptedTransferError("the stream was cut before it said what it is")
     if request.lock_wait:
         raise UsageError("--lock-wait has no effect on a stream of another tool")
+    from blockstream.jobs.foreign import ForeignWish, receive_foreign  # numpy, and rarely used
+
     return receive_foreign(request, ForeignWish(**wish), _STDIN, head, Progress(), shown)
 
 

@@ -16,6 +16,7 @@ from blockstream.errors import (
     BlockstreamError,
     BusyError,
     ConnectionLostError,
+    ForeignStreamError,
     InterruptedTransferError,
     RefusedError,
 )
@@ -175,7 +176,6 @@ def receive(
     reporters: list[Reporter],
     answer_fd: int | None = None,
     lanes: Sequence[int] = (),
-    ahead: bytes = b"",
 ) -> ReceiveResult:
     """Take a stream from `fd`; with `answer_fd`, in a session with its sender.
 
@@ -186,12 +186,12 @@ def receive(
         reporters: Who shows it.
         answer_fd: Where answers go.
         lanes: Further descriptors that it comes from, in turn.
-        ahead: What was read from `fd` already.
 
     Raises:
+        ForeignStreamError: If it is not one of ours; it was read up to the bytes in the error.
         BlockstreamError: With the state of the target and what to do next in its message.
     """
-    with _reading(fd, *lanes, ahead=ahead) as frames:
+    with _reading(fd, *lanes) as frames:
         if answer_fd is None:
             return receive_frames(request, frames, None, progress, reporters)
         with _explained(answer_fd) as answering:
@@ -221,14 +221,13 @@ def receive_sessions(
 
 
 @contextlib.contextmanager
-def _reading(*lanes: int, ahead: bytes = b"") -> Iterator[FrameReader]:
+def _reading(*lanes: int) -> Iterator[FrameReader]:
     """Read frames from descriptors, which stay the caller's."""
     with contextlib.ExitStack() as stack:
-        readers: list[WakeableReader] = []
+        readers = []
         for lane in lanes:
             widen_pipe(lane)
-            reader = WakeableReader(lane, b"" if readers else ahead)
-            readers.append(stack.enter_context(contextlib.closing(reader)))
+            readers.append(stack.enter_context(contextlib.closing(WakeableReader(lane))))
         yield FrameReader(*readers)
 
 
@@ -268,7 +267,7 @@ def receive_frames(
 ) -> ReceiveResult:
     """Take a stream whose frames may have been looked at already. See `receive`."""
     if request.dry_run and request.create and not os.path.lexists(request.target):
-        return _would_make(request, _translating(frames.opening))
+        return _would_make(request, _translating(frames, frames.opening))
     with _opened(request, frames, duplex=answering is not None) as everything:
         return _received(request, everything, frames, answering, progress, reporters)
 
@@ -326,7 +325,7 @@ def _target(
         known = goals if isinstance(goals, list) else []
         made = made_before(request.target, request.state_dir, lambda clean: clean.id in known)
     else:
-        opening = _translating(frames.opening)
+        opening = _translating(frames, frames.opening)
         size, transfer = opening.size, opening.identity(blake3.blake3).hex()
         made = made_before(
             request.target, request.state_dir, lambda clean: clean.transfer == transfer
@@ -344,13 +343,15 @@ def _size_in(hello: Hello) -> int:
 
 
 def _greeting(frames: FrameReader) -> Hello:
-    return _translating(frames.greeting)
+    return _translating(frames, frames.greeting)
 
 
-def _translating(look: Callable[[], T]) -> T:
+def _translating(frames: FrameReader, look: Callable[[], T]) -> T:
     try:
         return look()
     except RemoteProtocolError as error:
+        if frames.is_foreign:
+            raise ForeignStreamError(f"{error}; nothing was written", frames.begin) from error
         raise translated(error) from error
 
 
@@ -424,10 +425,15 @@ def _applier(
     spooled = everything.spool.state
     # A sender that hears is told of the unfinished transfer, and continues it.
     if isinstance(spooled, Dirty) and (
-        duplex or spooled.transfer == _translating(frames.opening).identity(blake3.blake3).hex()
+        duplex
+        or spooled.transfer == _translating(frames, frames.opening).identity(blake3.blake3).hex()
     ):
         return spooled, staged
     return _as_spool_sees(journal.state), staged
+
+
+def _identity(frames: FrameReader) -> str:
+    return _translating(frames, frames.opening).identity(blake3.blake3).hex()
 
 
 def _as_spool_sees(state: TargetState) -> TargetState:
@@ -462,6 +468,8 @@ def _with_next_step(
     error: BlockstreamError, everything: OpenedTarget, *, duplex: bool
 ) -> BlockstreamError:
     """Add the state of the target, and how to go on, to an error's message."""
+    if isinstance(error, ForeignStreamError):
+        return error  # whoever knows other tools goes on
     unfinished = everything.unfinished
     name = everything.target.name
     if isinstance(error, RefusedError):

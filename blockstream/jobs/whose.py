@@ -9,17 +9,17 @@ from blockstream_protocol import MAGIC
 HEAD_BYTES = 4096  # enough to recognise an image by its partition table or file system
 
 
-def beginning(fd: int, *, given: bool = False) -> bytes:
+def beginning(fd: int, head: bytes = b"", *, given: bool = False) -> bytes:
     """Read as much of a stream as tells whose it is; all of it if it is shorter.
 
     Args:
         fd: Where it comes from.
+        head: What was read from it already.
         given: Whether people have said that it is another tool's.
 
     Raises:
         InterruptedTransferError: If it cannot be read.
     """
-    head = b""
     while len(head) < HEAD_BYTES and (given or len(head) < len(MAGIC) or not _is_ours(head)):
         try:
             more = os.read(fd, HEAD_BYTES - len(head))

@@ -18,6 +18,7 @@ from blockstream.pipeline.faults import code_of, error_for, translated
 from blockstream.pipeline.progress import Progress
 from blockstream_protocol import (
     EXTENTS_BYTES,
+    MAGIC,
     CheckSamples,
     Code,
     Committed,
@@ -262,8 +263,15 @@ class FrameReader:
         ]
         self._turn = 0
         self._pushed: deque[Frame] = deque()
+        # How the stream begins: what is not ours is another tool's.
+        self.begin = b""
         # Called with the number of bytes that came; may take its time.
         self.wait: Callable[[int], None] = lambda _count: None
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the first bytes are not those of a stream of ours, not even of an altered one."""
+        return len(self.begin) >= len(MAGIC) and not self.begin.startswith(MAGIC[:4])
 
     @property
     def stopped(self) -> bool:
@@ -282,9 +290,12 @@ class FrameReader:
         self._space = buffer
         reader, decoder = self._lanes[self._turn % len(self._lanes)]
         while True:
-            count = reader.read_into(decoder.buffer())
+            space = decoder.buffer()
+            count = reader.read_into(space)
             if not count:
                 return None
+            if len(self.begin) < len(MAGIC):
+                self.begin += bytes(space[:count])
             self.wait(count)
             frame = decoder.filled(count)
             if frame is not None:
