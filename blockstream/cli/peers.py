@@ -1,17 +1,15 @@
-"""Options on how another host is reached, and on the ends of a session."""
+"""Options on how another host is reached."""
 
-import contextlib
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import click
 
 from blockstream.cli.options import warn
 from blockstream.errors import UsageError
-from blockstream.jobs.peer import MOST_STREAMS, PeerOptions
-from blockstream.linux.meeting import gathered
+from blockstream.jobs.peer import PeerOptions
+from blockstream.linux.meeting import MOST_STREAMS
 from blockstream.locations import Way
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -24,7 +22,6 @@ _DEFAULTS: dict[str, Any] = {
     "retry": 10,
     "streams": "1",
 }
-_MEETING = re.compile(r"([0-9a-f]{32}):(\d{1,2})")
 
 
 def with_peer_options(function: F) -> F:
@@ -120,26 +117,3 @@ def _streams(text: str) -> int:
     if text.isdecimal() and 1 <= int(text) <= MOST_STREAMS:
         return int(text)
     raise UsageError(f"--streams is auto, or 1 to {MOST_STREAMS}, not {text!r}")
-
-
-def with_meeting(function: F) -> F:
-    """Add --meeting."""
-    return click.option("--meeting", default="", hidden=True, metavar="TOKEN:COUNT")(function)
-
-
-@contextlib.contextmanager
-def meeting_of(text: str) -> Iterator[list[tuple[int, int]]]:
-    """Wait for the further connections of a session; give their input and output.
-
-    Raises:
-        UsageError: If it is no meeting.
-        ConnectionLostError: If they do not come in time.
-    """
-    if not text:
-        yield []
-        return
-    found = _MEETING.fullmatch(text)
-    if found is None or int(found[2]) >= MOST_STREAMS:
-        raise UsageError("--meeting is TOKEN:COUNT")
-    with gathered(found[1], int(found[2])) as pairs:
-        yield pairs

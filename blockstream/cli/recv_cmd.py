@@ -11,6 +11,7 @@ import click
 
 from blockstream.cli.console import event, saving_text, say
 from blockstream.cli.foreign import show_foreign, wish_given, with_foreign_options
+from blockstream.cli.meeting import meeting_of, with_meeting
 from blockstream.cli.options import (
     cleared,
     refuse_terminal,
@@ -18,7 +19,6 @@ from blockstream.cli.options import (
     with_progress,
     with_state_dir,
 )
-from blockstream.cli.peers import meeting_of, with_meeting
 from blockstream.errors import (
     ForeignStreamError,
     InterruptedTransferError,

@@ -11,6 +11,7 @@ import click
 from blockstream.cli.console import event, saving_text, say
 from blockstream.cli.exports import with_certificates, with_export_options
 from blockstream.cli.machines import send_machine, with_machine_options
+from blockstream.cli.meeting import meeting_of, with_meeting
 from blockstream.cli.options import (
     cleared,
     refuse_terminal,
@@ -19,7 +20,7 @@ from blockstream.cli.options import (
     with_progress,
     with_state_dir,
 )
-from blockstream.cli.peers import meeting_of, peer_options, with_meeting, with_peer_options
+from blockstream.cli.peers import peer_options, with_peer_options
 from blockstream.cli.places import Places, check_places
 from blockstream.cli.rates import limiter_for
 from blockstream.cli.recv_cmd import TARGET_FLAGS, show_received, with_target_options

@@ -31,6 +31,7 @@ from blockstream.jobs.send import SendRequest, SendResult
 from blockstream.jobs.serve import PEER_COMMAND
 from blockstream.jobs.session import Sending
 from blockstream.jobs.supervision import Reporter, Work, supervised
+from blockstream.linux.meeting import MOST_STREAMS
 from blockstream.locations import Remote, Way, open_link, open_links, round_trip
 from blockstream.pipeline.progress import Progress
 from blockstream_protocol import IDLE_SECONDS, Committed
@@ -39,7 +40,6 @@ _FIRST_PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 30.0
 # The receiver of a connection that broke may hold the target until it, too, notices.
 _LOCK_WAIT_SECONDS = IDLE_SECONDS - 15.0
-MOST_STREAMS = 16
 # Windows are about 2 MiB: with one stream for each 12.5 ms a line of 1 Gbit/s is full.
 _SECONDS_A_STREAM = 0.0125
 _OURS = "blockstream: "

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 from blockstream.errors import ConnectionLostError
 
+MOST_STREAMS = 16  # connections of one session
 _NAME = b"\0blockstream-"
 _JOIN_SECONDS = 30.0
 _POLL_SECONDS = 0.02

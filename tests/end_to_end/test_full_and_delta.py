@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import termios
 import time
 from itertools import pairwise
@@ -800,3 +801,10 @@ def test_things_that_are_not_there_are_status_17(host: Host) -> None:
         ended = host.run(*words)
         assert ended.status == 17, (words, ended)
         assert ended.err.startswith("blockstream: ")
+
+
+def test_a_receiver_starts_without_what_takes_long_to_load() -> None:
+    heavy = "{'numpy', 'rich', 'asyncssh', 'aiobotocore', 'pyVmomi', 'uvloop'}"
+    script = f"import sys, blockstream.cli.recv_cmd; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)  # noqa: S603
+    assert done.stdout == b"set()\n"
