@@ -432,10 +432,6 @@ def _applier(
     return _as_spool_sees(journal.state), staged
 
 
-def _identity(frames: FrameReader) -> str:
-    return _translating(frames, frames.opening).identity(blake3.blake3).hex()
-
-
 def _as_spool_sees(state: TargetState) -> TargetState:
     """Return the target's state without a resume point: nothing of the stream is in the spool."""
     if not isinstance(state, Dirty):

@@ -84,7 +84,7 @@ class S3Objects:
         self._thread = threading.Thread(target=self._loop.run_forever, name="s3", daemon=True)
         self._thread.start()
         self._stack = AsyncExitStack()
-        self._connecting = threading.Lock()
+        self._connecting = asyncio.Lock()
         self._client: Any = None
 
     # Objects.
@@ -243,32 +243,33 @@ class S3Objects:
         return left == 0
 
     async def _connected(self) -> Any:
-        if self._client is None:
-            session = get_session()
-            endpoint = self._endpoint or None
-            host = urllib.parse.urlsplit(self._endpoint).hostname
-            # Without encryption, only a signature of the payload protects it on its way.
-            bare = self._endpoint.startswith("http://") and host not in _LOOPBACK
-            config = AioConfig(
-                s3={
-                    "addressing_style": "path" if endpoint else "auto",
-                    "payload_signing_enabled": bare,
-                },
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-                max_pool_connections=2 * IN_FLIGHT + 4,
-                retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
-                connect_timeout=10,
-                read_timeout=60,
-                tcp_keepalive=True,
-                user_agent_extra="blockstream",
-            )
-            region = session.get_config_variable("region") or "us-east-1"
-            client = session.create_client(
-                "s3", region_name=region, endpoint_url=endpoint, config=config
-            )
-            self._client = await self._stack.enter_async_context(client)
-        return self._client
+        async with self._connecting:  # or each of the first requests would make a client
+            if self._client is None:
+                self._client = await self._stack.enter_async_context(self._new_client())
+            return self._client
+
+    def _new_client(self) -> Any:
+        session = get_session()
+        endpoint = self._endpoint or None
+        host = urllib.parse.urlsplit(self._endpoint).hostname
+        # Without encryption, only a signature of the payload protects it on its way.
+        bare = self._endpoint.startswith("http://") and host not in _LOOPBACK
+        config = AioConfig(
+            s3={
+                "addressing_style": "path" if endpoint else "auto",
+                "payload_signing_enabled": bare,
+            },
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            max_pool_connections=2 * IN_FLIGHT + 4,
+            retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+            connect_timeout=10,
+            read_timeout=60,
+            tcp_keepalive=True,
+            user_agent_extra="blockstream",
+        )
+        region = session.get_config_variable("region") or "us-east-1"
+        return session.create_client("s3", region_name=region, endpoint_url=endpoint, config=config)
 
     def _translated(self, error: ClientError, key: str) -> BlockstreamError:
         """Return a server's refusal as one of ours."""
