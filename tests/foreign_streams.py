@@ -10,7 +10,8 @@ from pathlib import Path
 
 from blockstream.formats.foreign.events import Format
 from blockstream.formats.foreign.table import HEAD_BYTES, recognised, wrapping
-from blockstream.sources.foreign import Intake, LayeredSource, Taken
+from blockstream.sources.intake import Intake, Taken
+from blockstream.sources.layered import LayeredSource
 
 # What a disk is written with: an offset, and bytes or how many zeros.
 Change = tuple[int, bytes | int]

@@ -318,7 +318,8 @@ def _to_stdout(
 
 def _for_other_tool(request: SendRequest, wish: SnapshotWish, to_format: str, voice: Voice) -> None:
     from blockstream.formats.foreign.table import by_name
-    from blockstream.jobs.convert import head_of, lost, write_foreign  # rarely used
+    from blockstream.jobs.chain import head_of  # rarely used
+    from blockstream.jobs.convert import lost, write_foreign
 
     refuse_terminal(_STDOUT, "standard output")
     how, progress = by_name(to_format), Progress()

@@ -25,7 +25,8 @@ from blockstream.jobs.targets import status_at
 from blockstream.linux.streams import widen_pipe
 from blockstream.locations import open_target
 from blockstream.pipeline.progress import Progress
-from blockstream.sources.foreign import Intake, LayeredSource, Taken
+from blockstream.sources.intake import Intake, Taken
+from blockstream.sources.layered import LayeredSource
 from blockstream_protocol import Clean, Dirty, TargetState, Unknown, is_id
 
 # What a target is called whose content nobody ever checked.

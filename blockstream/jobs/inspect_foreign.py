@@ -8,7 +8,7 @@ from blockstream.errors import BlockstreamError
 from blockstream.formats.foreign.table import HEAD_BYTES, chosen, wrapping
 from blockstream.jobs.inspect import MAP_CELLS, into_cells
 from blockstream.linux.streams import widen_pipe
-from blockstream.sources.foreign import Intake
+from blockstream.sources.intake import Intake
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ import os
 
 from tests.fuzz.engine import fuzz, instrumented
 
-with instrumented("blockstream.formats.foreign", "blockstream.sources.foreign"):
+with instrumented("blockstream.formats.foreign", "blockstream.sources.intake"):
     from blockstream.errors import BlockstreamError
     from blockstream.formats.foreign.layers import ZEROS
     from tests.foreign_streams import intake, read

@@ -1,0 +1,384 @@
+"""Chains of streams, of ours and of other tools: what they make together.
+
+Every stream is read to its end first, and checked; what is kept is where its ranges lie, not their
+bytes. Memory: what `formats.foreign.layers` states.
+"""
+
+import contextlib
+import os
+import stat
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import blake3
+
+from blockstream.errors import (
+    BaseMismatchError,
+    NotFoundError,
+    RefusedError,
+    UsageError,
+)
+from blockstream.extents import DATA
+from blockstream.formats.extent_lists import ExtentList, Meaning
+from blockstream.formats.foreign.events import Format, Head
+from blockstream.formats.foreign.layers import ZEROS, Layers
+from blockstream.formats.foreign.table import HEAD_BYTES, chosen, wrapping
+from blockstream.jobs.send import SendPlan, SendRequest, planned
+from blockstream.jobs.whose import beginning, is_ours
+from blockstream.linux.buffers import write_all
+from blockstream.linux.streams import WakeableReader, widen_pipe
+from blockstream.pipeline.faults import translated
+from blockstream.pipeline.progress import Progress
+from blockstream.pipeline.receiver import Applying, FrameReader, ReceiveEngine
+from blockstream.sources.intake import Intake, unnamed
+from blockstream.sources.layered import LayeredSource
+from blockstream_protocol import (
+    Codec,
+    Extent,
+    Frame,
+    FrameType,
+    Open,
+    Plan,
+    Receiver,
+    ReceiverPolicy,
+    RemoteProtocolError,
+    Table,
+    TargetState,
+    Unknown,
+    is_id,
+)
+
+_STDIN = 0
+# Parts of one call; IOV_MAX is 1024.
+_MOST_PARTS = 1000
+_ZEROS = memoryview(bytes(1 << 20))
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertRequest:
+    """Which streams, and what people say of them.
+
+    Attributes:
+        streams: Files, or - for standard input, in the order in which they were made.
+        to: Format that comes out.
+        state_dir: Where bytes are kept meanwhile that lie in no file as they are.
+        format: Format of what is read; empty to recognise each.
+        size: Bytes of the disk, where no stream says it; None if that was not said.
+        base: State that they belong onto, where they do not say.
+        goal: Name of the state that they lead to, where they do not say.
+    """
+
+    streams: Sequence[str]
+    to: str
+    state_dir: Path
+    format: str = ""
+    size: int | None = None
+    base: str = ""
+    goal: str = ""
+
+
+@dataclass(slots=True)
+class Link:
+    """What one stream of a chain says.
+
+    Attributes:
+        name: What people call it.
+        how: Its format; None for ours.
+        size: Bytes of its disk; None if it does not say.
+        base: State that it belongs onto; empty if it does not say, or is whole.
+        goal: State that it leads to; empty if it does not say.
+        whole: Whether it is a whole disk.
+        open_ended: Whether nothing says that all of it is there.
+    """
+
+    name: str
+    how: Format | None
+    size: int | None
+    base: str
+    goal: str
+    whole: bool
+    open_ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Combined:
+    """What a chain of streams makes together.
+
+    Attributes:
+        source: The disk, or its changes.
+        links: What each stream says.
+        what: What would be sent of it.
+    """
+
+    source: LayeredSource
+    links: tuple[Link, ...]
+    what: SendPlan
+
+    @property
+    def head(self) -> Head:
+        """What a writer is told."""
+        return head_of(self.what)
+
+
+@contextlib.contextmanager
+def combined(request: ConvertRequest) -> Iterator[Combined]:
+    """Read a chain of streams, the oldest first.
+
+    Raises:
+        BaseMismatchError: If one does not begin where the one before it leads.
+        UsageError: If they do not say what must be known.
+        BlockstreamError: If one is cut or damaged.
+    """
+    with contextlib.ExitStack() as stack:
+        chain = _Chain(request, stack)
+        for name in request.streams:
+            chain.add(name)
+        yield chain.combined()
+
+
+class _Chain:
+    """Streams that were read so far."""
+
+    def __init__(self, request: ConvertRequest, stack: contextlib.ExitStack) -> None:
+        self._request = request
+        self._stack = stack
+        self._layers = Layers()
+        self._fds: list[int] = []
+        self._links: list[Link] = []
+        self._size = request.size
+
+    def add(self, name: str) -> None:
+        """Read one more."""
+        fd = self._opened(name)
+        given = self._request.format
+        wish = {"format": given} if given else {}
+        head = beginning(fd, given=bool(given))
+        widen_pipe(fd)
+        link = self._ours(name, fd, head) if is_ours(head, wish) else self._foreign(name, fd, head)
+        if self._links:
+            self._follows(link)
+        if link.size is not None:
+            self._size = link.size
+        self._links.append(link)
+
+    def combined(self) -> Combined:
+        """Return what they make."""
+        request, first, last = self._request, self._links[0], self._links[-1]
+        if self._size is None:
+            raise UsageError(
+                f"{last.name} does not say how large the disk is: give --size; nothing was made"
+            )
+        base = "" if first.whole else (first.base or request.base)
+        if not base and not first.whole:
+            raise UsageError(
+                f"{first.name} does not say onto what it belongs: name that state with --base; "
+                "nothing was made"
+            )
+        if request.base not in {"", base}:
+            raise BaseMismatchError(f"{first.name} belongs onto {base!r}, not {request.base!r}")
+        goal = request.goal or last.goal
+        name = " and ".join(link.name for link in self._links[:3])
+        placed = self._layers.flattened(self._size)
+        source = LayeredSource(name, placed, self._fds, self._size)
+        asked = SendRequest(name, request.state_dir, base=base, goal=goal if is_id(goal) else "")
+        if base:
+            asked.changes = ExtentList(source.changes(), Meaning.CHANGED, name, self._size)
+        return Combined(source, tuple(self._links), planned(asked, source))
+
+    def _opened(self, name: str) -> int:
+        if name == "-":
+            return _STDIN
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise NotFoundError(
+                f"{name} cannot be opened: {error.strerror}; nothing was made"
+            ) from error
+        self._stack.callback(os.close, fd)
+        return fd
+
+    def _follows(self, link: Link) -> None:
+        """Refuse what does not begin where the stream before it leads."""
+        before = self._links[-1]
+        if link.whole:
+            raise RefusedError(
+                f"{link.name} is a whole disk, so nothing of {before.name} would be left; nothing "
+                "was made; merge what was made since"
+            )
+        if link.base and before.goal and link.base != before.goal:
+            raise BaseMismatchError(
+                f"{link.name} belongs onto {link.base!r}, but {before.name} leads to "
+                f"{before.goal!r}; nothing was made"
+            )
+
+    def _foreign(self, name: str, fd: int, head: bytes) -> Link:
+        packed = wrapping(head)
+        folder, number = self._request.state_dir, len(self._fds)
+        intake = Intake(
+            fd, ahead=head, wrapping=packed, folder=folder, number=number, layers=self._layers
+        )
+        self._stack.callback(intake.close)
+        self._fds.append(-1)
+        given = self._request.format
+        how = chosen(intake.head(HEAD_BYTES), given)
+        if self._links:
+            intake.found.size = self._size
+        size = self._request.size if how.sizeless else None
+        found = intake.run(how, size)
+        self._fds[number] = intake.fd
+        return Link(
+            name=name,
+            how=how,
+            size=found.size,
+            base=found.base,
+            goal=found.goal,
+            whole=found.whole,
+            open_ended=not how.ends and not packed,
+        )
+
+    def _ours(self, name: str, fd: int, head: bytes) -> Link:
+        # Where packed frames are unpacked to, and all of a pipe.
+        kept = unnamed(self._request.state_dir)
+        self._stack.callback(os.close, kept)
+        regular = stat.S_ISREG(os.fstat(fd).st_mode)
+        numbers = (len(self._fds) if regular else -1, len(self._fds) + 1)
+        self._fds += [fd, kept]
+        origin = os.lseek(fd, 0, os.SEEK_CUR) - len(head) if regular else 0
+        with contextlib.closing(WakeableReader(fd, head)) as reader:
+            frames = _NotingReader(reader)
+            opening = _opening(frames)
+            if self._links and self._size is not None and opening.size > self._size:
+                grown = opening.size - self._size
+                self._layers.add(self._size, grown, numbers[1], ZEROS)
+            placing = _Placing(self._layers, frames.places, numbers, kept, origin)
+            _received(opening, frames, placing)
+        return Link(
+            name=name,
+            how=None,
+            size=opening.size,
+            base=opening.base,
+            goal=opening.goal,
+            whole=opening.full,
+            open_ended=False,
+        )
+
+
+class _NotingReader(FrameReader):
+    """Frames of a file, and where in it the payload of each data frame begins."""
+
+    def __init__(self, reader: WakeableReader) -> None:
+        super().__init__(reader)
+        self.places: list[int] = []
+
+    def next(self, buffer: memoryview) -> Frame | None:
+        """Read one frame; see `FrameReader`."""
+        frame = super().next(buffer)
+        if frame is not None and frame.kind is FrameType.EXTENTS:
+            self.places.append(self.wire_bytes - len(frame.payload))
+        return frame
+
+
+class _Placing:
+    """An applier that notes where bytes lie, and unpacks what is packed."""
+
+    def __init__(
+        self,
+        layers: Layers,
+        places: Sequence[int],
+        numbers: tuple[int, int],
+        kept: int,
+        origin: int,
+    ) -> None:
+        """Note into `layers`.
+
+        Args:
+            layers: Where each range lies.
+            places: Where the payload of each frame begins.
+            numbers: Of the stream's own file, -1 if it is none, and of the one for what is packed.
+            kept: The latter.
+            origin: Where the stream begins in its file.
+        """
+        self._layers = layers
+        self._places = places
+        self._file, self._kept_number = numbers
+        self._kept = kept
+        self._origin = origin
+        self._used = 0
+        self._lock = threading.Lock()
+
+    def prepare(self, opening: Open, plan: Plan, *, resumed: bool, first: int) -> None:
+        """Need nothing."""
+
+    def record(self, state: TargetState) -> None:
+        """Keep nothing."""
+
+    def write(self, seq: int, frame: Frame, table: Table) -> None:
+        """Note a frame that was checked."""
+        data = table.data
+        if self._file >= 0 and frame.codec is Codec.NONE:
+            file, place = self._file, self._origin + self._places[seq]
+            place += len(frame.payload) - len(data)
+        else:
+            with self._lock:
+                file, place = self._kept_number, self._used
+                self._used += len(data)
+            _kept_at(self._kept, data, place)
+        with self._lock:
+            for offset, length, kind in table.extents:
+                if kind == DATA:
+                    self._layers.add(offset, length, file, place)
+                    place += length
+                else:
+                    self._layers.add(offset, length, file, ZEROS)
+
+    def flush(self) -> None:
+        """Keep nothing."""
+
+    def read_back(self, frame_digest: bytes, extents: list[Extent]) -> None:
+        """Compare nothing."""
+
+    def samples(self) -> str:
+        """Return nothing."""
+        return ""
+
+
+def _kept_at(fd: int, data: memoryview, place: int) -> None:
+    try:
+        write_all(fd, data, place)
+    except OSError as error:
+        raise RefusedError(
+            f"what is unpacked cannot be kept: {error.strerror}; nothing was made; make room, or "
+            "choose another place with --state-dir"
+        ) from error
+
+
+def _opening(frames: FrameReader) -> Open:
+    try:
+        opening = frames.opening()
+    except RemoteProtocolError as error:
+        raise translated(error) from error
+    if opening.frames:
+        raise RefusedError(
+            f"this stream continues after {opening.frames} frames of the transfer to "
+            f"{opening.goal!r}, so it is not all there; nothing was made"
+        )
+    return opening
+
+
+def _received(opening: Open, frames: FrameReader, placing: _Placing) -> None:
+    """Check a stream of ours by the receiver's own rules."""
+    progress = Progress()
+    session = Receiver(
+        size=opening.size,
+        state=Unknown(),
+        new_digest=blake3.blake3,
+        policy=ReceiverPolicy(force_base=True),
+    )
+    ReceiveEngine(Applying(session, placing, progress), frames, progress).run()
+
+
+def head_of(what: SendPlan) -> Head:
+    """Return what a writer is told of what would be sent."""
+    return Head(what.opening.size, what.opening.base, what.opening.goal)
