@@ -7,6 +7,7 @@ CI=true a missing thing is a failure: there, a test that was skipped is a promis
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from functools import cache
@@ -21,6 +22,9 @@ from tests.vsphere_simulator.server import GOVMOMI, Simulator, simulator
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell lets what it runs beside it ignore Ctrl-C; then guests and servers would stay.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "needs(*tools): needs these commands")
 
 
