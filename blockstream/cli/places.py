@@ -51,7 +51,7 @@ class Places:
     def within_one_host(self) -> bool:
         """Whether nothing travels: the target is a disk, a file or a folder here."""
         target = self.target or ""
-        return remote(target) is None and store_place(target) is None
+        return store_place(target) is None and remote(target) is None
 
     @classmethod
     def of(cls, words: tuple[str, ...]) -> "Places":
@@ -117,7 +117,7 @@ def _check_machine(places: Places, options: Mapping[str, Any]) -> None:
         raise UsageError("--bitmap, --delta and --allow-outside are not for a machine of VMware")
     if store_place(places.target or "") is not None:
         _check_no_disk(options)
-    if remote(places.target or "") is not None:
+    elif remote(places.target or "") is not None:
         return
     if machine_place(places.source).reader != "sftp":
         refuse_peer_options(options)
