@@ -164,7 +164,7 @@ def test_another_stream_of_the_same_ranges_begins_anew(eager: Host) -> None:
     target = eager.blank("target", size)
     changes: list[Change] = [(0, b"a" * size)]
     words = ("recv", target, "--accept-open-end")
-    killing = failing_at("recv.before_write:10:kill")
+    killing = failing_at("recv.after_record:3:kill")
     assert eager.run(*words, data=lvmsync(changes), environment=killing).status < 0
     assert eager.durable(target)
     changes = [(0, b"b" * size)]

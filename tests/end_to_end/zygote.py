@@ -31,6 +31,7 @@ def load() -> None:
 def serve(control: socket.socket) -> dict[str, Any]:
     """Take orders until the end of the socket; returns only in a child that has one to execute."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nurses need not be waited for
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may ignore it
     while True:
         data, descriptors, _, _ = socket.recv_fds(control, 1 << 20, 16)
         if not data:

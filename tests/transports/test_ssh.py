@@ -62,10 +62,11 @@ def test_an_unknown_host_is_refused_with_what_to_do(
     server: SshServer, tmp_path: Path, name: str, more: list[str]
 ) -> None:
     (tmp_path / "empty").touch()
-    status, said = connect(server.client("c", str(tmp_path / name), *more))
+    config = server.client("c", str(tmp_path / name), *more)
+    status, said = connect(config)
     assert status == UNTRUSTED
     assert "lab is not trusted" in said
-    assert f"`ssh -F {tmp_path / 'c'} lab true`" in said
+    assert f"`ssh -F {config} lab true`" in said
     assert not (tmp_path / "missing").exists()
 
 
