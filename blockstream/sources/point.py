@@ -101,9 +101,7 @@ class PointSource:
         self._map = merged([layer.index for layer in layers])
         self.size = self._map.size
         self._ends = self._map.offset + self._map.length
-        data = np.equal(self._map.kind, Kind.DATA)
-        held = (self._map.layer[data], self._map.frame[data])
-        self._fetching = _Fetching(layers, held, new_decompress)
+        self._fetching = _Fetching(layers, *self._uses(), new_decompress)
 
     def extents(self) -> ExtentMap:
         """Return DATA and ZERO extents that cover the disk."""
@@ -142,6 +140,23 @@ class PointSource:
                     self._fetching.used(key)
             done, row = done + count, row + 1
 
+    def _uses(self) -> tuple[tuple[Numbers, Numbers], Numbers]:
+        """Return how the frames will be used.
+
+        Returns:
+            Layer and frame of all that hold data, in the order in which they are wanted first; and
+            of each frame of each layer, how many extents it has.
+        """
+        data = np.equal(self._map.kind, Kind.DATA)
+        layer, frame = self._map.layer[data], self._map.frame[data]
+        # Two numbers as one: `unique` of pairs takes ten times as long.
+        _, first = np.unique(layer << 40 | frame, return_index=True)
+        first.sort()
+        order = layer[first], frame[first]
+        counts = np.array([len(each.index.frames) for each in self._layers], np.int64)
+        frame += (np.cumsum(counts) - counts)[layer]
+        return order, np.bincount(frame, minlength=int(counts.sum())).astype(np.int32)
+
 
 class _Fetching:
     """Frames, fetched ahead in few requests and kept until they were used."""
@@ -149,17 +164,18 @@ class _Fetching:
     def __init__(
         self,
         layers: Sequence[Layer],
-        held: tuple[Numbers, Numbers],
+        order: tuple[Numbers, Numbers],
+        extents: Numbers,
         new_decompress: Callable[[], Decompress],
     ) -> None:
         """Plan; nothing is fetched.
 
         Args:
             layers: What frames are fetched from.
-            held: Layer and frame of each extent that holds data, in the order of the disk.
+            order: Layer and frame of each, in the order in which they are wanted first.
+            extents: How many extents each frame of each layer has.
             new_decompress: Makes what unpacks one payload at a time.
         """
-        order = _first_uses(held)
         self._layers = layers
         self._new_decompress = new_decompress
         counts = [len(layer.index.frames) for layer in layers]
@@ -172,9 +188,8 @@ class _Fetching:
         self._run_of, self._turn_of = (np.zeros(sum(counts), np.int64) for _ in range(2))
         self._run_of[places] = self._runs.of
         self._turn_of[places] = np.arange(len(places))
-        # How many extents of each frame there are, and how many of them were not read yet.
-        self._extents = np.bincount(np.array(self._base)[held[0]] + held[1], minlength=sum(counts))
-        self._unread = self._extents.copy()
+        self._extents = extents
+        self._unread = extents.copy()  # of each frame, the extents that were not read yet
         self._spent: deque[Key] = deque()
         self._asked: deque[_Run] = deque()
         self._held = 0
@@ -306,15 +321,6 @@ class _Fetching:
         if run.data is not None:
             run.data = None
             self._held -= run.length
-
-
-def _first_uses(held: tuple[Numbers, Numbers]) -> tuple[Numbers, Numbers]:
-    """Return layer and frame of all frames, in the order in which they are wanted first."""
-    layer, frame = held
-    # Two numbers as one: `unique` of pairs takes ten times as long.
-    _, first = np.unique(layer << 40 | frame, return_index=True)
-    first.sort()
-    return layer[first], frame[first]
 
 
 @dataclass(frozen=True, slots=True)
