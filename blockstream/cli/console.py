@@ -54,6 +54,8 @@ class Rate:
 def progress_line(counts: Snapshot, rate: Rate) -> str:
     """Return one line on how far it is."""
     speed, left = rate.update(counts)
+    if counts.seen and not counts.total:
+        return f"looking through the stream: {size_text(counts.seen)}"
     share = 100 * counts.covered / counts.total if counts.total else 0.0
     text = (
         f"{share:5.1f}%  {size_text(counts.covered)} of {size_text(counts.total)}"
@@ -110,10 +112,11 @@ class BarReporter:
     def report(self, progress: Progress) -> None:
         """Draw the bar."""
         counts = progress.snapshot()
-        if not counts.total:
+        if not counts.total and not counts.seen:
             return
         line = progress_line(counts, self._rate)
-        self._bar.update(self._task, total=counts.total, completed=counts.covered, line=line)
+        total = counts.total or None
+        self._bar.update(self._task, total=total, completed=counts.covered, line=line)
         with contextlib.suppress(OSError):  # the terminal has gone
             if not self._bar.live.is_started:
                 self._bar.start()

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from blockstream.cli.console import event, say
-from blockstream.cli.options import warn, with_progress, with_state_dir
-from blockstream.errors import StaleViewError
+from blockstream.cli.options import parse_size, warn, with_progress, with_state_dir
+from blockstream.errors import StaleViewError, UsageError
 from blockstream.formats.foreign.names import OURS, READ, WRITTEN
 from blockstream.words import size_text
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+# What dm-thin allows.
+_CHUNK_STEP = 64 << 10
+_CHUNK_MOST = 1 << 30
 _WISHES = ("format", "base", "goal", "expect_bytes", "accept_open_end", "snapback")
 
 
@@ -50,6 +53,31 @@ def with_foreign_options(function: F) -> F:
     return function
 
 
+def with_pool_chunk(function: F) -> F:
+    """Add what a writer of zeros for a thin pool must know."""
+    return click.option(
+        "--pool-chunk",
+        default="",
+        metavar="SIZE",
+        help="For thin-send: chunk size of the pool that receives, by `lvs -o chunk_size`; zeros "
+        "that fill whole chunks are unmapped there. [default: all zeros are sent as bytes]",
+    )(function)
+
+
+def parse_pool_chunk(text: str) -> int:
+    """Return the bytes of a chunk; 0 if nothing was said.
+
+    Raises:
+        UsageError: If no pool has such chunks.
+    """
+    chunk = parse_size(text) if text else 0
+    if text and (chunk % _CHUNK_STEP or not _CHUNK_STEP <= chunk <= _CHUNK_MOST):
+        raise UsageError(
+            f"--pool-chunk {text}: chunks of a pool are a multiple of 64 KiB, at most 1 GiB"
+        )
+    return chunk
+
+
 def with_stream_options(function: F) -> F:
     """Add what says which streams are read, and what is made of them."""
     for option in (
@@ -74,6 +102,7 @@ def with_stream_options(function: F) -> F:
             is_flag=True,
             help="Believe that a stream without an end mark is whole.",
         ),
+        with_pool_chunk,
         with_progress,
         with_state_dir,
     ):

@@ -8,11 +8,19 @@ from typing import TYPE_CHECKING
 import click
 
 from blockstream.cli.console import result, show
-from blockstream.cli.options import refuse_terminal, with_json, with_state_dir
+from blockstream.cli.options import (
+    cleared,
+    refuse_terminal,
+    reporters,
+    with_progress,
+    with_state_dir,
+)
 from blockstream.errors import NotFoundError
 from blockstream.formats.foreign.names import READ
 from blockstream.jobs.inspect import MAP_CELLS, Inspection, inspect
+from blockstream.jobs.supervision import Reporter
 from blockstream.jobs.whose import beginning, is_ours
+from blockstream.pipeline.progress import Progress
 from blockstream.words import counted, size_text
 
 if TYPE_CHECKING:
@@ -29,9 +37,16 @@ _SHADES = " ░▒▓█"
     type=click.Choice(READ),
     help="Format of a stream of another tool. [default: as it begins]",
 )
-@with_json
+@with_progress
 @with_state_dir
-def command(stream: str, given: str | None, as_json: bool, state_dir: Path) -> None:
+def command(
+    stream: str,
+    given: str | None,
+    as_json: bool,
+    quiet: bool,
+    progress_fd: int | None,
+    state_dir: Path,
+) -> None:
     """Show ids, sizes and a map of STREAM, a file or - for standard input; verify every digest.
 
     The exit status is that of receiving it: 0 only if it is whole and sound. A stream of another
@@ -43,30 +58,40 @@ def command(stream: str, given: str | None, as_json: bool, state_dir: Path) -> N
       ssh HOST cat disk.bsx | blockstream inspect
       blockstream inspect delta.rbd
     """  # noqa: D301
+    shown = reporters("inspect", as_json=as_json, quiet=quiet, progress_fd=progress_fd)
     if stream == "-":
         refuse_terminal(0, "standard input")
-        _inspected(stream, 0, given, state_dir, as_json=as_json)
+        _inspected(stream, 0, given, state_dir, shown, as_json=as_json)
         return
     try:
         fd = os.open(stream, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise NotFoundError(f"{stream} cannot be opened: {error.strerror}") from error
     try:
-        _inspected(stream, fd, given, state_dir, as_json=as_json)
+        _inspected(stream, fd, given, state_dir, shown, as_json=as_json)
     finally:
         os.close(fd)
 
 
-def _inspected(stream: str, fd: int, given: str | None, state_dir: Path, *, as_json: bool) -> None:
+def _inspected(
+    stream: str,
+    fd: int,
+    given: str | None,
+    state_dir: Path,
+    shown: list[Reporter],
+    *,
+    as_json: bool,
+) -> None:
     wish = {"format": given} if given else {}
     head = beginning(fd, given=bool(given))
     found: Inspection | ForeignInspection
     if is_ours(head, wish):
-        found = inspect(fd, head)
+        found = inspect(fd, head, Progress(), shown)
     else:
         from blockstream.jobs.inspect_foreign import inspect_foreign  # rarely used
 
-        found = inspect_foreign(fd, head, state_dir, given or "")
+        found = inspect_foreign(fd, head, state_dir, given or "", Progress(), shown)
+    cleared(shown)
     if as_json:
         values = asdict(found) | {"problem": str(found.problem) if found.problem else None}
         result("stream", **values)

@@ -1,10 +1,11 @@
 """How streams are made of others: what `convert` and `merge` share."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from blockstream.cli.console import event, saving_text, say
+from blockstream.cli.foreign import parse_pool_chunk
 from blockstream.cli.options import cleared, parse_size, refuse_terminal, reporters, warn
 from blockstream.errors import StaleViewError, UsageError
 from blockstream.formats.foreign.names import OURS
@@ -31,6 +32,9 @@ def made_of(streams: Sequence[str], to: str, options: Mapping[str, Any]) -> None
     shown = reporters("convert", as_json=as_json, quiet=quiet, progress_fd=options["progress_fd"])
     if to != OURS and options["compress"] != "auto":
         raise UsageError("--compress is only for streams of ours")
+    pool_chunk = parse_pool_chunk(options["pool_chunk"])
+    if to == OURS and pool_chunk:
+        raise UsageError("--pool-chunk is only for --to thin-send")
     request = ConvertRequest(
         streams=streams,
         to=to,
@@ -42,15 +46,14 @@ def made_of(streams: Sequence[str], to: str, options: Mapping[str, Any]) -> None
     )
     compression = CompressionChoice.parse(options["compress"])
     progress = Progress()
-    with combined(request) as made:
+    with combined(request, progress, shown) as made:
         if to == OURS:
             write_ours(made, compression, _STDOUT, progress, shown)
         else:
             how = by_name(to)
-            text = ", ".join(lost(how, made.head))
-            warn(f"{how.title} does not carry {text}", as_json=as_json)
-            extents = made.what.extents
-            write_foreign(how, made.source, extents, made.head, _STDOUT, progress, shown)
+            head = replace(made.head, pool_chunk=pool_chunk)
+            warn(f"{how.title} does not carry {', '.join(lost(how, head))}", as_json=as_json)
+            write_foreign(how, made.source, made.what.extents, head, _STDOUT, progress, shown)
     cleared(shown)
     opening = made.what.opening
     if as_json:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from blockstream.cli.console import event, saving_text, say
+from blockstream.cli.console import event, say
 from blockstream.cli.exports import with_certificates, with_export_options
 from blockstream.cli.machines import send_machine, with_machine_options
 from blockstream.cli.meeting import meeting_of, with_meeting
@@ -16,9 +16,13 @@ from blockstream.cli.options import (
     cleared,
     refuse_terminal,
     reporters,
-    warn,
     with_progress,
     with_state_dir,
+)
+from blockstream.cli.other_tool import (
+    other_tool,
+    send_to_other_tool,
+    with_other_tool,
 )
 from blockstream.cli.peers import peer_options, with_peer_options
 from blockstream.cli.places import Places, check_places
@@ -28,7 +32,6 @@ from blockstream.cli.stores import StoreAccess, opened_store, show_saved, with_s
 from blockstream.cli.voice import Voice, show_plan, show_sent
 from blockstream.cli.volumes import wish_of, with_snapshot_options, with_vmdk_options
 from blockstream.errors import UsageError
-from blockstream.formats.foreign.names import WRITTEN
 from blockstream.jobs.copy import copy
 from blockstream.jobs.disk_set import push_set
 from blockstream.jobs.peer import pull, push, push_differing
@@ -113,12 +116,7 @@ _NO_EFFECT = "have no effect here: a session with another host confirms and cont
     help="Into a store: compare what is said not to have changed with the point before, all of it "
     "once in CYCLE increments.",
 )
-@click.option(
-    "--format",
-    "to_format",
-    type=click.Choice(WRITTEN),
-    help="Write what another tool receives, in place of a stream of ours.",
-)
+@with_other_tool
 @with_machine_options
 @with_store_access
 @with_meeting
@@ -142,7 +140,6 @@ def command(  # one an option
     dry_run: bool,
     compare: bool,
     session: bool,
-    to_format: str | None,
     meeting: str,
     state_dir: Path,
     as_json: bool,
@@ -185,6 +182,17 @@ def command(  # one an option
     receipt_seconds = _receipt_seconds(receipt_wait, wanted=require_receipt)
     where_to = Places.of(with_certificates(places, options["tls_certificates"]))
     check_places(where_to, options)
+    pipe = {
+        "--compress": compress != "auto",
+        "--bwlimit": bwlimit,
+        "--resume": resume,
+        "-n": dry_run,
+        "--compare": compare,
+        "--session": session,
+        "--require-receipt": require_receipt,
+        "--rotate": options["rotate"],
+    }
+    other = other_tool(options, where_to.target, [name for name, given in pipe.items() if given])
     source, target, from_host = where_to.source, where_to.target, where_to.from_host
     shown = reporters("send", as_json=as_json, quiet=quiet or session, progress_fd=progress_fd)
     voice = Voice(shown, as_json=as_json, quiet=quiet or session)
@@ -216,27 +224,13 @@ def command(  # one an option
         bitmap=options["bitmap"],
     )
     voice.shown += followers
-    if options["delta"] and (compare or options["audit"]):
-        raise UsageError("--delta reads no parent: leave out --compare and --audit")
-    if compare and (len(where_to.hosts) != 1 or dry_run or base or extents or where.create):
-        raise UsageError(
-            "--compare finds out what changed on a TARGET of another host: leave out --base, "
-            "--extents, --create and -n"
-        )
+    _refuse_compare(where_to, request, where, options, compare=compare, dry_run=dry_run)
     if where_to.machine:
         _refuse_for_machine(dry_run=dry_run, compare=compare, session=session)
         _refuse_pipe_options(where_to, compress, bwlimit, resume, receipt_seconds)
         send_machine(places, request, where, options, voice)
         return
     wish = wish_of(options, target or "")
-    pipe: dict[str, object] = {
-        "compress": compress != "auto",
-        "bwlimit": bwlimit,
-        "resume": resume,
-        "n": dry_run,
-    }
-    pipe |= {"compare": compare, "session": session, "require-receipt": receipt_seconds}
-    _check_format(to_format, target or where_to.store or where_to.hosts, wish, pipe)
     if dry_run:
         _rehearse(request, wish, where_to, where, options, voice)
     elif where_to.hosts:
@@ -250,8 +244,10 @@ def command(  # one an option
             result = copy(request, disk, where, Progress(), shown)
         cleared(shown)
         show_received(result, target, as_json=as_json, quiet=voice.quiet)
+    elif other is not None:
+        send_to_other_tool(request, wish, other, voice)
     else:
-        _to_stdout(request, wish, voice, session=session, meeting=meeting, to_format=to_format)
+        _to_stdout(request, wish, voice, session=session, meeting=meeting)
 
 
 def _receipt_seconds(wait: float | None, *, wanted: bool) -> float:
@@ -270,32 +266,29 @@ def _refuse_for_machine(*, dry_run: bool, compare: bool, session: bool) -> None:
         )
 
 
-def _check_format(
-    to_format: str | None, target: object, wish: SnapshotWish, given: Mapping[str, object]
+def _refuse_compare(
+    places: Places,
+    request: SendRequest,
+    where: ReceiveRequest,
+    options: Mapping[str, Any],
+    *,
+    compare: bool,
+    dry_run: bool,
 ) -> None:
-    """An option without effect is an error."""
-    if to_format is None:
-        return
-    if target:
-        raise UsageError("--format writes to standard output: leave TARGET out")
-    if wish.rotate:
-        raise UsageError("--rotate turns over when the target is committed, which nobody tells")
-    for name in (name for name, value in given.items() if value):
-        raise UsageError(f"--format is for a tool that knows nothing of --{name}: leave it out")
+    """Only a TARGET of another host is compared, and nothing but a comparison says what to send."""
+    if options["delta"] and (compare or options["audit"]):
+        raise UsageError("--delta reads no parent: leave out --compare and --audit")
+    told = request.base or request.extents or where.create
+    if compare and (len(places.hosts) != 1 or dry_run or told):
+        raise UsageError(
+            "--compare finds out what changed on a TARGET of another host: leave out --base, "
+            "--extents, --create and -n"
+        )
 
 
 def _to_stdout(
-    request: SendRequest,
-    wish: SnapshotWish,
-    voice: Voice,
-    *,
-    session: bool,
-    meeting: str,
-    to_format: str | None,
+    request: SendRequest, wish: SnapshotWish, voice: Voice, *, session: bool, meeting: str
 ) -> None:
-    if to_format is not None:
-        _for_other_tool(request, wish, to_format, voice)
-        return
     if wish.rotate and not (session or request.receipt_seconds):
         raise UsageError(
             "--rotate turns over when the target is committed, which nobody tells over a plain "
@@ -314,27 +307,6 @@ def _to_stdout(
         sent = send(asked, source, _STDOUT, Progress(), voice.shown)
     cleared(voice.shown)
     show_sent(sent, voice, full=not asked.base)
-
-
-def _for_other_tool(request: SendRequest, wish: SnapshotWish, to_format: str, voice: Voice) -> None:
-    from blockstream.formats.foreign.table import by_name
-    from blockstream.jobs.chain import head_of  # rarely used
-    from blockstream.jobs.convert import lost, write_foreign
-
-    refuse_terminal(_STDOUT, "standard output")
-    how, progress = by_name(to_format), Progress()
-    with opened(request, wish) as (source, asked):
-        voice.warn_of(source)
-        plan = planned(asked, source)
-        head = head_of(plan)
-        warn(f"{how.title} does not carry {', '.join(lost(how, head))}", as_json=voice.as_json)
-        write_foreign(how, source, plan.extents, head, _STDOUT, progress, voice.shown)
-    cleared(voice.shown)
-    if voice.as_json:
-        event("written", format=to_format, counts=asdict(progress.snapshot()))
-    elif not voice.quiet:
-        text = saving_text(progress.snapshot(), full=not asked.base)
-        say(f"sent: {text}; whether it was received, only that tool tells")
 
 
 def _push(

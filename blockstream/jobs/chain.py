@@ -12,8 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import blake3
-
 from blockstream.errors import (
     BaseMismatchError,
     NotFoundError,
@@ -25,28 +23,21 @@ from blockstream.formats.extent_lists import ExtentList, Meaning
 from blockstream.formats.foreign.events import Format, Head
 from blockstream.formats.foreign.layers import ZEROS, Layers
 from blockstream.formats.foreign.table import HEAD_BYTES, chosen, wrapping
+from blockstream.jobs.looking import Looking
 from blockstream.jobs.send import SendPlan, SendRequest, planned
+from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.jobs.whose import beginning, is_ours
 from blockstream.linux.buffers import write_all
 from blockstream.linux.streams import WakeableReader, widen_pipe
-from blockstream.pipeline.faults import translated
 from blockstream.pipeline.progress import Progress
-from blockstream.pipeline.receiver import Applying, FrameReader, ReceiveEngine
+from blockstream.pipeline.receiver import FrameReader
 from blockstream.sources.intake import Intake, unnamed
 from blockstream.sources.layered import LayeredSource
 from blockstream_protocol import (
     Codec,
-    Extent,
     Frame,
     FrameType,
-    Open,
-    Plan,
-    Receiver,
-    ReceiverPolicy,
-    RemoteProtocolError,
     Table,
-    TargetState,
-    Unknown,
     is_id,
 )
 
@@ -123,8 +114,15 @@ class Combined:
 
 
 @contextlib.contextmanager
-def combined(request: ConvertRequest) -> Iterator[Combined]:
+def combined(
+    request: ConvertRequest, progress: Progress, reporters: list[Reporter]
+) -> Iterator[Combined]:
     """Read a chain of streams, the oldest first.
+
+    Args:
+        request: Which.
+        progress: Told how much of them was seen.
+        reporters: Who shows it.
 
     Raises:
         BaseMismatchError: If one does not begin where the one before it leads.
@@ -132,7 +130,7 @@ def combined(request: ConvertRequest) -> Iterator[Combined]:
         BlockstreamError: If one is cut or damaged.
     """
     with contextlib.ExitStack() as stack:
-        chain = _Chain(request, stack)
+        chain = _Chain(request, stack, progress, reporters)
         for name in request.streams:
             chain.add(name)
         yield chain.combined()
@@ -141,8 +139,16 @@ def combined(request: ConvertRequest) -> Iterator[Combined]:
 class _Chain:
     """Streams that were read so far."""
 
-    def __init__(self, request: ConvertRequest, stack: contextlib.ExitStack) -> None:
+    def __init__(
+        self,
+        request: ConvertRequest,
+        stack: contextlib.ExitStack,
+        progress: Progress,
+        reporters: list[Reporter],
+    ) -> None:
         self._request = request
+        self._progress = progress
+        self._reporters = reporters
         self._stack = stack
         self._layers = Layers()
         self._fds: list[int] = []
@@ -217,7 +223,13 @@ class _Chain:
         packed = wrapping(head)
         folder, number = self._request.state_dir, len(self._fds)
         intake = Intake(
-            fd, ahead=head, wrapping=packed, folder=folder, number=number, layers=self._layers
+            fd,
+            ahead=head,
+            wrapping=packed,
+            folder=folder,
+            number=number,
+            layers=self._layers,
+            tell=self._progress.look,
         )
         self._stack.callback(intake.close)
         self._fds.append(-1)
@@ -226,7 +238,8 @@ class _Chain:
         if self._links:
             intake.found.size = self._size
         size = self._request.size if how.sizeless else None
-        found = intake.run(how, size)
+        work = Work(intake.stop)
+        found = supervised(lambda: intake.run(how, size), work, self._progress, self._reporters)
         self._fds[number] = intake.fd
         return Link(
             name=name,
@@ -246,14 +259,15 @@ class _Chain:
         numbers = (len(self._fds) if regular else -1, len(self._fds) + 1)
         self._fds += [fd, kept]
         origin = os.lseek(fd, 0, os.SEEK_CUR) - len(head) if regular else 0
-        with contextlib.closing(WakeableReader(fd, head)) as reader:
-            frames = _NotingReader(reader)
-            opening = _opening(frames)
+        places: list[int] = []
+        with contextlib.closing(
+            Looking(fd, head, self._progress, lambda reader: _NotingReader(reader, places))
+        ) as stream:
+            opening = stream.opening
             if self._links and self._size is not None and opening.size > self._size:
                 grown = opening.size - self._size
                 self._layers.add(self._size, grown, numbers[1], ZEROS)
-            placing = _Placing(self._layers, frames.places, numbers, kept, origin)
-            _received(opening, frames, placing)
+            stream.run(_Placing(self._layers, places, numbers, kept, origin), self._reporters)
         return Link(
             name=name,
             how=None,
@@ -268,20 +282,20 @@ class _Chain:
 class _NotingReader(FrameReader):
     """Frames of a file, and where in it the payload of each data frame begins."""
 
-    def __init__(self, reader: WakeableReader) -> None:
+    def __init__(self, reader: WakeableReader, places: list[int]) -> None:
         super().__init__(reader)
-        self.places: list[int] = []
+        self._places = places
 
     def next(self, buffer: memoryview) -> Frame | None:
         """Read one frame; see `FrameReader`."""
         frame = super().next(buffer)
         if frame is not None and frame.kind is FrameType.EXTENTS:
-            self.places.append(self.wire_bytes - len(frame.payload))
+            self._places.append(self.wire_bytes - len(frame.payload))
         return frame
 
 
 class _Placing:
-    """An applier that notes where bytes lie, and unpacks what is packed."""
+    """Notes where the bytes of frames lie, and keeps those that were packed."""
 
     def __init__(
         self,
@@ -308,13 +322,7 @@ class _Placing:
         self._used = 0
         self._lock = threading.Lock()
 
-    def prepare(self, opening: Open, plan: Plan, *, resumed: bool, first: int) -> None:
-        """Need nothing."""
-
-    def record(self, state: TargetState) -> None:
-        """Keep nothing."""
-
-    def write(self, seq: int, frame: Frame, table: Table) -> None:
+    def __call__(self, seq: int, frame: Frame, table: Table) -> None:
         """Note a frame that was checked."""
         data = table.data
         if self._file >= 0 and frame.codec is Codec.NONE:
@@ -333,16 +341,6 @@ class _Placing:
                 else:
                     self._layers.add(offset, length, file, ZEROS)
 
-    def flush(self) -> None:
-        """Keep nothing."""
-
-    def read_back(self, frame_digest: bytes, extents: list[Extent]) -> None:
-        """Compare nothing."""
-
-    def samples(self) -> str:
-        """Return nothing."""
-        return ""
-
 
 def _kept_at(fd: int, data: memoryview, place: int) -> None:
     try:
@@ -352,31 +350,6 @@ def _kept_at(fd: int, data: memoryview, place: int) -> None:
             f"what is unpacked cannot be kept: {error.strerror}; nothing was made; make room, or "
             "choose another place with --state-dir"
         ) from error
-
-
-def _opening(frames: FrameReader) -> Open:
-    try:
-        opening = frames.opening()
-    except RemoteProtocolError as error:
-        raise translated(error) from error
-    if opening.frames:
-        raise RefusedError(
-            f"this stream continues after {opening.frames} frames of the transfer to "
-            f"{opening.goal!r}, so it is not all there; nothing was made"
-        )
-    return opening
-
-
-def _received(opening: Open, frames: FrameReader, placing: _Placing) -> None:
-    """Check a stream of ours by the receiver's own rules."""
-    progress = Progress()
-    session = Receiver(
-        size=opening.size,
-        state=Unknown(),
-        new_digest=blake3.blake3,
-        policy=ReceiverPolicy(force_base=True),
-    )
-    ReceiveEngine(Applying(session, placing, progress), frames, progress).run()
 
 
 def head_of(what: SendPlan) -> Head:

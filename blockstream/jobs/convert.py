@@ -36,7 +36,8 @@ _ZEROS = memoryview(bytes(1 << 20))
 def lost(to: Format, head: Head) -> tuple[str, ...]:
     """Return what a format cannot carry over, of a stream with this head."""
     whole = () if head.base or to.based else ("that it is a whole disk",)
-    return (*to.lost, *whole)
+    zeros = ("zeros, other than as bytes, without --pool-chunk",)
+    return (*to.lost, *whole, *(zeros if to.pooled and not head.pool_chunk else ()))
 
 
 def write_foreign(
@@ -56,6 +57,8 @@ def write_foreign(
     """
     if to.write is None:
         raise UsageError(f"{to.title} is only read here; nothing was written")
+    if head.pool_chunk and not to.pooled:
+        raise UsageError(f"--pool-chunk is not for {to.title}; nothing was written")
     writer = to.write()
     begin = writer.begin(head)
     progress.size, progress.total = head.size, extents.total()

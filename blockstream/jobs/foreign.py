@@ -2,9 +2,7 @@
 
 import contextlib
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from blockstream.errors import (
     InterruptedTransferError,
@@ -20,7 +18,7 @@ from blockstream.jobs.copy import copy
 from blockstream.jobs.receive import ApplyMode, ReceiveRequest, ReceiveResult
 from blockstream.jobs.rehearsal import rehearsed_here
 from blockstream.jobs.send import SendRequest, planned
-from blockstream.jobs.supervision import Reporter
+from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.jobs.targets import status_at
 from blockstream.linux.streams import widen_pipe
 from blockstream.locations import open_target
@@ -105,11 +103,13 @@ def receive_foreign(
     size = None if request.create else _size_of_target(request)
     packed = wrapping(head)
     widen_pipe(fd)
-    with _intake(fd, head, packed, request.state_dir) as intake:
+    made = Intake(fd, ahead=head, wrapping=packed, folder=request.state_dir, tell=progress.look)
+    with contextlib.closing(made) as intake:
         how = chosen(intake.head(HEAD_BYTES), wish.format)
         if wish.snapback and how.name != "lvmsync":
             raise UsageError(f"--snapback is for dumps of lvmsync, and this is {how.title}")
-        taken = intake.run(how, size)
+        work = Work(intake.stop)
+        taken = supervised(lambda: intake.run(how, size), work, progress, reporters)
         _check_count(how, wish, taken)
         what, source = _prepared(request, wish, how, intake, size)
         open_ended = not _ends(how, wish, taken, size, packed)
@@ -120,12 +120,6 @@ def receive_foreign(
         else:
             result = _copied(what, source, request, progress, reporters)
     return ForeignResult(result, how, taken, _unchecked(how, wish, open_ended), open_ended)
-
-
-@contextlib.contextmanager
-def _intake(fd: int, head: bytes, packed: str, state_dir: Path) -> Iterator[Intake]:
-    with contextlib.closing(Intake(fd, ahead=head, wrapping=packed, folder=state_dir)) as intake:
-        yield intake
 
 
 def _copied(

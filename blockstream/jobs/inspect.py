@@ -4,26 +4,17 @@ import contextlib
 import threading
 from dataclasses import dataclass, field
 
-import blake3
-
-from blockstream.errors import BlockstreamError, RefusedError
-from blockstream.linux.streams import WakeableReader, widen_pipe
-from blockstream.pipeline.faults import translated
+from blockstream.errors import BlockstreamError
+from blockstream.jobs.looking import Looking
+from blockstream.jobs.supervision import Reporter
+from blockstream.linux.streams import widen_pipe
 from blockstream.pipeline.progress import Progress
-from blockstream.pipeline.receiver import Applying, FrameReader, ReceiveEngine
 from blockstream_protocol import (
     Codec,
-    Extent,
     Frame,
     Kind,
     Open,
-    Plan,
-    Receiver,
-    ReceiverPolicy,
-    RemoteProtocolError,
     Table,
-    TargetState,
-    Unknown,
 )
 
 MAP_CELLS = 64
@@ -60,48 +51,6 @@ class Inspection:
     problem: BlockstreamError | None = None
 
 
-class _Counting:
-    """An applier that only counts."""
-
-    def __init__(self, found: Inspection) -> None:
-        self._found = found
-        self._lock = threading.Lock()
-
-    def prepare(self, opening: Open, plan: Plan, *, resumed: bool, first: int) -> None:
-        """Need nothing."""
-
-    def record(self, state: TargetState) -> None:
-        """Keep nothing."""
-
-    def write(self, seq: int, frame: Frame, table: Table) -> None:
-        """Count a frame."""
-        with self._lock:
-            found = self._found
-            found.frames += 1
-            found.packed_frames += frame.codec is not Codec.NONE
-            found.extents += len(table.extents)
-            found.data += len(table.data)
-            for extent in table.extents:
-                self._count(extent)
-
-    def flush(self) -> None:
-        """Keep nothing."""
-
-    def read_back(self, frame_digest: bytes, extents: list[Extent]) -> None:
-        """Compare nothing."""
-
-    def samples(self) -> str:
-        """Return nothing."""
-        return ""
-
-    def _count(self, extent: Extent) -> None:
-        found = self._found
-        if extent.kind == Kind.ZERO:
-            found.zeros += extent.length
-        found.largest = max(found.largest, extent.length)
-        into_cells(found.cells, extent.offset, extent.length, found.opening.size)
-
-
 def into_cells(cells: list[int], offset: int, length: int, size: int) -> None:
     """Count a range of a disk of `size` bytes in the cells that it lies in."""
     cell_bytes = max(1, -(-size // MAP_CELLS))
@@ -113,12 +62,14 @@ def into_cells(cells: list[int], offset: int, length: int, size: int) -> None:
         offset += step
 
 
-def inspect(fd: int, ahead: bytes = b"") -> Inspection:
+def inspect(fd: int, ahead: bytes, progress: Progress, reporters: list[Reporter]) -> Inspection:
     """Read a stream to its end and return what it holds, and what is wrong with it.
 
     Args:
         fd: Where it comes from.
         ahead: What was read from it already.
+        progress: Told how much was seen.
+        reporters: Who shows it.
 
     Raises:
         IntegrityError: If it is no stream of ours at all.
@@ -126,30 +77,32 @@ def inspect(fd: int, ahead: bytes = b"") -> Inspection:
         RefusedError: If it is of another version, or a continuation.
     """
     widen_pipe(fd)
-    with contextlib.closing(WakeableReader(fd, ahead)) as reader:
-        frames = FrameReader(reader)
+    with contextlib.closing(Looking(fd, ahead, progress)) as stream:
+        found, lock = Inspection(stream.opening), threading.Lock()
+
+        def look(_seq: int, frame: Frame, table: Table) -> None:
+            with lock:
+                _count(found, frame, table)
+
         try:
-            opening = frames.opening()
-        except RemoteProtocolError as error:
-            raise translated(error) from error
-        if opening.frames:
-            raise RefusedError(
-                f"this stream continues after {opening.frames} frames of transfer to "
-                f"{opening.goal!r}, so it can only be checked by the target that has them"
-            )
-        found, progress = Inspection(opening), Progress()
-        session = Receiver(
-            size=opening.size,
-            state=Unknown(),
-            new_digest=blake3.blake3,
-            policy=ReceiverPolicy(force_base=True),
-        )
-        engine = ReceiveEngine(Applying(session, _Counting(found), progress), frames, progress)
-        try:
-            finish = engine.run()
+            finish = stream.run(look, reporters)
         except BlockstreamError as error:
+            if stream.stopped:
+                raise
             found.problem = error
         else:
             found.chain = finish.committed.chain if finish.committed else ""
-        found.wire = progress.snapshot().wire
+        found.wire = stream.wire_bytes
         return found
+
+
+def _count(found: Inspection, frame: Frame, table: Table) -> None:
+    found.frames += 1
+    found.packed_frames += frame.codec is not Codec.NONE
+    found.extents += len(table.extents)
+    found.data += len(table.data)
+    for extent in table.extents:
+        if extent.kind == Kind.ZERO:
+            found.zeros += extent.length
+        found.largest = max(found.largest, extent.length)
+        into_cells(found.cells, extent.offset, extent.length, found.opening.size)

@@ -7,7 +7,9 @@ from pathlib import Path
 from blockstream.errors import BlockstreamError
 from blockstream.formats.foreign.table import HEAD_BYTES, chosen, wrapping
 from blockstream.jobs.inspect import MAP_CELLS, into_cells
+from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.linux.streams import widen_pipe
+from blockstream.pipeline.progress import Progress
 from blockstream.sources.intake import Intake
 
 
@@ -54,7 +56,14 @@ class ForeignInspection:
     problem: BlockstreamError | None = None
 
 
-def inspect_foreign(fd: int, head: bytes, state_dir: Path, given: str = "") -> ForeignInspection:
+def inspect_foreign(
+    fd: int,
+    head: bytes,
+    state_dir: Path,
+    given: str,
+    progress: Progress,
+    reporters: list[Reporter],
+) -> ForeignInspection:
     """Read a stream to its end and return what it holds, and what is wrong with it.
 
     Args:
@@ -62,18 +71,23 @@ def inspect_foreign(fd: int, head: bytes, state_dir: Path, given: str = "") -> F
         head: What was read from it already.
         state_dir: Where its bytes are kept meanwhile if it is no file.
         given: Its format, where people say it; empty to recognise it.
+        progress: Told how much was seen.
+        reporters: Who shows it.
 
     Raises:
         BlockstreamError: If it is none that is read.
     """
     packed = wrapping(head)
     widen_pipe(fd)
-    with contextlib.closing(Intake(fd, ahead=head, wrapping=packed, folder=state_dir)) as intake:
+    made = Intake(fd, ahead=head, wrapping=packed, folder=state_dir, tell=progress.look)
+    with contextlib.closing(made) as intake:
         how = chosen(intake.head(HEAD_BYTES), given)
         found = ForeignInspection(how.name, how.title, packed, unchecked=how.unchecked)
         try:
-            intake.run(how, None)
+            supervised(lambda: intake.run(how, None), Work(intake.stop), progress, reporters)
         except BlockstreamError as error:
+            if intake.stopped:
+                raise
             found.problem = error
         taken = intake.found
         found.size, found.base, found.goal, found.whole = (

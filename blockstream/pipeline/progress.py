@@ -17,6 +17,7 @@ class Snapshot:
         wire: Bytes on the wire.
         durable: How much of the plan is durable on the target; 0 where nobody tells.
         frames: EXTENTS frames.
+        seen: Bytes of a stream that is looked through before the transfer begins.
     """
 
     total: int = 0
@@ -27,6 +28,7 @@ class Snapshot:
     wire: int = 0
     durable: int = 0
     frames: int = 0
+    seen: int = 0
 
 
 @dataclass(slots=True)
@@ -41,6 +43,7 @@ class Progress:
     wire: int = 0
     durable: int = 0
     frames: int = 0
+    seen: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def frame(self, *, data: int, covered: int, wire: int) -> None:
@@ -57,6 +60,11 @@ class Progress:
         with self._lock:
             self.wire += wire
 
+    def look(self, count: int) -> None:
+        """Count bytes of a stream that is looked through."""
+        with self._lock:
+            self.seen += count
+
     def snapshot(self) -> Snapshot:
         """Return the counters as they are."""
         with self._lock:
@@ -69,4 +77,5 @@ class Progress:
                 self.wire,
                 self.durable,
                 self.frames,
+                self.seen,
             )

@@ -8,6 +8,7 @@ what `formats.foreign.layers` states, and a few buffers.
 import os
 import stat
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -93,6 +94,7 @@ class Intake:
         folder: Path,
         number: int = _KEPT,
         layers: Layers | None = None,
+        tell: Callable[[int], None] = lambda _count: None,
     ) -> None:
         """Prepare.
 
@@ -103,11 +105,15 @@ class Intake:
             folder: Where its bytes are kept if it is no file.
             number: Number of the file that the bytes lie in, among several.
             layers: Of the streams before it; none by default.
+            tell: Told how many more bytes of the stream were seen.
 
         Raises:
             RefusedError: If nothing can be kept there.
         """
         self._bytes = Unwrapped(fd, wrapping, ahead)
+        self._tell = tell
+        self._told = 0
+        self.stopped = False
         self._number = number
         self._buffer = memoryview(bytearray(_BUFFER_BYTES))
         self._start = self._end = 0
@@ -158,12 +164,17 @@ class Intake:
         except StopIteration:
             return found
         finally:
-            here = self._position + self._start
-            found.wire = here if self._in_place else self._bytes.wire_bytes
+            found.wire = self._seen()
+
+    def stop(self, reason: str) -> None:
+        """Make `run` fail soon, for this reason. Any thread, and signal handlers."""
+        self.stopped = True
+        self._bytes.stop(reason)
 
     def close(self) -> None:
         """Give everything back."""
         os.close(self.fd)
+        self._bytes.close()
         if self._lz4 is not None:
             self._lz4.close()
 
@@ -221,8 +232,14 @@ class Intake:
             return 0
         count = self._bytes.read_into(space)
         self._end += count
+        seen, self._told = self._told, self._seen()
+        self._tell(self._told - seen)
         self._fill = min(2 * self._fill, _BUFFER_BYTES)
         return count
+
+    def _seen(self) -> int:
+        """Return how many bytes of the stream were."""
+        return self._position + self._start if self._in_place else self._bytes.wire_bytes
 
     def _taken(self, how: Format, length: int, *, or_end: bool) -> bytes:
         while self._end - self._start < length:

@@ -1,11 +1,11 @@
 """A descriptor that may be compressed, read as what comes out; bounded, whatever that is."""
 
-import os
 import zlib
 from collections.abc import Iterator
 
 from blockstream.errors import IntegrityError, InterruptedTransferError
 from blockstream.formats.foreign.zstd_frames import walked
+from blockstream.linux.streams import WakeableReader
 
 _BUFFER_BYTES = 1 << 20
 
@@ -21,9 +21,9 @@ class Unwrapped:
             kind: `zstd` or `gzip`; empty for what is not compressed.
             ahead: Bytes that were read from it already.
         """
-        self._fd = fd
+        self._reader = WakeableReader(fd, ahead)
+        self._stopped = ""
         self._kind = kind
-        self._ahead = ahead
         self._given = b""
         if kind:
             self._next = self._gunzipped() if kind == "gzip" else self._unzstd()
@@ -48,18 +48,22 @@ class Unwrapped:
         self._given = self._given[count:]
         return count
 
+    def stop(self, reason: str) -> None:
+        """Let every read, waiting or to come, fail. Any thread, and signal handlers."""
+        self._stopped = reason
+        self._reader.stop()
+
+    def close(self) -> None:
+        """Give everything back. Nobody may be reading."""
+        self._reader.close()
+
     def _read(self, buffer: memoryview) -> int:
-        if self._ahead:
-            count = min(len(self._ahead), len(buffer))
-            buffer[:count] = self._ahead[:count]
-            self._ahead = self._ahead[count:]
-        else:
-            try:
-                count = os.readv(self._fd, [buffer])
-            except OSError as error:
-                raise InterruptedTransferError(
-                    f"the stream cannot be read any further: {error.strerror}; nothing was written"
-                ) from error
+        try:
+            count = self._reader.read_into(buffer)
+        except InterruptedTransferError as error:
+            raise InterruptedTransferError(f"{error}; nothing was written") from error
+        if self._reader.stopped:
+            raise InterruptedTransferError(f"{self._stopped}; nothing was written")
         self.wire_bytes += count
         return count
 

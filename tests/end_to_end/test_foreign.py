@@ -2,13 +2,15 @@
 
 import gzip
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 import zstandard
 
 from blockstream.errors import ExitStatus
-from tests.end_to_end.hosts import Ended, Host, failing_at
+from tests.end_to_end.hosts import Ended, Host, failing_at, wait_until
 from tests.foreign_streams import (
     Change,
     applied,
@@ -214,6 +216,29 @@ def test_what_we_write_for_others_says_first_what_it_does_not_carry(host: Host, 
     assert target.read_bytes() == new.read_bytes()
 
 
+def test_zeros_are_unmapped_where_the_pool_is_known(host: Host) -> None:
+    diff = host.folder / "diff"
+    chunk = 65_536
+    diff.write_bytes(rbd_diff([(512, 2 * chunk)], 4 * chunk, "a", "b"))
+    words = ("convert", "--to", "thin-send", diff)
+    plain, known = host.run(*words), host.run(*words, "--pool-chunk", "64K")
+    assert (plain.status, known.status) == (OK, OK)
+    assert "zeros" in plain.err
+    assert "zeros, other" not in known.err
+    assert len(plain.out) - len(known.out) == chunk - 2 * 28
+    for wrong in (
+        ("convert", "--to", "thin-send", diff, "--pool-chunk", "96K"),
+        ("convert", "--to", "thin-send", diff, "--pool-chunk", "2G"),
+        ("convert", "--to", "rbd", diff, "--pool-chunk", "64K"),
+        ("convert", diff, "--pool-chunk", "64K"),
+        ("send", diff, "--pool-chunk", "64K"),
+        ("send", diff, "--format", "rbd", "--pool-chunk", "64K"),
+        ("send", diff, "--format", "rbd", "-n"),
+    ):
+        ended = host.run(*wrong)
+        assert (ended.status, ended.out) == (ExitStatus.USAGE, b""), wrong
+
+
 def test_a_chain_is_merged_and_inspected(host: Host, target: Path) -> None:
     paths = []
     chain: list[list[Change]] = [PART, [(8192, 8192)], [(0, NOISE[:512])]]
@@ -366,3 +391,37 @@ def test_a_chunk_of_thin_send_1_0_ends_where_it_ends(host: Host, target: Path) -
     ended = recv(host, target, thin_ranges(PART, magic), "--accept-open-end")
     assert ended.status == OK, ended.err
     assert target.read_bytes() == applied(DISK, PART)
+
+
+WAITING = {
+    "recv": ("recv", "target"),
+    "convert": ("convert", "-"),
+    "merge": ("merge", "-"),
+    "inspect": ("inspect", "-"),
+    "inspect of ours": ("inspect", "-"),
+    "convert of ours": ("convert", "-"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", WAITING)
+def test_who_waits_for_a_stream_is_told_and_can_be_stopped(
+    host: Host, target: Path, case: str
+) -> None:
+    stream = rbd_diff([(0, NOISE)], SIZE, "", "b")
+    if case.endswith("ours"):
+        stream = host.run("convert", "--compress", "none", data=stream).out
+    reading, writing = os.pipe()
+    words = [target if word == "target" else word for word in WAITING[case]]
+    process = host.start([*words, "--json"], stdin=reading)
+    os.close(reading)
+    with os.fdopen(writing, "wb") as pipe:
+        pipe.write(stream[:-1])
+        pipe.flush()
+        wait_until(lambda: f'"seen": {len(stream) - 1}' in process.said())
+        process.signal(signal.SIGTERM)
+        ended = process.wait()
+    assert ended.status == ExitStatus.INTERRUPTED
+    assert "stopped by SIGTERM" in ended.err
+    assert ended.out == b""
+    assert target.read_bytes() == DISK

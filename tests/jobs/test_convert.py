@@ -45,7 +45,7 @@ def made(
     path = folder / f"made-{len(list(folder.glob('made-*')))}.{to}"
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     try:
-        with combined(request) as found:
+        with combined(request, Progress(), []) as found:
             if to == "bsx":
                 write_ours(found, CompressionChoice(pack), fd, Progress(), [])
             else:
@@ -243,7 +243,7 @@ def test_a_stream_that_is_written_meanwhile_is_never_ended(tmp_path: Path) -> No
     request = ConvertRequest([str(stream)], "rbd", tmp_path / "state")
     reading, writing = os.pipe()
     try:
-        with combined(request) as found, stream.open("ab") as file:
+        with combined(request, Progress(), []) as found, stream.open("ab") as file:
             file.write(b"more")
             file.flush()
             given = (found.source, found.what.extents, found.head, writing, Progress())
@@ -264,17 +264,22 @@ def test_a_stream_of_ours_is_written_as_the_table_of_the_format_has_it(
     ours = made(tmp_path, [put(tmp_path, "s", rbd_diff(changes, size, "a", "b"))])
     wanted = {
         "lvmsync": lvmsync(changes),
-        "thin-send": thin_send(changes),
+        "thin-send": thin_send([(at, bytes(w) if isinstance(w, int) else w) for at, w in changes]),
         "rbd": rbd_diff(changes, size, "a", "b"),
     }
     assert made(tmp_path, [ours], to=to).read_bytes() == wanted[to]
 
 
-def test_a_long_range_is_cut_into_records_and_zeros_are_bytes_for_lvmsync(tmp_path: Path) -> None:
+def test_a_long_range_is_cut_into_records_where_zeros_are_bytes(tmp_path: Path) -> None:
     size = 3 << 20
     ours = made(tmp_path, [put(tmp_path, "s", rbd_diff([(0, size)], size, "a", "b"))])
-    found = made(tmp_path, [ours], to="lvmsync").read_bytes()
-    assert found == lvmsync([(at, 1 << 20) for at in range(0, size, 1 << 20)])
+    steps = range(0, size, 1 << 20)
+    assert made(tmp_path, [ours], to="lvmsync").read_bytes() == lvmsync(
+        [(at, 1 << 20) for at in steps]
+    )
+    assert made(tmp_path, [ours], to="thin-send").read_bytes() == thin_send(
+        [(at, bytes(1 << 20)) for at in steps]
+    )
 
 
 def test_a_stream_from_a_pipe_is_kept_until_it_is_whole(tmp_path: Path) -> None:

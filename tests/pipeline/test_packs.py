@@ -54,6 +54,6 @@ def test_packs_are_the_stream(tmp_path: Path, pack_bytes: int) -> None:
     stream = tmp_path / "stream"
     stream.write_bytes(b"".join(objects.read(f"pack/{pack.key}") for pack in outlet.packs))
     with stream.open("rb") as file:
-        found = inspect(file.fileno())
+        found = inspect(file.fileno(), b"", Progress(), [])
     assert found.problem is None
     assert found.frames == len(index.frames)

@@ -140,11 +140,13 @@ class Head:
         size: Bytes of the disk.
         base: State that the receiver must hold; empty for a whole disk.
         goal: State that it will hold.
+        pool_chunk: Bytes of a chunk of the thin pool that receives; 0 if nobody knows.
     """
 
     size: int
     base: str
     goal: str
+    pool_chunk: int = 0
 
 
 class Writer(Protocol):
@@ -181,6 +183,7 @@ class Format:
         sizeless: Whether it does not say how large the disk is.
         write: Makes a writer; None if it is only read.
         lost: What a writer cannot carry over, said before anything is written.
+        pooled: Whether its zeros are discards of a thin pool, which only fill whole chunks.
     """
 
     name: str
@@ -192,6 +195,7 @@ class Format:
     write: Callable[[], Writer] | None = None
     lost: tuple[str, ...] = ()
     sizeless: bool = False
+    pooled: bool = False
 
 
 def malformed(title: str, what: str) -> IntegrityError:

@@ -1,0 +1,129 @@
+"""A stream of ours, looked through to its end by the receiver's own rules; nothing is written."""
+
+import contextlib
+from collections.abc import Callable
+
+import blake3
+
+from blockstream.errors import RefusedError
+from blockstream.jobs.supervision import Reporter, Work, supervised
+from blockstream.linux.streams import WakeableReader
+from blockstream.pipeline.faults import translated
+from blockstream.pipeline.progress import Progress
+from blockstream.pipeline.receiver import Applying, FrameReader, ReceiveEngine
+from blockstream_protocol import (
+    Extent,
+    Finish,
+    Frame,
+    Open,
+    Plan,
+    Receiver,
+    ReceiverPolicy,
+    RemoteProtocolError,
+    Table,
+    TargetState,
+    Unknown,
+)
+
+# Told of each frame, once it was checked; from any thread.
+Look = Callable[[int, Frame, Table], None]
+
+
+class _Onlooker:
+    """An applier that only looks."""
+
+    def __init__(self, look: Look) -> None:
+        self._look = look
+
+    def prepare(self, opening: Open, plan: Plan, *, resumed: bool, first: int) -> None:
+        """Need nothing."""
+
+    def record(self, state: TargetState) -> None:
+        """Keep nothing."""
+
+    def write(self, seq: int, frame: Frame, table: Table) -> None:
+        """Look at it."""
+        self._look(seq, frame, table)
+
+    def flush(self) -> None:
+        """Keep nothing."""
+
+    def read_back(self, frame_digest: bytes, extents: list[Extent]) -> None:
+        """Compare nothing."""
+
+    def samples(self) -> str:
+        """Return nothing."""
+        return ""
+
+
+class Looking:
+    """One stream that is looked through.
+
+    Attributes:
+        opening: What it announces.
+        stopped: Whether somebody stopped it, so that its end means nothing.
+        close: Gives back what it took.
+    """
+
+    def __init__(
+        self,
+        fd: int,
+        ahead: bytes,
+        progress: Progress,
+        read: Callable[[WakeableReader], FrameReader] = FrameReader,
+    ) -> None:
+        """Read how it begins.
+
+        Args:
+            fd: Where it comes from; stays the caller's.
+            ahead: What was read from it already.
+            progress: Told how much was seen.
+            read: Makes what reads its frames.
+
+        Raises:
+            IntegrityError: If it is no stream of ours at all.
+            InterruptedTransferError: If it ends before it says anything.
+            RefusedError: If it is of another version, or a continuation.
+        """
+        self.stopped = False
+        with contextlib.ExitStack() as stack:
+            reader = stack.enter_context(contextlib.closing(WakeableReader(fd, ahead)))
+            self._frames, self._progress = read(reader), progress
+            self._frames.wait = progress.look
+            try:
+                self.opening = self._frames.opening()
+            except RemoteProtocolError as error:
+                raise translated(error) from error
+            if self.opening.frames:
+                raise RefusedError(
+                    f"this stream continues after {self.opening.frames} frames of the transfer to "
+                    f"{self.opening.goal!r}, so it can only be checked by the target that has them"
+                )
+            self.close = stack.pop_all().close
+
+    @property
+    def wire_bytes(self) -> int:
+        """How many bytes of it came."""
+        return self._frames.wire_bytes
+
+    def run(self, look: Look, reporters: list[Reporter]) -> Finish:
+        """Look at all of it.
+
+        Raises:
+            BlockstreamError: If it is cut or not sound.
+        """
+        counts = Progress()
+        session = Receiver(
+            size=self.opening.size,
+            state=Unknown(),
+            new_digest=blake3.blake3,
+            policy=ReceiverPolicy(force_base=True),
+        )
+        applying = Applying(session, _Onlooker(look), counts)
+        engine = ReceiveEngine(applying, self._frames, counts)
+
+        def stop(reason: str) -> None:
+            self.stopped = True
+            engine.stop(reason)
+
+        return supervised(engine.run, Work(stop), self._progress, reporters)
