@@ -55,7 +55,7 @@ def progress_line(counts: Snapshot, rate: Rate) -> str:
     """Return one line on how far it is."""
     speed, left = rate.update(counts)
     if counts.seen and not counts.total:
-        return f"looking through the stream: {size_text(counts.seen)}"
+        return f"looking first: {size_text(counts.seen)}"
     share = 100 * counts.covered / counts.total if counts.total else 0.0
     text = (
         f"{share:5.1f}%  {size_text(counts.covered)} of {size_text(counts.total)}"

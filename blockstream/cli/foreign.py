@@ -133,12 +133,15 @@ def show_foreign(found: "ForeignResult", *, as_json: bool, quiet: bool) -> None:
             zeros=taken.zeros,
             stream=taken.wire,
             unchecked=list(found.unchecked),
+            compared=found.compared,
         )
     elif not quiet:
+        checked = f"not checked, because it does not tell: {', '.join(found.unchecked)}"
+        if found.compared:
+            checked = f"the {found.compared} of the whole disk is that of its source"
         say(
             f"{found.how.title}: {taken.data} bytes in {taken.records} records, "
-            f"{size_text(taken.zeros)} of zeros; not checked, because it does not tell: "
-            f"{', '.join(found.unchecked)}"
+            f"{size_text(taken.zeros)} of zeros; {checked}"
         )
     if found.open_ended and found.received.committed is not None:
         raise StaleViewError(

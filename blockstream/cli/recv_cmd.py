@@ -204,8 +204,6 @@ def _foreign(
     if is_ours(head, wish):
         _refuse_wishes(wish)
         raise InterruptedTransferError("the stream was cut before it said what it is")
-    if request.lock_wait:
-        raise UsageError("--lock-wait has no effect on a stream of another tool")
     from blockstream.jobs.foreign import ForeignWish, receive_foreign  # numpy, and rarely used
 
     return receive_foreign(request, ForeignWish(**wish), _STDIN, head, Progress(), shown)

@@ -1,10 +1,13 @@
 """Streams of other tools: taken onto a target by the rules of our own, and made for them."""
 
 import contextlib
+import os
+import threading
 import uuid
 from dataclasses import dataclass, replace
 
 from blockstream.errors import (
+    BlockstreamError,
     InterruptedTransferError,
     NotFoundError,
     RefusedError,
@@ -15,14 +18,19 @@ from blockstream.formats.extent_lists import ExtentList, Meaning
 from blockstream.formats.foreign.events import Format
 from blockstream.formats.foreign.table import HEAD_BYTES, chosen, wrapping
 from blockstream.jobs.copy import copy
-from blockstream.jobs.receive import ApplyMode, ReceiveRequest, ReceiveResult
+from blockstream.jobs.foretold import can_digest, foretold
+from blockstream.jobs.receive import ApplyMode, ReceiveRequest, ReceiveResult, receive
 from blockstream.jobs.rehearsal import rehearsed_here
-from blockstream.jobs.send import SendRequest, planned
+from blockstream.jobs.send import SendRequest, one_way, planned
 from blockstream.jobs.supervision import Reporter, Work, supervised
-from blockstream.jobs.targets import status_at
+from blockstream.jobs.targets import patiently, status_at
 from blockstream.linux.streams import widen_pipe
 from blockstream.locations import open_target
+from blockstream.pipeline.compression import CompressionChoice
+from blockstream.pipeline.limiter import Limiter
+from blockstream.pipeline.outlet import PipeOutlet
 from blockstream.pipeline.progress import Progress
+from blockstream.pipeline.sender import SendEngine, SendOptions
 from blockstream.sources.intake import Intake, Taken
 from blockstream.sources.layered import LayeredSource
 from blockstream_protocol import Clean, Dirty, TargetState, Unknown, is_id
@@ -62,6 +70,7 @@ class ForeignResult:
         taken: What was found in it; counts.
         unchecked: What nobody can check.
         open_ended: Whether nothing says that it was whole.
+        compared: Name of a digest of the whole disk that was compared; empty for none.
     """
 
     received: ReceiveResult
@@ -69,6 +78,7 @@ class ForeignResult:
     taken: Taken
     unchecked: tuple[str, ...]
     open_ended: bool
+    compared: str
 
 
 def receive_foreign(
@@ -95,12 +105,9 @@ def receive_foreign(
     Raises:
         BlockstreamError: If it is cut, damaged, or does not fit; or as for any copy.
     """
-    if request.apply is ApplyMode.STAGE:
-        raise UsageError(
-            "a stream of another tool is always seen whole before anything is written: leave out "
-            "--apply stage"
-        )
-    size = None if request.create else _size_of_target(request)
+    size = None
+    if not request.create:
+        size = patiently(lambda: _size_of_target(request), request.lock_wait)
     packed = wrapping(head)
     widen_pipe(fd)
     made = Intake(fd, ahead=head, wrapping=packed, folder=request.state_dir, tell=progress.look)
@@ -113,13 +120,17 @@ def receive_foreign(
         _check_count(how, wish, taken)
         what, source = _prepared(request, wish, how, intake, size)
         open_ended = not _ends(how, wish, taken, size, packed)
+        compared = _compared(request, how, taken, source, progress, reporters)
         request = replace(request, force_base=request.force_base or _blind(request, what))
         what = replace(what, goal=_goal(request, wish, how, taken, open_ended=open_ended))
         if request.dry_run:
             result = rehearsed_here(planned(what, source), source, request)
+        elif request.apply is ApplyMode.STAGE:
+            result = _staged(what, source, request, progress, reporters)
         else:
             result = _copied(what, source, request, progress, reporters)
-    return ForeignResult(result, how, taken, _unchecked(how, wish, open_ended), open_ended)
+    unchecked = () if compared else _unchecked(how, wish, open_ended)
+    return ForeignResult(result, how, taken, unchecked, open_ended, compared)
 
 
 def _copied(
@@ -132,7 +143,7 @@ def _copied(
     """Copy; what continues an unfinished copy and turns out to be another stream begins anew."""
     state = _state_of(where)
     try:
-        return copy(what, source, where, progress, reporters)
+        return patiently(lambda: copy(what, source, where, progress, reporters), where.lock_wait)
     except SourceError:
         if not isinstance(state, Dirty) or state.goal != what.goal:
             raise
@@ -141,12 +152,78 @@ def _copied(
         return copy(fresh, source, where, progress, reporters)
 
 
+def _staged(
+    what: SendRequest,
+    source: LayeredSource,
+    where: ReceiveRequest,
+    progress: Progress,
+    reporters: list[Reporter],
+) -> ReceiveResult:
+    """Give it to the target as a stream of ours, which stays until it is applied."""
+    plan = planned(what, source)
+    reading, writing = os.pipe()
+    failed: list[BlockstreamError] = []
+
+    def give() -> None:
+        counts, options = Progress(), SendOptions(compression=CompressionChoice(0))
+        try:
+            with contextlib.closing(PipeOutlet(writing, Limiter(None), counts)) as outlet:
+                session = one_way(plan, source)
+                SendEngine(session, source, plan.extents, outlet, counts, options).run()
+        except BlockstreamError as error:
+            failed.append(error)
+        finally:
+            os.close(writing)
+
+    giver = threading.Thread(target=give, name="give", daemon=True)
+    giver.start()
+    try:
+        return receive(where, reading, progress, reporters)
+    except InterruptedTransferError as error:
+        raise failed[0] if failed else error from error
+    finally:
+        os.close(reading)  # a giver that still writes fails now
+        giver.join()
+
+
 def _size_of_target(request: ReceiveRequest) -> int:
     """Return the target's size; a target that may not be written is refused before any reading."""
     with contextlib.closing(
         open_target(request.target, force_in_use=request.force_in_use)
     ) as target:
         return target.size
+
+
+def _compared(
+    request: ReceiveRequest,
+    how: Format,
+    taken: Taken,
+    source: LayeredSource,
+    progress: Progress,
+    reporters: list[Reporter],
+) -> str:
+    """Compare what the target would hold with what the stream says; return by which digest.
+
+    Raises:
+        RefusedError: If it would be another disk.
+    """
+    if taken.digest is None:
+        return ""
+    name, value = taken.digest.name, taken.digest.value
+    if request.force_base or not can_digest(name, len(value)):
+        why = "because of --force-base" if request.force_base else "which this host does not know"
+        taken.remarks.append(f"its {name} of the whole disk was not compared, {why}: {value.hex()}")
+        return ""
+    disk = request.target if os.path.lexists(request.target) else ""
+    found = foretold(name, source, disk, progress, reporters)
+    if found != value:
+        raise RefusedError(
+            f"{how.title} would make another disk of {request.target} than its source was, by "
+            f"{name} {found.hex()} in place of {value.hex()}: the target is not the copy that it "
+            "was made for, or its bytes were altered; nothing was written; make it again for what "
+            "the target holds now, or send a full copy"
+        )
+    return name
 
 
 def _state_of(request: ReceiveRequest) -> TargetState:

@@ -98,6 +98,9 @@ def inspect_foreign(
         )
         found.records, found.data, found.zeros = taken.records, taken.data, taken.zeros
         found.wire, found.reach, found.remarks = taken.wire, taken.reach, tuple(taken.remarks)
+        if taken.digest is not None:
+            name, value = taken.digest.name, taken.digest.value.hex()
+            found.remarks += (f"it holds the {name} of the whole disk: {value}",)
         disk = taken.reach if taken.size is None else taken.size
         extents = taken.layers.flattened(disk).extents(disk)
         found.extents = len(extents)

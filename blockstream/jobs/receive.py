@@ -14,7 +14,6 @@ import blake3
 
 from blockstream.errors import (
     BlockstreamError,
-    BusyError,
     ConnectionLostError,
     ForeignStreamError,
     InterruptedTransferError,
@@ -22,7 +21,13 @@ from blockstream.errors import (
 )
 from blockstream.jobs.stored import finish_staged, new_receiver, spool_facts, undo_dropper
 from blockstream.jobs.supervision import Reporter, Work, supervised
-from blockstream.jobs.targets import OpenedTarget, absolute_path, made_before, opened_or_removed
+from blockstream.jobs.targets import (
+    OpenedTarget,
+    absolute_path,
+    made_before,
+    opened_or_removed,
+    patiently,
+)
 from blockstream.linux.identity import described_here
 from blockstream.linux.streams import WakeableReader, widen_pipe
 from blockstream.locations import open_target
@@ -59,8 +64,6 @@ from blockstream_protocol import (
 )
 
 T = TypeVar("T")
-
-_LOCK_POLL_SECONDS = 0.2
 
 
 class ApplyMode(StrEnum):
@@ -277,21 +280,13 @@ def _opened(
     request: ReceiveRequest, frames: FrameReader, *, duplex: bool
 ) -> Iterator[OpenedTarget]:
     """Open the target, or make it."""
-    deadline = time.monotonic() + request.lock_wait
     with contextlib.ExitStack() as stack:
-        while True:
-            try:
-                target, made = _target(request, frames, duplex=duplex)
-                everything = stack.enter_context(
-                    opened_or_removed(target, request.state_dir, made=made)
-                )
-                break
-            except BusyError:
-                if time.monotonic() >= deadline:
-                    raise
-                # The kernel tells nobody when a lock is free, but who blocks until then.
-                time.sleep(_LOCK_POLL_SECONDS)
-        yield everything
+
+        def open_once() -> OpenedTarget:
+            target, made = _target(request, frames, duplex=duplex)
+            return stack.enter_context(opened_or_removed(target, request.state_dir, made=made))
+
+        yield patiently(open_once, request.lock_wait)
 
 
 def _would_make(request: ReceiveRequest, opening: Open) -> ReceiveResult:

@@ -3,13 +3,15 @@
 import contextlib
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import blake3
 
-from blockstream.errors import BlockstreamError, NotFoundError, RefusedError
+from blockstream.errors import BlockstreamError, BusyError, NotFoundError, RefusedError
 from blockstream.linux.block import data_ranges
 from blockstream.linux.identity import Identity, identity_of
 from blockstream.linux.state_directory import JournalFiles
@@ -19,6 +21,9 @@ from blockstream.pipeline.token import ResumeToken
 from blockstream.targets.disk import DiskTarget
 from blockstream_protocol import Clean, Dirty, TargetState, Unknown
 
+T = TypeVar("T")
+
+_LOCK_POLL_SECONDS = 0.2
 UNDO_NAME = "undo.bsx"
 SPOOL_NAME = "spool.bsx"
 SPOOL_JOURNAL = "spool"
@@ -133,6 +138,23 @@ def _check_place(path: Path) -> None:
             f"{path} does not exist, and a file there would lie in memory; nothing was made; check "
             "the name of the device"
         )
+
+
+def patiently(use: Callable[[], T], seconds: float) -> T:
+    """Do something with a target, again and again while somebody else uses it.
+
+    Raises:
+        BusyError: If somebody still does after so many seconds.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return use()
+        except BusyError:
+            if time.monotonic() >= deadline:
+                raise
+            # The kernel tells nobody when a lock is free, but who blocks until then.
+            time.sleep(_LOCK_POLL_SECONDS)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,9 @@ from blockstream.formats.foreign.events import (
     Asking,
     Base,
     Data,
+    Digest,
     Event,
+    Fact,
     Format,
     Goal,
     Image,
@@ -66,6 +68,7 @@ class Taken:
         zeros: Bytes of zeros.
         reach: Where the last range ends.
         wire: Bytes of the stream.
+        digest: What the whole disk has afterwards; None if it does not say.
         remarks: What people should know.
     """
 
@@ -79,6 +82,7 @@ class Taken:
     zeros: int = 0
     reach: int = 0
     wire: int = 0
+    digest: Digest | None = None
     remarks: list[str] = field(default_factory=list)
 
 
@@ -203,7 +207,7 @@ class Intake:
                 self._note(how, wish)
         return None
 
-    def _note(self, how: Format, fact: Size | Whole | Base | Goal | Remark) -> None:
+    def _note(self, how: Format, fact: Fact) -> None:
         found = self.found
         match fact:
             case Size(stated):
@@ -215,6 +219,8 @@ class Intake:
                 found.base = found.base or ("" if found.whole else name)
             case Goal(name):
                 found.goal = name
+            case Digest():
+                found.digest = fact
             case Remark(text):
                 found.remarks.append(text)
 

@@ -1,8 +1,11 @@
 """Streams of other tools come onto a target by the rules of our own, or leave it as it was."""
 
+import fcntl
 import gzip
+import hashlib
 import json
 import os
+import random
 import signal
 from pathlib import Path
 
@@ -53,7 +56,8 @@ def test_a_stream_is_recognised_and_applied(host: Host, target: Path, name: str)
     status = host.status(target)
     assert status["state"] == "clean"
     assert str(status["id"]).startswith("unverified-") == (name in OPEN_ENDED)
-    assert "not checked, because it does not tell" in ended.err
+    checked = "is that of its source" if name == "bdsync digest" else "not checked, because it does"
+    assert checked in ended.err
 
 
 def test_an_open_end_is_believed_checked_or_marked(host: Host, target: Path) -> None:
@@ -190,7 +194,6 @@ def test_an_option_without_effect_is_an_error(host: Host, target: Path) -> None:
         ended = recv(host, target, ours, *words)
         assert ended.status == ExitStatus.USAGE
         assert words[0] in ended.err
-    assert recv(host, target, thin_send(PART), "--apply", "stage").status == ExitStatus.USAGE
     disk = host.folder / "disk"
     ended = host.run("send", disk, "--format", "rbd", "--compress", "zstd")
     assert ended.status == ExitStatus.USAGE
@@ -237,6 +240,106 @@ def test_zeros_are_unmapped_where_the_pool_is_known(host: Host) -> None:
     ):
         ended = host.run(*wrong)
         assert (ended.status, ended.out) == (ExitStatus.USAGE, b""), wrong
+
+
+BIG = random.Random(3).randbytes(5 << 19)  # noqa: S311  # more than two windows of a digest
+BIG_CHANGES: list[Change] = [
+    (0, 512),
+    ((1 << 20) - 512, NOISE[:1024]),
+    ((1 << 20) + 8192, (1 << 20) + 4096),
+    (len(BIG) - 4096, NOISE[:4096]),
+]
+
+
+@pytest.mark.parametrize("point", ["recv.spool_complete:1", "recv.before_write:1"])
+def test_a_staged_stream_is_applied_without_its_sender(
+    host: Host, target: Path, point: str
+) -> None:
+    host.adopt(target, "a")
+    stream = rbd_diff(PART, SIZE, "a", "b")
+    failing = failing_at(f"{point}:kill")
+    ended = host.run("recv", target, "--apply", "stage", data=stream, environment=failing)
+    assert ended.status == -signal.SIGKILL
+    if point.startswith("recv.spool"):
+        assert target.read_bytes() == DISK
+        applied_now = host.run("apply", target)
+        assert applied_now.status == OK, applied_now.err
+    else:
+        ended = recv(host, target, stream, "--apply", "stage")
+        assert ended.status == OK, ended.err
+    assert target.read_bytes() == applied(DISK, PART)
+    assert host.holds(target, "b")
+
+
+def test_what_cannot_be_staged_says_why(host: Host, target: Path) -> None:
+    host.adopt(target, "x")
+    ended = recv(host, target, rbd_diff(PART, SIZE, "a", "b"), "--apply", "stage")
+    assert ended.status == ExitStatus.REFUSED, ended.err
+    assert "'a'" in ended.err
+    assert target.read_bytes() == DISK
+
+
+def test_a_foreign_stream_waits_for_whoever_holds_its_target(host: Host, target: Path) -> None:
+    stream = rbd_diff(PART, SIZE, "", "b")
+    with target.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        held = recv(host, target, stream)
+        assert held.status == ExitStatus.REFUSED
+        assert target.read_bytes() == DISK
+        reading, writing = os.pipe()
+        process = host.start(["recv", target, "--lock-wait", "20"], stdin=reading)
+        os.close(reading)
+        os.write(writing, stream)
+        os.close(writing)
+    ended = process.wait()
+    assert ended.status == OK, ended.err
+    assert host.holds(target, "b")
+
+
+def _patch(disk: bytes, digest: str = "sha256") -> bytes:
+    value = hashlib.new(digest, applied(disk, BIG_CHANGES)).digest()
+    records: list[Change] = []
+    for offset, what in BIG_CHANGES:
+        data = bytes(what) if isinstance(what, int) else what
+        records += [(offset + at, data[at : at + 32_768]) for at in range(0, len(data), 32_768)]
+    return bdsync(records, len(disk), digest=value)
+
+
+def test_a_digest_of_the_whole_disk_is_compared_before_anything_is_written(host: Host) -> None:
+    target = host.folder / "big"
+    target.write_bytes(BIG)
+    ended = recv(host, target, _patch(BIG))
+    assert ended.status == OK, ended.err
+    assert "the sha256 of the whole disk is that of its source" in ended.err
+    assert target.read_bytes() == applied(BIG, BIG_CHANGES)
+    again = recv(host, target, _patch(BIG))
+    assert again.status == OK, again.err
+
+
+def test_a_patch_for_another_disk_is_refused(host: Host) -> None:
+    target, patch = host.folder / "big", _patch(BIG)
+    other = BIG[:-5000] + b"x" + BIG[-4999:]
+    for disk, stream in ((other, patch), (BIG, patch.replace(NOISE[:1024], NOISE[1:1025]))):
+        target.write_bytes(disk)
+        for words in ((), ("-n",)):
+            ended = recv(host, target, stream, *words)
+            assert ended.status == ExitStatus.REFUSED, ended.err
+            assert "another disk" in ended.err
+            assert target.read_bytes() == disk
+    ended = recv(host, target, patch, "--force-base")
+    assert ended.status == OK, ended.err
+    assert "was not compared, because of --force-base" in ended.err
+    target.write_bytes(other)
+    foreign = patch.replace(b"\x06sha256", b"\x06sha999")
+    ended = recv(host, target, foreign, "--force-base")
+    assert ended.status == OK
+    fresh = host.folder / "fresh"
+    fresh.write_bytes(other)
+    ended = recv(host, fresh, foreign)
+    assert ended.status == OK
+    assert "was not compared, which this host does not know" in ended.err
+    shown = host.run("inspect", data=patch)
+    assert "sha256 of the whole disk: " in shown.out.decode()
 
 
 def test_a_chain_is_merged_and_inspected(host: Host, target: Path) -> None:

@@ -7,9 +7,9 @@ import struct
 
 from blockstream.formats.foreign.events import (
     Data,
+    Digest,
     Format,
     Reading,
-    Remark,
     Size,
     Take,
     malformed,
@@ -63,10 +63,7 @@ def _digest() -> Reading:
     (length,) = yield Take(1)
     value = (yield Take(length)) if length else b""
     if name:
-        text = name.decode("ascii", "replace")
-        yield Remark(
-            f"it holds the {text} of the whole source, which was not compared: {value.hex()}"
-        )
+        yield Digest(name.decode("ascii", "replace"), value)
 
 
 FORMAT = Format(

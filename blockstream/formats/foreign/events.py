@@ -119,13 +119,27 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
+class Digest:
+    """What the whole disk has afterwards.
+
+    Attributes:
+        name: Of the digest, as OpenSSL calls it.
+        value: The digest.
+    """
+
+    name: str
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Remark:
     """Something that people should know of the stream."""
 
     text: str
 
 
-Event = Size | Whole | Base | Goal | Data | Packed | Many | Zero | Image | Remark
+Fact = Size | Whole | Base | Goal | Digest | Remark
+Event = Fact | Data | Packed | Many | Zero | Image
 Asking = Take | Window
 Reading = Generator[Asking | Event, bytes, None]
 # A part of a reader that finds something out.

@@ -1,6 +1,7 @@
 """Each reader takes what its tool writes, whole and in any pieces, and nothing else."""
 
 import gzip
+import hashlib
 import random
 import struct
 from collections.abc import Callable
@@ -67,7 +68,10 @@ STREAMS: dict[str, tuple[bytes, bytes]] = {
         applied(applied(bytes(SIZE), [(0, NOISE[:8192])]), CHANGES),
     ),
     "bdsync": (bdsync(CHANGES, SIZE), applied(DISK, CHANGES)),
-    "bdsync digest": (bdsync(CHANGES, SIZE, digest=bytes(32)), applied(DISK, CHANGES)),
+    "bdsync digest": (
+        bdsync(CHANGES, SIZE, digest=hashlib.sha256(applied(DISK, CHANGES)).digest()),
+        applied(DISK, CHANGES),
+    ),
     "bdsync big": (bdsync(CHANGES, SIZE, order=">"), applied(DISK, CHANGES)),
     "blocksync-fast": (blocksync_fast(BLOCKS, SIZE, 4096), applied(DISK, list(BLOCKS))),
     "sparsestream": (sparsestream(SPARSE, SIZE), applied(bytes(SIZE), SPARSE)),
