@@ -273,7 +273,7 @@ def _pump(reading: int, writing: int, limit: int | None) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("direction", ["to", "back"])
 def test_a_session_cut_anywhere_ends_and_the_next_one_finishes_it(
     quick: Host, direction: str
