@@ -35,8 +35,8 @@ type disk struct {
 	stem     string
 	capacity int64
 	tracking string // the tracking's id; empty while nothing is tracked
-	wanted   bool   // to be tracked from the next stun on
 	barred   bool   // never tracked, whatever the machine's config says
+	apart    bool   // no snapshot holds it
 	block    int64
 	epoch    int64
 	dirty    map[int64]map[int64]bool // by epoch, the numbers of blocks

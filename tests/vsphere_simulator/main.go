@@ -23,6 +23,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/vmware/govmomi/object"
 	"github.com/vmware/govmomi/simulator"
@@ -182,14 +183,9 @@ func renamed(devices []types.BaseVirtualDevice, key int32, from, to string) []ty
 		if !ok || d.Key != key {
 			continue
 		}
-		backing, ok := d.Backing.(*types.VirtualDiskFlatVer2BackingInfo)
-		if ok && strings.HasSuffix(backing.FileName, "/"+from) {
-			next, copied := *backing, *d
-			next.FileName = strings.TrimSuffix(backing.FileName, from) + to
-			if next.Parent != nil && strings.HasSuffix(next.Parent.FileName, "/"+to) {
-				next.Parent = next.Parent.Parent
-			}
-			copied.Backing = &next
+		if name := fileOf(d.Backing); strings.HasSuffix(name, "/"+from) {
+			copied := *d
+			copied.Backing = moved(d.Backing, strings.TrimSuffix(name, from)+to)
 			found[i] = &copied
 		}
 	}
@@ -208,8 +204,7 @@ func (s *sim) freeze(made *simulator.VirtualMachineSnapshot) {
 			theirs, ours = append(theirs, device), append(ours, device)
 			continue
 		}
-		backing := old.Backing.(*types.VirtualDiskFlatVer2BackingInfo)
-		if strings.HasPrefix(backing.DiskMode, "independent") {
+		if d.apart {
 			theirs, ours = append(theirs, device), append(ours, device)
 			continue
 		}
@@ -225,15 +220,14 @@ func (s *sim) freeze(made *simulator.VirtualMachineSnapshot) {
 		wanted := vm.Config.ChangeTrackingEnabled != nil && *vm.Config.ChangeTrackingEnabled && !d.barred
 		if wanted && d.tracking == "" {
 			d.tracking = newTracking()
+			setOption(vm, ctk(old.Key), "TRUE")
 		} else if !wanted {
 			d.tracking = ""
 		}
-		frozenBacking, newBacking := *backing, *backing
-		frozenBacking.ChangeId, newBacking.ChangeId = id, id
-		newBacking.FileName = strings.TrimSuffix(backing.FileName, frozen) + d.top().name
-		newBacking.Parent = &frozenBacking
 		frozenDevice, newDevice := *old, *old
-		frozenDevice.Backing, newDevice.Backing = &frozenBacking, &newBacking
+		frozenDevice.Backing = frozenAs(old.Backing, id)
+		newDevice.Backing = childOf(frozenDevice.Backing,
+			strings.TrimSuffix(fileOf(old.Backing), frozen)+d.top().name)
 		theirs, ours = append(theirs, &frozenDevice), append(ours, &newDevice)
 	}
 	made.Config.Hardware.Device = theirs
@@ -329,6 +323,9 @@ func (s *sim) sdk(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
+	if bytes.Contains(body, []byte("layoutEx")) {
+		s.layOut()
+	}
 	if value, ok := s.take("drop:" + method.Name); ok && value == "" {
 		drop(w)
 		return
@@ -343,18 +340,18 @@ func (s *sim) sdk(w http.ResponseWriter, r *http.Request) {
 		return
 	case *types.CreateSnapshot_Task:
 		if value, ok := s.take("create"); ok {
-			failedTask(w, "CreateSnapshot_Task", request.This, value)
+			s.failed(w, "CreateSnapshot_Task", request.This, value)
 			return
 		}
 		if request.Quiesce {
 			if value, ok := s.take("quiesce"); ok {
-				failedTask(w, "CreateSnapshot_Task", request.This, value)
+				s.failed(w, "CreateSnapshot_Task", request.This, value)
 				return
 			}
 		}
 	case *types.RemoveSnapshot_Task:
 		if value, ok := s.take("remove"); ok {
-			failedTask(w, "RemoveSnapshot_Task", request.This, value)
+			s.failed(w, "RemoveSnapshot_Task", request.This, value)
 			return
 		}
 		if _, ok := s.take("consolidate"); ok {
@@ -363,7 +360,16 @@ func (s *sim) sdk(w http.ResponseWriter, r *http.Request) {
 				simulator.Map.Get(found.Vm).(*simulator.VirtualMachine).Runtime.ConsolidationNeeded = &needed
 			}
 		}
+	case *types.ReconfigVM_Task:
+		if value, ok := s.take("reconfigure"); ok {
+			s.failed(w, "ReconfigVM_Task", request.This, value)
+			return
+		}
 	case *types.ConsolidateVMDisks_Task:
+		if value, ok := s.take("consolidating"); ok {
+			s.failed(w, "ConsolidateVMDisks_Task", request.This, value)
+			return
+		}
 		vm := simulator.Map.Get(request.This).(*simulator.VirtualMachine)
 		needed := false
 		vm.Runtime.ConsolidationNeeded = &needed
@@ -422,8 +428,20 @@ func taskAnswer(w http.ResponseWriter, method string, task types.ManagedObjectRe
 		method, task.Value, method))
 }
 
-func failedTask(w http.ResponseWriter, method string, on types.ManagedObjectReference, kind string) {
+// failed answers with a task that ends with a fault or, after `now:`, with the fault itself.
+func (s *sim) failed(w http.ResponseWriter, method string, on types.ManagedObjectReference, kind string) {
 	item := simulator.Map.Get(on)
+	kind, now := strings.TrimPrefix(kind, "now:"), strings.HasPrefix(kind, "now:")
+	other := types.ManagedObjectReference{}
+	if kind == "TaskInProgress" {
+		// It is queued, and never runs.
+		other = simulator.CreateTask(item, "migrateVM", nil).Self
+	}
+	if now {
+		soapFault(w, "The operation is not allowed now.", kind,
+			fmt.Sprintf(`<task type="Task">%s</task>`, other.Value))
+		return
+	}
 	task := simulator.CreateTask(item, method, func(*simulator.Task) (types.AnyType, types.BaseMethodFault) {
 		switch kind {
 		case "ApplicationQuiesceFault":
@@ -431,9 +449,9 @@ func failedTask(w http.ResponseWriter, method string, on types.ManagedObjectRefe
 		case "FilesystemQuiesceFault":
 			return nil, &types.FilesystemQuiesceFault{}
 		case "TaskInProgress":
-			return nil, &types.TaskInProgress{Task: types.ManagedObjectReference{Type: "Task", Value: "task-0"}}
+			return nil, &types.TaskInProgress{Task: other}
 		case "FileLocked":
-			return nil, &types.FileLocked{}
+			return nil, &types.FileLocked{FileFault: types.FileFault{File: "[LocalDS_0] mail/mail.vmdk"}}
 		case "MultipleSnapshotsNotSupported":
 			return nil, &types.MultipleSnapshotsNotSupported{}
 		}
@@ -464,6 +482,9 @@ func (s *sim) query(w http.ResponseWriter, q *types.QueryChangedDiskAreas) {
 		switch kind {
 		case "FileFault":
 			fileFault(detail, "[LocalDS_0] disk.vmdk")
+		case "FileLocked":
+			soapFault(w, "Unable to access a file since it is locked", "FileLocked",
+				"<file>[LocalDS_0] mail/mail.vmdk</file>")
 		case "FileFaultText":
 			soapFault(w, detail, "FileFault", "<file>disk</file>")
 		case "InvalidArgument":
@@ -710,13 +731,26 @@ func (s *sim) controlled(
 		}
 		return json.NewEncoder(w).Encode(names)
 	case "disk":
-		return s.newDisk(vm, key, number("bytes"), number("block"), query.Get("mode"))
+		return s.newDisk(vm, key, number("bytes"), number("block"), query)
 	case "release":
 		host := simulator.Map.Get(*vm.Runtime.Host).(*simulator.HostSystem)
 		host.Config.Product.Version = query.Get("version")
 		return nil
 	case "template":
 		vm.Config.Template = true
+		return nil
+	case "hardware":
+		vm.Config.Version = query.Get("version")
+		return nil
+	case "age": // all snapshots are so much older now
+		age(vm.Snapshot.RootSnapshotList, time.Duration(number("hours"))*time.Hour)
+		return nil
+	case "share": // the bus that all disks hang on
+		for _, device := range vm.Config.Hardware.Device {
+			if bus, ok := device.(types.BaseVirtualSCSIController); ok {
+				bus.GetVirtualSCSIController().SharedBus = types.VirtualSCSISharing(query.Get("as"))
+			}
+		}
 		return nil
 	}
 	d := s.disks[vm.Self][key]
@@ -737,6 +771,7 @@ func (s *sim) controlled(
 		d.tracking = newTracking()
 	case "bar":
 		d.barred, d.tracking = true, ""
+		setOption(vm, ctk(key), query.Get("setting"))
 	case "forget": // what changed is lost, and nobody says so
 		d.dirty = map[int64]map[int64]bool{}
 	case "busy":
@@ -775,7 +810,7 @@ func machine(name string) (*simulator.VirtualMachine, error) {
 
 // newDisk gives a machine a disk; the first one takes the place of those that vcsim made.
 func (s *sim) newDisk(
-	vm *simulator.VirtualMachine, key int32, capacity, block int64, mode string,
+	vm *simulator.VirtualMachine, key int32, capacity, block int64, query url.Values,
 ) error {
 	var where object.DatastorePath
 	where.FromString(vm.Config.Files.VmPathName)
@@ -804,22 +839,84 @@ func (s *sim) newDisk(
 		s.disks[vm.Self] = map[int32]*disk{}
 	}
 	s.disks[vm.Self][key] = d
+	backing, mode := query.Get("backing"), query.Get("mode")
 	if mode == "" {
 		mode = "persistent"
 	}
+	d.apart = strings.HasPrefix(mode, "independent") || query.Get("compatibility") == "physicalMode" ||
+		backing == "LocalPMem"
 	unit := key - 2000
 	file := object.DatastorePath{Datastore: where.Datastore, Path: path.Join(path.Dir(where.Path), d.layers[0].name)}
 	made := &types.VirtualDisk{
 		VirtualDevice: types.VirtualDevice{
-			Key: key, ControllerKey: 1000, UnitNumber: &unit,
+			Key: key, ControllerKey: controllerOf(vm), UnitNumber: &unit,
 			DeviceInfo: &types.Description{Label: fmt.Sprintf("Hard disk %d", unit+1), Summary: ""},
-			Backing: &types.VirtualDiskFlatVer2BackingInfo{
-				VirtualDeviceFileBackingInfo: types.VirtualDeviceFileBackingInfo{FileName: file.String()},
-				DiskMode:                     mode, Uuid: d.uuid,
-			},
+			Backing:    newBacking(backing, file.String(), mode, d.uuid, query),
 		},
 		CapacityInBytes: capacity, CapacityInKB: capacity / 1024,
 	}
 	vm.Config.Hardware.Device = append(devices, made)
 	return nil
+}
+
+// ctk is the name of the setting that lets one disk be tracked.
+func ctk(key int32) string { return fmt.Sprintf("scsi0:%d.ctkEnabled", key-2000) }
+
+// setOption puts a line into the machine's configuration, or takes it out if the value is empty.
+func setOption(vm *simulator.VirtualMachine, key, value string) {
+	kept := []types.BaseOptionValue{}
+	for _, option := range vm.Config.ExtraConfig {
+		if option.GetOptionValue().Key != key {
+			kept = append(kept, option)
+		}
+	}
+	if value != "" {
+		kept = append(kept, &types.OptionValue{Key: key, Value: value})
+	}
+	vm.Config.ExtraConfig = kept
+}
+
+func age(tree []types.VirtualMachineSnapshotTree, by time.Duration) {
+	for i := range tree {
+		tree[i].CreateTime = tree[i].CreateTime.Add(-by)
+		age(tree[i].ChildSnapshotList, by)
+	}
+}
+
+// controllerOf returns the key of the bus that disks hang on.
+func controllerOf(vm *simulator.VirtualMachine) int32 {
+	for _, device := range vm.Config.Hardware.Device {
+		if bus, ok := device.(types.BaseVirtualSCSIController); ok {
+			return bus.GetVirtualSCSIController().Key
+		}
+	}
+	return 0
+}
+
+// layOut lists the files of all layers, with their sizes, as a server does.
+func (s *sim) layOut() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for ref, disks := range s.disks {
+		vm := simulator.Map.Get(ref).(*simulator.VirtualMachine)
+		folder := strings.TrimSuffix(vm.Config.Files.VmPathName, path.Base(vm.Config.Files.VmPathName))
+		var files []types.VirtualMachineFileLayoutExFileInfo
+		for _, file := range vm.LayoutEx.File {
+			if file.Key >= 0 {
+				files = append(files, file)
+			}
+		}
+		for _, d := range disks {
+			for _, l := range d.layers {
+				told, err := l.file.Stat()
+				check(err)
+				files = append(files, types.VirtualMachineFileLayoutExFileInfo{
+					// Below those of vcsim, which removes files by their keys.
+					Key: -1 - int32(len(files)), Name: folder + filepath.Base(l.file.Name()),
+					Type: "diskExtent", Size: told.Size(),
+				})
+			}
+		}
+		vm.LayoutEx.File = files
+	}
 }

@@ -90,9 +90,12 @@ class Simulator:
         assert answer.status == 200, (call, data)
         return data
 
-    def make_disk(self, size: int, key: int = 2000, block: int = 65536, mode: str = "") -> None:
-        """Give the machine a disk; the first one replaces what it had."""
-        self.control("disk", key=key, bytes=size, block=block, mode=mode)
+    def make_disk(self, size: int, key: int = 2000, block: int = 65536, **more: str) -> None:
+        """Give the machine a disk; the first one replaces what it had.
+
+        `more` tells the kind of its `backing`, its `mode`, `compatibility` or `sharing`.
+        """
+        self.control("disk", b"", key=key, bytes=size, block=block, **more)
 
     def write(self, offset: int, data: bytes, key: int = 2000) -> None:
         """Let the guest write."""
