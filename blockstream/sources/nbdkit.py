@@ -96,6 +96,7 @@ class NbdkitReader:
                     f"{disk.size}; nothing was sent"
                 )
             self._stack = stack.pop_all()
+        self.alignment = self._source.alignment
 
     def extents(self) -> ExtentMap:
         """Return what the server says is zeros; DATA where it says nothing."""

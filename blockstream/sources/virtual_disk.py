@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
 from blockstream.errors import SourceError
 from blockstream.extents import ExtentMap
@@ -12,11 +12,13 @@ from blockstream.sources.datastore import Datastore, DatastorePath
 from blockstream.sources.sftp import Sftp, SftpFile
 from blockstream.sources.vmdk import VmdkSource
 
-_SECTOR: Final = 512
-
 
 class Reader(Protocol):
     """Gives ranges of a frozen disk. Methods may be called from several threads at once."""
+
+    @property
+    def alignment(self) -> int:
+        """Offsets and lengths of reads must be multiples of this, but for the disk's end."""
 
     @property
     def warnings(self) -> Sequence[str]:
@@ -39,7 +41,6 @@ class VirtualDiskSource:
     """
 
     immutable = True
-    alignment = _SECTOR
 
     def __init__(
         self,
@@ -62,6 +63,7 @@ class VirtualDiskSource:
         """
         self.name = name
         self.size = size
+        self.alignment = reader.alignment
         self.identity = Identity(f"vsphere:{key}", lasting=True)
         self.nodes: frozenset[Node] = getattr(reader, "nodes", frozenset())
         self.warnings = list(reader.warnings)
