@@ -24,6 +24,7 @@ class ExitStatus(IntEnum):
     PARTLY = 18
     STALE = 19
     STORE = 20
+    LEFTOVER = 21
 
 
 class BlockstreamError(Exception):
@@ -191,3 +192,9 @@ class StaleViewError(BlockstreamError):
     """It was done, but what was shown may be out of date or incomplete."""
 
     exit_status = ExitStatus.STALE
+
+
+class LeftoverError(BlockstreamError):
+    """It was done, but a snapshot of ours could not be removed, and grows until it is."""
+
+    exit_status = ExitStatus.LEFTOVER

@@ -14,7 +14,13 @@ from blockstream.cli.machine_targets import MachineTarget, machine_target
 from blockstream.cli.options import cleared, warn
 from blockstream.cli.peers import peer_options
 from blockstream.cli.voice import Voice
-from blockstream.errors import AuthenticationError, NotFoundError, StaleViewError, UsageError
+from blockstream.errors import (
+    AuthenticationError,
+    LeftoverError,
+    NotFoundError,
+    StaleViewError,
+    UsageError,
+)
 from blockstream.jobs.receive import ReceiveRequest
 from blockstream.jobs.send import SendRequest
 from blockstream.locations import (
@@ -171,23 +177,33 @@ def send_machine(
         allocated=options["allocated_from_cbt"],
         way=peer_options(options, as_json=voice.as_json).way,
     )
-    with contextlib.ExitStack() as stack:
-        goes_to = machine_target(words[1], place, where, options, voice, stack)
-        session = stack.enter_context(opened_vsphere(place, options["password_file"]))
-        found = stack.enter_context(
-            opened_machine(session, server_of(place), place, request, wish, goes_to.held, words[1])
-        )
-        _show_round(found, voice, tell)
-        missed = _missed(found, goes_to, voice) if options["verify_cbt"] else {}
-        if found.disks:
-            goes_to.deliver(found.disks)
+    missed: dict[str, int] = {}
+    try:
+        with contextlib.ExitStack() as stack:
+            goes_to = machine_target(words[1], place, where, options, voice, stack)
+            session = stack.enter_context(opened_vsphere(place, options["password_file"]))
+            args = (session, server_of(place), place, request, wish, goes_to.held, words[1])
+            found = stack.enter_context(opened_machine(*args))
+            _show_round(found, voice, tell)
+            missed = _missed(found, goes_to, voice) if options["verify_cbt"] else {}
+            if found.disks:
+                goes_to.deliver(found.disks)
+    except LeftoverError:
+        # It has the status that somebody has to act on soonest; the other must be known, too.
+        if missed:
+            tell(_missed_words(missed))
+        raise
     if missed:
-        raise StaleViewError(
-            f"what arrived is right, but change tracking had missed "
-            f"{', '.join(f'{size_text(count)} of {name}' for name, count in missed.items())}: what "
-            "other targets hold may lack them; send them full copies, and do not trust this "
-            "tracker before it was switched off and on"
-        )
+        raise StaleViewError(_missed_words(missed))
+
+
+def _missed_words(missed: Mapping[str, int]) -> str:
+    return (
+        "what arrived is right, but change tracking had missed "
+        f"{', '.join(f'{size_text(count)} of {name}' for name, count in missed.items())}: what "
+        "other targets hold may lack them; send them full copies, and do not trust this tracker "
+        "before it was switched off and on"
+    )
 
 
 def _missed(found: "Round", goes_to: "MachineTarget", voice: Voice) -> dict[str, int]:

@@ -48,10 +48,12 @@ def list_command(place: str, password_file: Path | None, as_json: bool) -> None:
                     "file": each.file,
                     "uuid": each.uuid,
                     "obstacle": each.obstacle,
+                    "why_untracked": each.why_untracked if machine.tracked else "",
                 }
                 for each in machine.disks
             ]
             names = [each.name for each in machine.snapshots]
+            made = [each.made.isoformat() if each.made else "" for each in machine.snapshots]
             result(
                 "machine",
                 path=machine.path,
@@ -61,6 +63,7 @@ def list_command(place: str, password_file: Path | None, as_json: bool) -> None:
                 consolidation=machine.consolidation,
                 disks=disks,
                 snapshots=names,
+                snapshots_made=made,
             )
             continue
         tracked = (
@@ -68,10 +71,12 @@ def list_command(place: str, password_file: Path | None, as_json: bool) -> None:
         )
         show(f"{machine.path}   {tracked}\n")
         for disk in machine.disks:
-            note = f"   {disk.obstacle}" if disk.obstacle else ""
+            why = disk.obstacle or (disk.why_untracked if machine.tracked else "")
+            note = f"   {why}" if why else ""
             show(f"  {disk.key:>10}{size_text(disk.size):>10}   {disk.file}{note}\n")
         for snapshot in machine.snapshots:
-            show(f"  snapshot {snapshot.name}\n")
+            since = f"   since {snapshot.made:%Y-%m-%d %H:%M %Z}" if snapshot.made else ""
+            show(f"  snapshot {snapshot.name}{since}\n")
         if machine.consolidation:
             show("  ! its disks have to be consolidated\n")
 
@@ -89,16 +94,25 @@ def enable_command(place: str, password_file: Path | None, as_json: bool) -> Non
     Example:
       blockstream vsphere enable-cbt vsphere://root@esxi.example.org/ha-datacenter/vm/mail
     """  # noqa: D301
-    from blockstream.jobs.machine_snapshots import enable_tracking  # pyVmomi: 0.2 s
+    from blockstream.jobs.machine_snapshots import (  # pyVmomi: 0.2 s
+        Care,
+        enable_tracking,
+        tell_untracked,
+    )
 
     found = machine_place(place)
     if not found.path:
         raise UsageError(f"{place} names no machine")
+
+    def tell(text: str) -> None:
+        warn(text, as_json=as_json)
+
     with opened_vsphere(found, password_file) as session:
         machine = session.machine(found.path)
         already = machine.tracked
         if not already:
-            machine = enable_tracking(session, machine, lambda text: warn(text, as_json=as_json))
+            machine = enable_tracking(session, machine, Care(tell=tell))
+    tell_untracked(machine, tell)
     if as_json:
         event("tracked", path=machine.path, already=already)
     elif already:

@@ -12,21 +12,29 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
+from typing import TypeVar
 
-from blockstream.errors import BlockstreamError, SourceError
+from blockstream.errors import BlockstreamError, LeftoverError, SourceError
 from blockstream.jobs.supervision import postponed, undisturbed
-from blockstream.sources.inventory import Machine, QuiesceError, Snapshot
+from blockstream.sources.inventory import InTheWayError, Machine, QuiesceError, Snapshot
 from blockstream.sources.vsphere import VSphere
+from blockstream.words import size_text
+
+T = TypeVar("T")
 
 # As Bareos does: a guest that is busy now may come to rest a moment later.
 _QUIESCE_ATTEMPTS = 3
-_QUIESCE_PAUSE_SECONDS = 5.0
+_PAUSE_SECONDS = 5.0
+# Two minutes: another backup's snapshot, or a lock that a host gives up, takes less.
+_PATIENCE_ATTEMPTS = 25
+# VMware advises against more than three days (KB 1025279), and a backup takes hours.
+_LONG = timedelta(days=1)
+_HOUR = timedelta(hours=1)
+# By then, what was written since is a good part of what the disks can hold.
+_GROWN_PART = 4
 _NAME = re.compile(r"blockstream_([0-9a-f]{8})_[0-9a-f]{8}")
-
-
-class SnapshotStaysError(SourceError):
-    """A snapshot could not be removed, and grows."""
 
 
 class Quiesce(StrEnum):
@@ -44,29 +52,79 @@ class Care:
     Attributes:
         quiesce: Whether the guest is brought to rest.
         tell: Says to people what they should know.
-        pause: Seconds between attempts to bring it to rest.
+        pause: Seconds between attempts, to bring it to rest or past what is in the way.
     """
 
     quiesce: Quiesce = Quiesce.TRY
     tell: Callable[[str], None] = lambda _text: None
-    pause: float = _QUIESCE_PAUSE_SECONDS
+    pause: float = _PAUSE_SECONDS
 
 
-def enable_tracking(session: VSphere, machine: Machine, tell: Callable[[str], None]) -> Machine:
+def enable_tracking(session: VSphere, machine: Machine, care: Care) -> Machine:
     """Switch change tracking on, and let it begin; return the machine as it is then.
 
     Raises:
         RefusedError: If it must not, or cannot, be.
         SourceError: If it does not.
+        LeftoverError: If it does, but the snapshot that it took stays.
     """
-    session.track(machine)
+    patiently(lambda: session.track(machine), machine, care, "nothing was switched on")
     # It begins when the machine is stunned the next time, which a snapshot does.
+    made: list[Snapshot] = []
     name = _new_name(ident_of(machine.uuid))
-    with postponed(tell):
-        stun = session.make_snapshot(machine, name, _description(), quiesced=False)
-        _remove(session, machine, stun, tell)
-    tell(f"{machine.name}: change tracking is on; until now nothing was tracked")
+
+    def stun() -> None:
+        with postponed(care.tell):
+            made.append(session.make_snapshot(machine, name, _description(), quiesced=False))
+
+    try:
+        patiently(
+            stun,
+            machine,
+            care,
+            "change tracking is on and begins with the next snapshot, of whoever makes it",
+        )
+    finally:
+        for each in made:
+            _remove(session, machine, each, care, "change tracking is on")
+    care.tell(f"{machine.name}: change tracking is on; until now nothing was tracked")
     return session.again(machine)
+
+
+def tell_untracked(machine: Machine, tell: Callable[[str], None]) -> None:
+    """Say which disks of a tracked machine are not tracked."""
+    for disk in machine.disks:
+        if not disk.obstacle and disk.why_untracked:
+            tell(f"{machine.name}: {disk.label}: {disk.why_untracked}")
+
+
+def patiently(make: Callable[[], T], machine: Machine, care: Care, undone: str) -> T:
+    """Do something with a machine; wait while something is in the way that may pass.
+
+    Args:
+        make: Does it; it is done again after it raised InTheWayError.
+        machine: The machine.
+        care: How long to wait, and whom to tell.
+        undone: What was not done, if it does not pass; empty where the caller says it.
+
+    Raises:
+        InTheWayError: If it does not pass.
+    """
+    most = (_PATIENCE_ATTEMPTS - 1) * care.pause
+    for attempt in range(1, _PATIENCE_ATTEMPTS):
+        try:
+            return make()
+        except InTheWayError as error:
+            if attempt == 1:
+                care.tell(f"{machine.path}: {error}: that is waited for, up to {most:.0f} s")
+            threading.Event().wait(care.pause)
+    try:
+        return make()
+    except InTheWayError as error:
+        advice = f"; {undone}; run it again when that has ended" if undone else ""
+        raise InTheWayError(
+            f"{machine.path}: {error}, which did not pass in {most:.0f} s{advice}"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -76,23 +134,27 @@ def frozen(
     """Make a snapshot, and remove it.
 
     Raises:
-        SnapshotStaysError: If that failed after all else went well.
+        LeftoverError: If that failed after all else went well.
     """
     name = _new_name(ident)
     made: list[tuple[Snapshot, bool]] = []
-    try:
+
+    def make() -> None:
         # Whether there is one has to be known before anybody leaves.
         with postponed(care.tell):
             made.append(_make_snapshot(session, machine, name, care))
+
+    try:
+        patiently(make, machine, care, "no snapshot was made and nothing was sent")
         yield made[0]
     except BaseException:
         for snapshot, _ in made:
             try:
-                _remove(session, machine, snapshot, care.tell)
+                _remove(session, machine, snapshot, care, "not all was sent")
             except BlockstreamError as error:
                 care.tell(f"{error}")
         raise
-    _remove(session, machine, made[0][0], care.tell)
+    _remove(session, machine, made[0][0], care, "all that was to be sent was")
 
 
 def _make_snapshot(
@@ -118,23 +180,44 @@ def _make_snapshot(
     return session.make_snapshot(machine, name, _description(), quiesced=False), False
 
 
-def _remove(
-    session: VSphere, machine: Machine, snapshot: Snapshot, tell: Callable[[str], None]
-) -> None:
+def _remove(session: VSphere, machine: Machine, snapshot: Snapshot, care: Care, done: str) -> None:
     """Remove a snapshot of ours, and what it leaves.
 
+    Args:
+        session: Where the machine is.
+        machine: The machine.
+        snapshot: The snapshot.
+        care: How long to wait, and whom to tell.
+        done: What was done nevertheless, if it stays.
+
     Raises:
-        SnapshotStaysError: If it could not be removed.
+        LeftoverError: If it could not be removed.
     """
-    with undisturbed(tell):
+
+    def remove() -> None:
+        _remove_or_find_gone(session, machine, snapshot)
+
+    def consolidate() -> None:
+        if session.consolidate(machine):
+            care.tell(f"{machine.path}: its disks had to be consolidated, and were")
+
+    with undisturbed(care.tell):
         try:
-            _remove_or_find_gone(session, machine, snapshot)
-            if session.consolidate(machine):
-                tell(f"{machine.path}: its disks had to be consolidated, and were")
+            patiently(remove, machine, care, "")
         except BlockstreamError as error:
-            raise SnapshotStaysError(
-                f"{machine.path}: the snapshot {snapshot.name} could not be removed: {error}; it "
-                "grows until it is: remove it by hand, or run the same command again"
+            raise LeftoverError(
+                f"{done}, but the snapshot {snapshot.name} of {machine.path} could not be removed: "
+                f"{error}; it grows, and may fill its datastore, until it is removed: by hand, or "
+                "by the same command, run again"
+            ) from error
+        try:
+            patiently(consolidate, machine, care, "")
+        except BlockstreamError as error:
+            raise LeftoverError(
+                f"{done}, and the snapshot {snapshot.name} of {machine.path} was removed, but its "
+                f"files were not put together: {error}; they grow, and may fill their datastore, "
+                "until the machine's disks are consolidated: by hand, or by the same command, run "
+                "again"
             ) from error
 
 
@@ -148,7 +231,11 @@ def _remove_or_find_gone(session: VSphere, machine: Machine, snapshot: Snapshot)
 
 
 def cleaned(session: VSphere, machine: Machine, ident: str, care: Care) -> Machine:
-    """Remove what a round of ours left that was killed; name what others left."""
+    """Remove what a round of ours left that was killed; name what others left.
+
+    Raises:
+        SourceError: If something of ours could not be removed: beside it, there must be no other.
+    """
     gone = False
     for each in machine.snapshots:
         found = _NAME.fullmatch(each.name)
@@ -156,14 +243,68 @@ def cleaned(session: VSphere, machine: Machine, ident: str, care: Care) -> Machi
             continue
         if found[1] in {ident, ident_of(machine.uuid)} and each.description == _description():
             care.tell(f"{machine.path}: the snapshot {each.name} of a killed round is removed")
-            _remove(session, machine, each, care.tell)
+            try:
+                _remove(session, machine, each, care, "nothing was sent")
+            except LeftoverError as error:
+                raise SourceError(f"{error}") from error
             gone = True
         else:
             care.tell(
                 f"{machine.path} has the snapshot {each.name} ({each.description}); if nothing "
                 "runs there that made it, remove it"
             )
-    return session.again(machine) if gone else machine
+    machine = session.again(machine) if gone else machine
+    _tell_of_old(session, machine, care.tell)
+    return machine
+
+
+def _tell_of_old(session: VSphere, machine: Machine, tell: Callable[[str], None]) -> None:
+    """Say which snapshots are there for long, or hold much."""
+    if not machine.snapshots:
+        return
+    now = session.now()
+    held, size = session.delta_bytes(machine), sum(each.size for each in machine.disks)
+    grows = f"what its snapshots hold is {size_text(held)} and grows" if held else "it grows"
+    for each in machine.snapshots:
+        if each.made is not None and now - each.made >= _LONG:
+            tell(
+                f"{machine.path} has the snapshot {each.name} for {(now - each.made) // _HOUR} h; "
+                f"{grows}; if nobody needs it, remove it"
+            )
+    if held * _GROWN_PART > size:
+        tell(
+            f"{machine.path}: what its snapshots hold, {size_text(held)}, is more than "
+            f"1/{_GROWN_PART} of its disks, and grows; remove the snapshots that nobody needs"
+        )
+
+
+class OpenWatch:
+    """Says once, while a snapshot of ours is read, that it is open for long."""
+
+    def __init__(
+        self, machine: Machine, snapshot: Snapshot, tell: Callable[[str], None], began: float
+    ) -> None:
+        """Begin.
+
+        Args:
+            machine: The machine.
+            snapshot: The snapshot.
+            tell: Says it.
+            began: When it was made, in seconds of the clock that `look` is told.
+        """
+        self._words = f"{machine.path}: the snapshot {snapshot.name}, which is being read,"
+        self._tell = tell
+        self._due = began + _LONG.total_seconds()
+        self._lock = threading.Lock()
+
+    def look(self, now: float) -> None:
+        """Look at the clock; several threads may."""
+        with self._lock:
+            if now < self._due:
+                return
+            self._due = float("inf")
+        hours = _LONG // _HOUR
+        self._tell(f"{self._words} is open for {hours} h and grows until all is sent")
 
 
 def ident_of(text: str) -> str:

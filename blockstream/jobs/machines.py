@@ -7,6 +7,7 @@ whichever host it is run.
 
 import contextlib
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -19,16 +20,25 @@ from blockstream.interfaces import Source
 from blockstream.jobs.machine_readers import Readers
 from blockstream.jobs.machine_snapshots import (
     Care,
+    OpenWatch,
     cleaned,
     enable_tracking,
     frozen,
     ident_of,
+    patiently,
 )
 from blockstream.jobs.send import SendRequest
 from blockstream.linux.state_directory import locked, make_directory
 from blockstream.locations import MachinePlace, Way
 from blockstream.sources.datastore import Server
-from blockstream.sources.inventory import GoneError, Machine, Snapshot, TrackerError, VirtualDisk
+from blockstream.sources.inventory import (
+    GoneError,
+    InTheWayError,
+    Machine,
+    Snapshot,
+    TrackerError,
+    VirtualDisk,
+)
 from blockstream.sources.virtual_disk import VirtualDiskSource
 from blockstream.sources.vsphere import VSphere
 from blockstream_protocol import Kind
@@ -153,7 +163,7 @@ def opened_machine(
         target: Where it all goes, so that each target has snapshots of its own.
 
     Raises:
-        SnapshotStaysError: If all went well, but the snapshot could not be removed.
+        LeftoverError: If all went well, but the snapshot could not be removed.
         BlockstreamError: As the server, or whoever uses what was opened, fails.
     """
     machine = session.machine(place.path)
@@ -172,7 +182,8 @@ def opened_machine(
             with contextlib.ExitStack() as stack:
                 readers = Readers(session, server, place, wish.way, machine, snapshot)
                 stack.callback(readers.close)
-                opening = _Opening(session, readers, place, request, wish)
+                watch = OpenWatch(machine, snapshot, wish.care.tell, time.monotonic())
+                opening = _Opening(session, readers, place, request, wish, watch)
                 disks = {each.key: each for each in session.disks_of(snapshot)}
                 for each in wanted:
                     if each.key not in disks:
@@ -205,20 +216,17 @@ def add_missed(disk: MachineDisk, differing: ExtentMap) -> ExtentMap:
     return missed
 
 
-def _untracked(machine: Machine) -> str:
+def _untracked(machine: Machine, disk: VirtualDisk) -> str:
     """Say what to do about a disk without a change id."""
-    if not machine.tracked:
-        return "nothing is tracked of it (`blockstream vsphere enable-cbt` switches it on)"
-    return (
-        "nothing is tracked of it yet, though its machine is tracked (if the next round says so, "
-        "too, set scsiX:Y.ctkEnabled of this disk while the machine is off)"
-    )
+    if machine.tracked:
+        return disk.why_untracked
+    return "nothing is tracked of it (`blockstream vsphere enable-cbt` switches it on)"
 
 
 def _tracking(session: VSphere, machine: Machine, wish: MachineWish) -> Machine:
     if machine.tracked or not wish.enable:
         return machine
-    return enable_tracking(session, machine, wish.care.tell)
+    return enable_tracking(session, machine, wish.care)
 
 
 class _Opening:
@@ -231,12 +239,14 @@ class _Opening:
         place: MachinePlace,
         request: SendRequest,
         wish: MachineWish,
+        watch: OpenWatch,
     ) -> None:
         self._session = session
         self._readers = readers
         self._place = place
         self._request = request
         self._wish = wish
+        self._watch = watch
 
     def disk(self, found: Round, disk: VirtualDisk, base: str) -> MachineDisk:
         """Open a disk, and find out what of it has to be sent."""
@@ -263,9 +273,11 @@ class _Opening:
                     "one state of it; END was not sent; send again"
                 )
 
-        source = VirtualDiskSource(
-            str(place), disk.size, key, reader, still_frozen, session.keep_alive
-        )
+        def tick() -> None:
+            session.keep_alive()
+            self._watch.look(time.monotonic())
+
+        source = VirtualDiskSource(str(place), disk.size, key, reader, still_frozen, tick)
         request = replace(
             self._request,
             source=str(place),
@@ -287,7 +299,7 @@ class _Opening:
                 "target, or `blockstream adopt` it under another --id to have it overwritten"
             )
         if not disk.change:
-            return None, _untracked(found.machine)
+            return None, _untracked(found.machine, disk)
         if not base:
             return None, "the target holds nothing of it yet"
         if then is None:
@@ -298,16 +310,25 @@ class _Opening:
         if why:
             return None, why
         try:
-            extents = self._session.changed(found.machine, found.snapshot, disk, then.change)
-        except TrackerError as error:
+            extents = self._asked(found, disk, then.change)
+        except (TrackerError, InTheWayError) as error:
             return None, str(error)
         return ExtentList(extents, Meaning.CHANGED, "change tracking", disk.size), ""
+
+    def _asked(self, found: Round, disk: VirtualDisk, since: str) -> ExtentMap:
+        machine, snapshot = found.machine, found.snapshot
+        return patiently(
+            lambda: self._session.changed(machine, snapshot, disk, since),
+            machine,
+            self._wish.care,
+            "",
+        )
 
     def _allocated(self, found: Round, disk: VirtualDisk) -> ExtentList | None:
         """Return what the tracker calls allocated; the rest reads as zeros."""
         try:
-            extents = self._session.changed(found.machine, found.snapshot, disk, "*")
-        except TrackerError as error:
+            extents = self._asked(found, disk, "*")
+        except (TrackerError, InTheWayError) as error:
             self._wish.care.tell(f"{disk.label}: what is allocated is not known: {error}")
             return None
         return ExtentList(

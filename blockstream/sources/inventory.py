@@ -1,6 +1,7 @@
 """What a vCenter, or an ESXi host, has: machines, their disks and their snapshots."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 from blockstream.errors import SourceError
@@ -16,6 +17,10 @@ class TrackerError(SourceError):
 
 class QuiesceError(SourceError):
     """The guest could not be brought to rest for a snapshot. None was made."""
+
+
+class InTheWayError(SourceError):
+    """Another task, or a lock, is in the way, and may pass. The call had no effect."""
 
 
 class GoneError(SourceError):
@@ -38,6 +43,8 @@ class VirtualDisk:
         size: Its size in bytes.
         change: The change id; empty where nothing is tracked.
         obstacle: Why a snapshot does not hold it; empty if one does.
+        setting: What lets it be tracked, as `scsi0:1.ctkEnabled`; empty where nobody tells.
+        setting_value: Its value, as `TRUE`; empty where it is not set.
     """
 
     key: int
@@ -47,6 +54,30 @@ class VirtualDisk:
     size: int
     change: str
     obstacle: str
+    setting: str
+    setting_value: str
+
+    @property
+    def why_untracked(self) -> str:
+        """Why nothing is tracked of it although its machine is tracked; empty if it is tracked."""
+        name, value = self.setting or "scsiX:Y.ctkEnabled", self.setting_value
+        if value and value.upper() != "TRUE":
+            return (
+                f"tracking is off for this disk, though on for its machine: {name} is {value} (set "
+                "it to TRUE while the machine is off and has no snapshots)"
+            )
+        if self.change:
+            return ""
+        if value:
+            return (
+                f"nothing is tracked of it yet, though {name} is {value}: that begins with a "
+                "snapshot (if the next round says so, too, switch the machine off and on)"
+            )
+        return (
+            f"nothing is tracked of it yet, though its machine is tracked: {name} is not set (if "
+            "the next round says so, too, set it to TRUE while the machine is off and has no "
+            "snapshots)"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +88,13 @@ class Snapshot:
         ref: How the server calls it; another server calls it otherwise.
         name: What people call it.
         description: What was said of it.
+        made: When it was made, by the server's clock; None where that was not asked.
     """
 
     ref: Any
     name: str
     description: str
+    made: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,12 @@ The one place that speaks VMware's API. Every answer that is a fault becomes an 
 
 import contextlib
 import http.client
+import re
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final, TypeVar
 from xml.parsers.expat import ExpatError
 
@@ -27,6 +29,7 @@ from blockstream.formats.changed_areas import ChangeMapError, Page, pages
 from blockstream.sources.datastore import Server
 from blockstream.sources.inventory import (
     GoneError,
+    InTheWayError,
     Machine,
     MaybeDoneError,
     QuiesceError,
@@ -60,6 +63,15 @@ _QUIESCE_FAULTS: Final = (
     vim.fault.FilesystemQuiesceFault,
     vim.fault.ToolsUnavailable,
 )
+_BUSES: Final = (
+    (vim.vm.device.VirtualSCSIController, "scsi"),
+    (vim.vm.device.VirtualSATAController, "sata"),
+    (vim.vm.device.VirtualNVMEController, "nvme"),
+    (vim.vm.device.VirtualIDEController, "ide"),
+)
+_SHARED: Final = ("virtualSharing", "physicalSharing")
+# What holds what the guest has written since a snapshot: COWD and SESparse.
+_DELTA = re.compile(r"-\d{6}-(delta|sesparse)\.vmdk")
 _BACKINGS: Final = (
     *("FlatVer2BackingInfo", "SparseVer2BackingInfo", "SeSparseBackingInfo"),
     *("RawDiskMappingVer1BackingInfo", "RawDiskVer2BackingInfo"),
@@ -68,9 +80,10 @@ _BACKINGS: Final = (
 
 _MACHINE_PATHS: Final = (
     *("name", "parent", "config.instanceUuid", "config.template", "config.version"),
-    *("config.changeTrackingEnabled", "config.hardware.device", "snapshot.rootSnapshotList"),
-    *("runtime.host", "runtime.consolidationNeeded"),
+    *("config.changeTrackingEnabled", "config.hardware.device", "config.extraConfig"),
+    *("snapshot.rootSnapshotList", "runtime.host", "runtime.consolidationNeeded"),
 )
+_DISK_PATHS: Final = ("config.hardware.device", "config.extraConfig")
 
 
 class VSphere:
@@ -197,7 +210,7 @@ class VSphere:
                     ) from None
                 refused = cookie
             except vmodl.MethodFault as error:
-                raise _translated(error, self.name) from error
+                raise self._translated(error) from error
             except _BROKEN as error:
                 if not again or attempt == _ATTEMPTS or self._closed.wait(pause):
                     raise MaybeDoneError(
@@ -317,7 +330,7 @@ class VSphere:
             template=bool(values.get("config.template")),
             hardware=int(hardware) if hardware.isdecimal() else 0,
             release=self._release(values.get("runtime.host")),
-            disks=tuple(_disks(values.get("config.hardware.device") or ())),
+            disks=tuple(_disks(values)),
             snapshots=tuple(_flat(tree)),
             consolidation=bool(values.get("runtime.consolidationNeeded")),
         )
@@ -340,6 +353,7 @@ class VSphere:
 
         Raises:
             QuiesceError: If the guest could not be brought to rest.
+            InTheWayError: If there is none, and may be one later.
             MaybeDoneError: If there may be one, of which nobody knows.
             SourceError: If there is none, for another reason.
         """
@@ -374,13 +388,13 @@ class VSphere:
         Raises:
             GoneError: If it is not there any more.
         """
-        values = self._properties(snapshot.ref, ("config.hardware.device",))
-        return tuple(_disks(values.get("config.hardware.device") or ()))
+        return tuple(_disks(self._properties(snapshot.ref, _DISK_PATHS)))
 
     def remove_snapshot(self, snapshot: Snapshot) -> None:
         """Remove a snapshot; it is no error if it is not there any more.
 
         Raises:
+            InTheWayError: If it could not be removed now.
             SourceError: If it may still be there.
         """
         # Made twice, it finds nothing the second time.
@@ -395,6 +409,7 @@ class VSphere:
         """Put together what removed snapshots have left, if they have; tell whether it was needed.
 
         Raises:
+            InTheWayError: If it could not be done now.
             SourceError: If it could not be done.
         """
         if not self._properties(machine.ref, ("runtime.consolidationNeeded",)).get(
@@ -403,6 +418,16 @@ class VSphere:
             return False
         self._done(self._call(machine.ref.ConsolidateVMDisks_Task))
         return True
+
+    def now(self) -> datetime:
+        """Return the server's time, by which it notes when a snapshot is made."""
+        found: datetime = self._call(self._instance.CurrentTime)
+        return found
+
+    def delta_bytes(self, machine: Machine) -> int:
+        """Return how large all is that was written since snapshots of a machine were made."""
+        files = self._properties(machine.ref, ("layoutEx.file",)).get("layoutEx.file") or ()
+        return sum(int(each.size) for each in files if _DELTA.search(str(each.name)))
 
     def _named(self, machine: Machine, name: str) -> Snapshot | None:
         """Return the snapshot of that name, once tasks have ended that may make or remove it."""
@@ -428,6 +453,7 @@ class VSphere:
 
         Raises:
             MaybeDoneError: If nobody tells us what becomes of it.
+            InTheWayError: If it failed, and may succeed later.
             SourceError: If it failed.
         """
         pause = 0.02
@@ -436,7 +462,7 @@ class VSphere:
             if values.get("info.state") == "success":
                 return values.get("info.result")
             if values.get("info.state") == "error":
-                raise _translated(values.get("info.error"), self.name)
+                raise self._translated(values.get("info.error"))
             if "info.state" not in values:
                 raise MaybeDoneError(f"{self.name} does not tell {self._user} how a task ends")
             self._closed.wait(pause)
@@ -449,6 +475,7 @@ class VSphere:
 
         Raises:
             RefusedError: If it would not track, or lie.
+            InTheWayError: If the server does not now.
             SourceError: If the server does not.
         """
         if machine.template:
@@ -486,6 +513,7 @@ class VSphere:
 
         Raises:
             TrackerError: If the tracker cannot tell.
+            InTheWayError: If it cannot tell now.
             GoneError: If the disk or the snapshot is not there any more.
         """
         asking = pages(disk.size)
@@ -506,12 +534,49 @@ class VSphere:
         def ask() -> Any:
             try:
                 return machine.ref.QueryChangedDiskAreas(snapshot.ref, disk.key, start, since)
+            except vim.fault.FileLocked:
+                raise
             except (vim.fault.FileFault, vmodl.fault.InvalidArgument) as error:
                 raise _of_tracker(error, start) from error
 
         info = self._call(ask)
         areas = [(int(each.start), int(each.length)) for each in info.changedArea or ()]
         return Page(int(info.startOffset), int(info.length), areas)
+
+    # Faults.
+
+    def _translated(self, error: Any) -> BlockstreamError:
+        """Say what a fault means."""
+        if isinstance(error, vmodl.fault.ManagedObjectNotFound):
+            return GoneError(f"{error.obj} is not there any more on {self.name}; END was not sent")
+        if isinstance(error, vim.fault.NoPermission):
+            return SourceError(
+                f"{self.name} does not allow it: the privilege {error.privilegeId} is missing; "
+                "nothing was sent"
+            )
+        if isinstance(error, vim.fault.TaskInProgress):
+            return InTheWayError(
+                f"another task works on the machine ({self._kind_of(error.task)}TaskInProgress)"
+            )
+        if isinstance(error, vim.fault.FileLocked):
+            return InTheWayError(f"{error.file or 'a file'} is locked (FileLocked)")
+        if isinstance(error, vim.fault.MultipleSnapshotsNotSupported):
+            return SourceError(
+                "the machine takes no snapshot beside the one it has "
+                "(MultipleSnapshotsNotSupported); nothing was sent; remove that one first"
+            )
+        if isinstance(error, _QUIESCE_FAULTS):
+            return QuiesceError(f"the guest could not be brought to rest ({type(error).__name__})")
+        return SourceError(f"{self.name} says: {_words_of(error)}")
+
+    def _kind_of(self, task: Any) -> str:
+        """Return what a task does, as `VirtualMachine.migrate, `; empty where nobody tells."""
+        if task is None:
+            return ""
+        with contextlib.suppress(SourceError):
+            told = self._properties(task, ("info.descriptionId",)).get("info.descriptionId")
+            return f"{told}, " if told else ""
+        return ""
 
 
 def _check_speaks(server: Server) -> None:
@@ -536,26 +601,44 @@ def _check_speaks(server: Server) -> None:
         )
 
 
-def _disks(devices: Sequence[Any]) -> Iterator[VirtualDisk]:
+def _disks(values: Mapping[str, Any]) -> Iterator[VirtualDisk]:
+    """Give the disks of a configuration, of which `_DISK_PATHS` were asked for."""
+    devices = values.get("config.hardware.device") or ()
+    settings = {str(each.key): str(each.value) for each in values.get("config.extraConfig") or ()}
+    by_key = {int(device.key): device for device in devices}
     for device in devices:
         if not isinstance(device, vim.vm.device.VirtualDisk):
             continue
         backing = device.backing
         info = device.deviceInfo
+        bus = by_key.get(int(device.controllerKey or 0))
+        setting = _setting(bus, device.unitNumber)
+        # A raw device has a name of its own, and is described by a file.
+        file = getattr(backing, "fileName", None) or getattr(backing, "descriptorFileName", None)
         yield VirtualDisk(
             key=int(device.key),
             label=str(info.label) if info is not None else f"disk {device.key}",
-            file=str(getattr(backing, "fileName", None) or ""),
+            file=str(file or ""),
             uuid=str(getattr(backing, "uuid", None) or ""),
             # Kibibytes in old versions.
             size=int(device.capacityInBytes or device.capacityInKB * 1024),
             change=str(getattr(backing, "changeId", None) or ""),
-            obstacle=_obstacle(backing),
+            obstacle=_obstacle(backing, bus),
+            setting=setting,
+            setting_value=settings.get(setting, ""),
         )
 
 
-def _obstacle(backing: Any) -> str:
+def _setting(bus: Any, unit: int | None) -> str:
+    """Return what lets the disk at a place of a bus be tracked; empty where that is not known."""
+    kind = next((name for kind, name in _BUSES if isinstance(bus, kind)), "")
+    return f"{kind}{bus.busNumber}:{unit}.ctkEnabled" if kind and unit is not None else ""
+
+
+def _obstacle(backing: Any, bus: Any) -> str:
     """Say why a snapshot does not hold a disk; empty if it does."""
+    if str(getattr(bus, "sharedBus", None) or "") in _SHARED:
+        return "hangs on a bus that several machines share"
     if str(getattr(backing, "diskMode", None) or "").startswith("independent"):
         return "is independent of snapshots"
     if str(getattr(backing, "compatibilityMode", None) or "") == "physicalMode":
@@ -569,7 +652,7 @@ def _obstacle(backing: Any) -> str:
 
 def _flat(tree: Sequence[Any]) -> Iterator[Snapshot]:
     for each in tree:
-        yield Snapshot(each.snapshot, str(each.name), str(each.description or ""))
+        yield Snapshot(each.snapshot, str(each.name), str(each.description or ""), each.createTime)
         yield from _flat(each.childSnapshotList or ())
 
 
@@ -583,7 +666,7 @@ def _id(ref: Any) -> str:
 
 
 def _of_tracker(error: Any, start: int) -> BlockstreamError:
-    """Say what a fault of `QueryChangedDiskAreas` means."""
+    """Say what a fault of `QueryChangedDiskAreas` means, but for those that may pass."""
     if isinstance(error, vmodl.fault.InvalidArgument):
         wrong = str(error.invalidProperty)
         if wrong.endswith("changeId"):
@@ -598,20 +681,6 @@ def _of_tracker(error: Any, start: int) -> BlockstreamError:
     text = " ".join([*keys, str(error.msg)])
     meaning = next((words for key, words in _TRACKER_FAULTS.items() if key in text), "")
     return TrackerError(meaning or f"the tracker failed: {error.msg}")
-
-
-def _translated(error: Any, server: str) -> BlockstreamError:
-    """Say what a fault means."""
-    if isinstance(error, vmodl.fault.ManagedObjectNotFound):
-        return GoneError(f"{error.obj} is not there any more on {server}; END was not sent")
-    if isinstance(error, vim.fault.NoPermission):
-        return SourceError(
-            f"{server} does not allow it: the privilege {error.privilegeId} is missing; nothing "
-            "was sent"
-        )
-    if isinstance(error, _QUIESCE_FAULTS):
-        return QuiesceError(f"the guest could not be brought to rest ({type(error).__name__})")
-    return SourceError(f"{server} says: {_words_of(error)}")
 
 
 def _words_of(error: Any) -> str:

@@ -232,23 +232,39 @@ def test_an_increment_that_was_cut_is_covered_by_the_next_one(
     assert copy.read_bytes() == machine.frozen()
 
 
-def test_a_snapshot_that_stays_is_a_failure_though_all_was_committed(
+def test_a_snapshot_that_stays_has_a_status_of_its_own_since_all_was_committed(
     machine: Simulator, host: Host
 ) -> None:
     copy = host.folder / "copy"
     words: list[str | Path] = ["send", machine.location(disk=2000), copy, "--create"]
     assert host.run("vsphere", "enable-cbt", machine.location()).status == 0
-    machine.arm("remove", "locked")
+    machine.arm("remove", "GenericVmConfigFault")
     ended = host.run(*words)
-    assert ended.status == 14, ended.err
+    assert ended.status == 21, ended.err
     assert "committed:" in ended.err
     assert machine.snapshots()[0] in ended.err
+    assert "it grows, and may fill its datastore, until it is removed" in ended.err
     machine.write(0, b"newer")
     ended = host.run(*words)
     assert ended.status == 0, ended.err
     assert "64.0 KiB changed of" in ended.err
     assert copy.read_bytes() == machine.frozen()
     assert machine.snapshots() == []
+
+
+def test_what_the_tracker_missed_is_told_even_if_a_snapshot_stays(
+    machine: Simulator, host: Host
+) -> None:
+    copy = host.folder / "copy"
+    words: list[str | Path] = ["send", machine.location(disk=2000), copy, "--verify-cbt"]
+    assert host.run(*words, "--create", "--enable-cbt").status == 0
+    machine.write(MIB, b"missed")
+    machine.control("forget")
+    machine.arm("remove", "GenericVmConfigFault")
+    ended = host.run(*words)
+    assert ended.status == 21, ended.err
+    assert f"had missed 4.0 KiB of {VM}-2000" in ended.err
+    assert copy.read_bytes() == machine.frozen()
 
 
 def test_the_password_comes_out_nowhere(machine: Simulator, host: Host) -> None:
@@ -290,6 +306,14 @@ def test_machines_are_listed_and_tracked(machine: Simulator, host: Host) -> None
     assert "were tracked already" in ended.err
     ended = host.run("vsphere", "ls", machine.location())
     assert f"DC0/vm/{VM}   tracked" in ended.out.decode()
+    assert "ctkEnabled" not in ended.out.decode()
+    machine.control("bar", key=2001, setting="FALSE")
+    said = "tracking is off for this disk, though on for its machine: scsi0:1.ctkEnabled is FALSE"
+    ended = host.run("vsphere", "ls", machine.location())
+    assert ended.out.decode().count(said) == 1
+    ended = host.run("vsphere", "enable-cbt", machine.location())
+    assert ended.status == 0
+    assert f"Hard disk 2: {said}" in ended.err
 
 
 @pytest.mark.parametrize(

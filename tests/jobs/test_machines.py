@@ -3,6 +3,9 @@
 import contextlib
 import json
 import os
+import signal
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -17,6 +20,8 @@ from pyVmomi import vim
 from blockstream.errors import (
     BlockstreamError,
     BusyError,
+    InterruptedTransferError,
+    LeftoverError,
     NotFoundError,
     RefusedError,
     SourceError,
@@ -27,7 +32,6 @@ from blockstream.jobs.machine_readers import Readers
 from blockstream.jobs.machine_snapshots import (
     Care,
     Quiesce,
-    SnapshotStaysError,
     enable_tracking,
 )
 from blockstream.jobs.machines import MachineDisk, MachineWish, OnLoss, Round, opened_machine
@@ -36,6 +40,7 @@ from blockstream.linux.buffers import aligned_buffer
 from blockstream.locations import Way, machine_place, open_vsphere, server_of
 from blockstream.sources.inventory import (
     GoneError,
+    InTheWayError,
     Machine,
     MaybeDoneError,
     QuiesceError,
@@ -129,7 +134,7 @@ def rounds(vcenter: Simulator, tmp_path: Path) -> Iterator[Rounds]:
     vcenter.write(0, os.urandom(MIB))
     made = Rounds(vcenter, tmp_path)
     try:
-        enable_tracking(made.session, made.session.machine(made.place.path), made.said.append)
+        enable_tracking(made.session, made.session.machine(made.place.path), made.wish.care)
         assert [each.why_full for each in made.run()] == ["the target holds nothing of it yet"]
         yield made
     finally:
@@ -155,7 +160,7 @@ def test_rounds_are_frozen_moments_while_the_guest_writes(tmp_path: Path, esx: b
         vcenter.make_disk(MIB, key=2001)
         rounds = Rounds(vcenter, tmp_path)
         stack.callback(rounds.session.close)
-        enable_tracking(rounds.session, rounds.session.machine(rounds.place.path), print)
+        enable_tracking(rounds.session, rounds.session.machine(rounds.place.path), Care())
         for key in (2000, 2001):
             vcenter.control("busy", key=key, seed=key)
         for number in range(4):
@@ -586,14 +591,40 @@ def test_not_even_where_nothing_is_tracked(rounds: Rounds) -> None:
         rounds.run()
 
 
-def test_a_disk_that_is_not_tracked_is_sent_whole_each_time(rounds: Rounds) -> None:
-    rounds.vcenter.control("bar")
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        (
+            "FALSE",
+            "tracking is off for this disk, though on for its machine: scsi0:0.ctkEnabled is",
+        ),
+        ("", "though its machine is tracked: scsi0:0.ctkEnabled is not set"),
+        ("TRUE", "nothing is tracked of it yet, though scsi0:0.ctkEnabled is TRUE"),
+    ],
+)
+def test_a_disk_that_is_not_tracked_is_sent_whole_each_time(
+    rounds: Rounds, setting: str, words: str
+) -> None:
+    rounds.vcenter.control("bar", setting=setting)
     for _ in range(2):
         (disk,) = rounds.run()
         # Switched on it is, but not for this disk: what switches it on would do nothing.
-        assert "nothing is tracked of it yet" in disk.why_full
-        assert "scsiX:Y.ctkEnabled" in disk.why_full
+        assert words in disk.why_full
+        assert "enable-cbt" not in disk.why_full
         assert not disk.request.goal
+
+
+def test_a_disk_whose_setting_says_no_is_named_before_it_costs_a_round(rounds: Rounds) -> None:
+    rounds.vcenter.make_disk(MIB, key=2001)
+    rounds.run()
+    assert [each.why_untracked for each in machine_of(rounds.session, rounds).disks] == ["", ""]
+    rounds.vcenter.control("bar", key=2001, setting="FALSE")
+    first, second = machine_of(rounds.session, rounds).disks
+    assert (first.setting, first.setting_value, first.why_untracked) == (
+        *("scsi0:0.ctkEnabled", "TRUE"),
+        "",
+    )
+    assert "scsi0:1.ctkEnabled is FALSE (set it to TRUE while" in second.why_untracked
 
 
 def test_a_new_disk_is_whole_and_the_others_are_not(rounds: Rounds) -> None:
@@ -644,10 +675,103 @@ def test_whoever_requires_rest_gets_no_other_snapshot(rounds: Rounds) -> None:
 
 
 def test_a_snapshot_that_fails_says_why(rounds: Rounds) -> None:
-    for fault in ("TaskInProgress", "FileLocked", "GenericVmConfigFault"):
+    for fault, words in (
+        ("GenericVmConfigFault", "GenericVmConfigFault"),
+        ("MultipleSnapshotsNotSupported", "takes no snapshot beside the one it has .*nothing was"),
+    ):
         rounds.vcenter.arm("create", fault)
-        with pytest.raises(SourceError, match=fault):
+        with pytest.raises(SourceError, match=words):
             rounds.run()
+        assert rounds.ours() == []
+
+
+PASSING = [
+    (
+        "TaskInProgress",
+        "another task works on the machine (VirtualMachine.migrate, TaskInProgress)",
+    ),
+    ("now:TaskInProgress", "another task works on the machine (VirtualMachine.migrate, TaskInPr"),
+    ("FileLocked", "[LocalDS_0] mail/mail.vmdk is locked (FileLocked)"),
+]
+
+
+@pytest.mark.parametrize(("fault", "words"), PASSING)
+@pytest.mark.parametrize("step", ["create", "remove", "consolidating"])
+def test_what_passes_is_waited_for(rounds: Rounds, step: str, fault: str, words: str) -> None:
+    rounds.vcenter.arm("consolidate")
+    rounds.vcenter.arm(step, fault, times=3)
+    before = len(rounds.said)
+    (disk,) = rounds.run()
+    assert not disk.why_full
+    waited = [text for text in rounds.said[before:] if "waited for" in text]
+    assert len(waited) == 1
+    assert f"DC0/vm/DC0_H0_VM0: {words}" in waited[0]
+
+
+@pytest.mark.parametrize(("fault", "words"), PASSING)
+def test_what_does_not_pass_is_not_waited_for_for_ever(
+    rounds: Rounds, fault: str, words: str
+) -> None:
+    rounds.vcenter.arm("create", fault, times=99)
+    before = rounds.vcenter.stats()["calls"]["CreateSnapshot_Task"]
+    with pytest.raises(InTheWayError, match="no snapshot was made and nothing was sent") as caught:
+        rounds.run()
+    assert words in str(caught.value)
+    assert rounds.vcenter.stats()["calls"]["CreateSnapshot_Task"] == before + 25
+    assert rounds.ours() == []
+
+
+def test_whoever_waits_can_be_stopped(rounds: Rounds) -> None:
+    rounds.vcenter.arm("create", "TaskInProgress", times=99)
+
+    def leave(number: int, _frame: object) -> None:
+        raise InterruptedTransferError(f"stopped by {number}")
+
+    def tell(text: str) -> None:
+        if "is waited for" in text:
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+    wish = MachineWish(Care(tell=tell, pause=20))
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        began = time.monotonic()
+        with pytest.raises(InterruptedTransferError):
+            rounds.run(wish)
+        assert time.monotonic() - began < 10
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert rounds.ours() == []
+
+
+def test_a_tracker_behind_a_lock_is_waited_for_before_all_is_sent(rounds: Rounds) -> None:
+    rounds.vcenter.write(BLOCK, b"new")
+    rounds.vcenter.arm("query", "FileLocked", times=3)
+    (disk,) = rounds.run()
+    assert (disk.why_full, changed_bytes(disk)) == ("", BLOCK)
+    rounds.vcenter.arm("query", "FileLocked", times=99)
+    (disk,) = rounds.run()
+    assert "is locked (FileLocked), which did not pass" in disk.why_full
+
+
+def test_tracking_is_switched_on_once_nothing_is_in_the_way(
+    vcenter: Simulator, tmp_path: Path
+) -> None:
+    vcenter.make_disk(MIB)
+    rounds = Rounds(vcenter, tmp_path)
+    with contextlib.closing(rounds.session):
+        for step, words in (
+            ("reconfigure", "nothing was switched on"),
+            ("create", "tracking is on"),
+        ):
+            vcenter.arm(step, "TaskInProgress", times=99)
+            with pytest.raises(InTheWayError, match=words):
+                enable_tracking(
+                    rounds.session, machine_of(rounds.session, rounds), rounds.wish.care
+                )
+            vcenter.arm(step, "TaskInProgress", times=2)
+        enable_tracking(rounds.session, machine_of(rounds.session, rounds), rounds.wish.care)
+        assert machine_of(rounds.session, rounds).tracked
+        assert rounds.ours() == []
 
 
 def test_a_lost_answer_makes_no_second_snapshot(rounds: Rounds) -> None:
@@ -728,12 +852,29 @@ def test_a_server_that_is_gone_for_good_is_told_and_the_snapshot_too(
 
 
 def test_a_snapshot_that_stays_is_named(rounds: Rounds) -> None:
-    rounds.vcenter.arm("remove", "file is locked")
-    with pytest.raises(SnapshotStaysError, match=r"the snapshot blockstream_\w+ could not"):
+    rounds.vcenter.arm("remove", "GenericVmConfigFault")
+    words = r"all .* sent was, but the snapshot blockstream_\w+ of \S+ could not be removed"
+    with pytest.raises(LeftoverError, match=words):
         rounds.run()
     (left,) = rounds.ours()
+    # Beside it there must be no other; of this one, nothing was sent.
+    rounds.vcenter.arm("remove", "FileLocked", times=25)
+    with pytest.raises(SourceError, match=f"nothing was sent, but the snapshot {left}"):
+        rounds.run()
+    assert rounds.ours() == [left]
     rounds.run()
     assert any(f"the snapshot {left} of a killed round is removed" in text for text in rounds.said)
+
+
+def test_files_that_are_not_put_together_are_told(rounds: Rounds) -> None:
+    rounds.vcenter.arm("consolidate")
+    rounds.vcenter.arm("consolidating", "FileLocked", times=25)
+    words = r"all .* sent was, and the snapshot \w+ of \S+ was removed, but its files were not put"
+    with pytest.raises(LeftoverError, match=words):
+        rounds.run()
+    assert rounds.ours() == []
+    rounds.run()
+    assert "had to be consolidated" in rounds.said[-1]
 
 
 def test_a_snapshot_that_went_with_a_lost_answer_is_no_failure(
@@ -763,11 +904,11 @@ def test_a_task_that_nobody_tells_of_is_not_waited_for(
 
 
 def test_a_failed_round_is_told_of_its_own_failure_and_of_the_snapshot(rounds: Rounds) -> None:
-    rounds.vcenter.arm("remove", "file is locked")
+    rounds.vcenter.arm("remove", "GenericVmConfigFault")
     rounds.vcenter.arm("query", "InvalidArgument:deviceKey")
     with pytest.raises(GoneError):
         rounds.run()
-    assert "could not be removed" in rounds.said[-1]
+    assert rounds.said[-1].startswith("not all was sent, but the snapshot")
 
 
 def test_snapshots_of_others_stay(rounds: Rounds) -> None:
@@ -778,6 +919,44 @@ def test_snapshots_of_others_stay(rounds: Rounds) -> None:
         pass
     assert rounds.vcenter.snapshots() == ["blockstream_0a1b2c3d_4e5f6a7b", "mine"]
     assert "made by blockstream on mars" in rounds.said[-1]
+
+
+def test_a_snapshot_that_is_open_for_long_is_told(rounds: Rounds) -> None:
+    session, vcenter = rounds.session, rounds.vcenter
+    theirs = session.make_snapshot(machine_of(session, rounds), "theirs", "", quiesced=False)
+    before = len(rounds.said)
+    vcenter.write(0, os.urandom(BLOCK))
+    vcenter.control("age", hours=23)
+    rounds.run()
+    assert rounds.said[before:] == []
+    vcenter.control("age", hours=7)
+    rounds.run()
+    (text,) = rounds.said[before:]
+    assert "has the snapshot theirs for 30 h; what its snapshots hold is 8" in text, text
+    assert "KiB and grows; if nobody needs it, remove it" in text
+    vcenter.write(0, os.urandom(2 * MIB))
+    rounds.run()
+    assert "2.0 MiB, is more than 1/4 of its disks" in rounds.said[-1]
+    session.remove_snapshot(theirs)
+    before = len(rounds.said)
+    rounds.run()
+    assert rounds.said[before:] == []
+
+
+def test_our_own_one_is_told_of_while_it_is_read(
+    rounds: Rounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buffer = aligned_buffer(512)
+    with rounds.opened() as found:
+        later = time.monotonic() + 23 * 3600
+        monkeypatch.setattr("blockstream.jobs.machines.time.monotonic", lambda: later)
+        found.disks[0].source.read_into([0], [512], buffer)
+        before = len(rounds.said)
+        later += 3600
+        found.disks[0].source.read_into([0], [512], buffer)
+        found.disks[0].source.read_into([0], [512], buffer)
+        (text,) = rounds.said[before:]
+        assert f"the snapshot {found.snapshot.name}, which is being read, is open for 24 h" in text
 
 
 def test_disks_that_have_to_be_consolidated_are(rounds: Rounds) -> None:
@@ -847,6 +1026,61 @@ def test_it_is_refused_where_it_was_asked_for(rounds: Rounds, tmp_path: Path) ->
         single.run()
 
 
+@pytest.mark.parametrize("kind", ["SparseVer2", "SeSparse", "RawDiskMappingVer1", "RawDiskVer2"])
+def test_disks_of_other_kinds_are_tracked_as_well(
+    vcenter: Simulator, tmp_path: Path, kind: str
+) -> None:
+    vcenter.make_disk(SIZE, backing=kind, compatibility="virtualMode")
+    rounds = Rounds(vcenter, tmp_path)
+    with contextlib.closing(rounds.session):
+        rounds.run(MachineWish(enable=True))
+        for number in range(2):
+            vcenter.write(number * 5 * BLOCK, os.urandom(700))
+            (disk,) = rounds.run()
+            assert (disk.why_full, changed_bytes(disk)) == ("", BLOCK)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"mode": "independent_nonpersistent"}, "is independent of snapshots"),
+        (
+            {"backing": "RawDiskMappingVer1", "compatibility": "physicalMode"},
+            "is a raw device in physical mode",
+        ),
+        ({"sharing": "sharingMultiWriter"}, "is written by several machines"),
+        (
+            {"backing": "RawDiskMappingVer1", "sharing": "sharingMultiWriter"},
+            "is written by several machines",
+        ),
+        ({"backing": "FlatVer1"}, "lies in what we do not know"),
+    ],
+)
+def test_what_no_snapshot_holds_is_left_out_and_nothing_is_switched_on(
+    vcenter: Simulator, tmp_path: Path, more: dict[str, Any], words: str
+) -> None:
+    vcenter.make_disk(MIB)
+    vcenter.make_disk(MIB, key=2001, **more)
+    rounds = Rounds(vcenter, tmp_path)
+    with contextlib.closing(rounds.session):
+        assert [each.disk.key for each in rounds.run()] == [2000]
+        assert any(f"Hard disk 2 {words}" in text for text in rounds.said)
+        with pytest.raises(RefusedError, match=f"Hard disk 2 {words}.*nothing was switched on"):
+            rounds.run(MachineWish(enable=True))
+        assert not machine_of(rounds.session, rounds).tracked
+        single = Rounds(vcenter, tmp_path, disk=2001)
+        with contextlib.closing(single.session), pytest.raises(RefusedError, match=words):
+            single.run()
+
+
+@pytest.mark.parametrize("sharing", ["virtualSharing", "physicalSharing"])
+def test_a_bus_that_several_machines_share_is_refused(rounds: Rounds, sharing: str) -> None:
+    rounds.vcenter.control("share", sharing=sharing)
+    with pytest.raises(RefusedError, match="no disk that a snapshot holds"):
+        rounds.run()
+    assert "Hard disk 1 hangs on a bus that several machines share" in rounds.said[-1]
+
+
 def test_a_template_is_refused(rounds: Rounds) -> None:
     rounds.vcenter.control("template")
     with pytest.raises(RefusedError, match="is a template"):
@@ -866,6 +1100,20 @@ def test_tracking_is_not_begun_among_snapshots(vcenter: Simulator, tmp_path: Pat
         with pytest.raises(RefusedError, match="has snapshots"):
             rounds.run(wish)
         assert not rounds.session.machine(rounds.place.path).tracked
+
+
+def test_tracking_needs_hardware_that_has_it(vcenter: Simulator, tmp_path: Path) -> None:
+    vcenter.make_disk(MIB)
+    rounds = Rounds(vcenter, tmp_path)
+    with contextlib.closing(rounds.session):
+        for version in ("vmx-04", ""):
+            vcenter.control("hardware", version=version)
+            with pytest.raises(RefusedError, match=r"has hardware version \d, .* needs 7; nothing"):
+                rounds.run(MachineWish(enable=True))
+            assert not machine_of(rounds.session, rounds).tracked
+        vcenter.control("hardware", version="vmx-07")
+        rounds.run(MachineWish(enable=True))
+        assert machine_of(rounds.session, rounds).tracked
 
 
 def test_tracking_that_is_switched_on_works_from_the_first_round(

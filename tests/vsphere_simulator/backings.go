@@ -1,9 +1,9 @@
-// What the API says a disk lies in: the kinds of backing that a snapshot may meet.
+// What the API says a disk lies in. vcsim knows only flat files, and panics on anything else, so
+// that disks have their own kinds of backing only while it does nothing with them.
 package main
 
 import (
-	"net/url"
-
+	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/types"
 )
 
@@ -14,112 +14,88 @@ type (
 	mapping  = types.VirtualDiskRawDiskMappingVer1BackingInfo
 )
 
-func newBacking(kind, file, mode, uuid string, query url.Values) types.BaseVirtualDeviceBackingInfo {
-	place := types.VirtualDeviceFileBackingInfo{FileName: file}
-	switch kind {
+// show gives the disks of a machine, and of its snapshots, the backings that clients see.
+func (s *sim) show(vm *simulator.VirtualMachine) {
+	s.exchange(vm, func(d *disk, backing types.BaseVirtualDeviceBackingInfo) types.BaseVirtualDeviceBackingInfo {
+		plain, ok := backing.(*flat)
+		if !ok || d.kind == "" {
+			return backing
+		}
+		shown := d.shown(plain)
+		s.plain[shown] = plain
+		return shown
+	})
+}
+
+// hide gives them the ones that vcsim knows.
+func (s *sim) hide(vm *simulator.VirtualMachine) {
+	s.exchange(vm, func(_ *disk, backing types.BaseVirtualDeviceBackingInfo) types.BaseVirtualDeviceBackingInfo {
+		if plain := s.plain[backing]; plain != nil {
+			return plain
+		}
+		return backing
+	})
+}
+
+func (s *sim) exchange(
+	vm *simulator.VirtualMachine,
+	change func(*disk, types.BaseVirtualDeviceBackingInfo) types.BaseVirtualDeviceBackingInfo,
+) {
+	exchanged := func(devices []types.BaseVirtualDevice) []types.BaseVirtualDevice {
+		found := make([]types.BaseVirtualDevice, len(devices))
+		for i, device := range devices {
+			found[i] = device
+			if old, ok := device.(*types.VirtualDisk); ok && s.disks[vm.Self][old.Key] != nil {
+				copied := *old
+				copied.Backing = change(s.disks[vm.Self][old.Key], old.Backing)
+				found[i] = &copied
+			}
+		}
+		return found
+	}
+	vm.Config.Hardware.Device = exchanged(vm.Config.Hardware.Device)
+	for ref, each := range s.snapshots {
+		if found, ok := simulator.Map.Get(ref).(*simulator.VirtualMachineSnapshot); ok && each.vm == vm.Self {
+			found.Config.Hardware.Device = exchanged(found.Config.Hardware.Device)
+		}
+	}
+}
+
+// shown returns what clients see in place of a flat backing.
+func (d *disk) shown(plain *flat) types.BaseVirtualDeviceBackingInfo {
+	place, mode := plain.VirtualDeviceFileBackingInfo, plain.DiskMode
+	switch d.kind {
 	case "SparseVer2":
-		return &sparse{VirtualDeviceFileBackingInfo: place, DiskMode: mode, Uuid: uuid}
+		return &sparse{
+			VirtualDeviceFileBackingInfo: place, DiskMode: mode, Uuid: plain.Uuid, ChangeId: plain.ChangeId,
+		}
 	case "SeSparse":
-		return &seSparse{VirtualDeviceFileBackingInfo: place, DiskMode: mode, Uuid: uuid}
+		return &seSparse{
+			VirtualDeviceFileBackingInfo: place, DiskMode: mode, Uuid: plain.Uuid, ChangeId: plain.ChangeId,
+		}
+	case "RawDiskVer2":
+		return &types.VirtualDiskRawDiskVer2BackingInfo{
+			VirtualDeviceDeviceBackingInfo: types.VirtualDeviceDeviceBackingInfo{DeviceName: "vmhba1:0:1"},
+			DescriptorFileName:             plain.FileName, Uuid: plain.Uuid, ChangeId: plain.ChangeId,
+		}
 	case "RawDiskMappingVer1":
 		return &mapping{
-			VirtualDeviceFileBackingInfo: place, DiskMode: mode, Uuid: uuid,
-			CompatibilityMode: query.Get("compatibility"), Sharing: query.Get("sharing"),
-		}
-	case "LocalPMem":
-		return &types.VirtualDiskLocalPMemBackingInfo{
-			VirtualDeviceFileBackingInfo: place, DiskMode: mode, Uuid: uuid,
+			VirtualDeviceFileBackingInfo: place, DiskMode: mode, Uuid: plain.Uuid, ChangeId: plain.ChangeId,
+			CompatibilityMode: d.compatibility, Sharing: plain.Sharing,
 		}
 	}
-	return &flat{
-		VirtualDeviceFileBackingInfo: place, DiskMode: mode, Uuid: uuid, Sharing: query.Get("sharing"),
+	return &types.VirtualDiskFlatVer1BackingInfo{
+		VirtualDeviceFileBackingInfo: place, DiskMode: mode,
 	}
 }
 
-func fileOf(backing types.BaseVirtualDeviceBackingInfo) string {
-	if file, ok := backing.(types.BaseVirtualDeviceFileBackingInfo); ok {
-		return file.GetVirtualDeviceFileBackingInfo().FileName
+// machineOf returns the machine that a call is about; nil if it is about none.
+func machineOf(on types.ManagedObjectReference) *simulator.VirtualMachine {
+	switch found := simulator.Map.Get(on).(type) {
+	case *simulator.VirtualMachine:
+		return found
+	case *simulator.VirtualMachineSnapshot:
+		return simulator.Map.Get(found.Vm).(*simulator.VirtualMachine)
 	}
-	return ""
-}
-
-// frozenAs returns a copy with a change id; shared objects stay as they are.
-func frozenAs(backing types.BaseVirtualDeviceBackingInfo, id string) types.BaseVirtualDeviceBackingInfo {
-	switch old := backing.(type) {
-	case *flat:
-		next := *old
-		next.ChangeId = id
-		return &next
-	case *sparse:
-		next := *old
-		next.ChangeId = id
-		return &next
-	case *seSparse:
-		next := *old
-		next.ChangeId = id
-		return &next
-	case *mapping:
-		next := *old
-		next.ChangeId = id
-		return &next
-	}
-	return backing
-}
-
-// childOf returns the backing of a delta in that file.
-func childOf(backing types.BaseVirtualDeviceBackingInfo, file string) types.BaseVirtualDeviceBackingInfo {
-	switch parent := backing.(type) {
-	case *flat:
-		next := *parent
-		next.FileName, next.Parent = file, parent
-		return &next
-	case *sparse:
-		next := *parent
-		next.FileName, next.Parent = file, parent
-		return &next
-	case *seSparse:
-		next := *parent
-		next.FileName, next.Parent = file, parent
-		return &next
-	case *mapping:
-		next := *parent
-		next.FileName, next.Parent = file, parent
-		return &next
-	}
-	return backing
-}
-
-// moved returns the backing of the same disk in another file, which may have been its parent's.
-func moved(backing types.BaseVirtualDeviceBackingInfo, file string) types.BaseVirtualDeviceBackingInfo {
-	switch old := backing.(type) {
-	case *flat:
-		next := *old
-		next.FileName = file
-		if next.Parent != nil && next.Parent.FileName == file {
-			next.Parent = next.Parent.Parent
-		}
-		return &next
-	case *sparse:
-		next := *old
-		next.FileName = file
-		if next.Parent != nil && next.Parent.FileName == file {
-			next.Parent = next.Parent.Parent
-		}
-		return &next
-	case *seSparse:
-		next := *old
-		next.FileName = file
-		if next.Parent != nil && next.Parent.FileName == file {
-			next.Parent = next.Parent.Parent
-		}
-		return &next
-	case *mapping:
-		next := *old
-		next.FileName = file
-		if next.Parent != nil && next.Parent.FileName == file {
-			next.Parent = next.Parent.Parent
-		}
-		return &next
-	}
-	return backing
+	return nil
 }

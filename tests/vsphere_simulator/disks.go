@@ -37,12 +37,15 @@ type disk struct {
 	tracking string // the tracking's id; empty while nothing is tracked
 	barred   bool   // never tracked, whatever the machine's config says
 	apart    bool   // no snapshot holds it
-	block    int64
-	epoch    int64
-	dirty    map[int64]map[int64]bool // by epoch, the numbers of blocks
-	layers   []*layer
-	number   int
-	uuid     string
+	kind     string // of its backing, as clients see it; empty for a flat file
+
+	compatibility string // of a raw device
+	block         int64
+	epoch         int64
+	dirty         map[int64]map[int64]bool // by epoch, the numbers of blocks
+	layers        []*layer
+	number        int
+	uuid          string
 }
 
 func newDisk(folder, stem string, capacity, block int64) (*disk, error) {

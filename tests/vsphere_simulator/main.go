@@ -60,6 +60,7 @@ type sim struct {
 	disks     map[types.ManagedObjectReference]map[int32]*disk
 	snapshots map[types.ManagedObjectReference]*snapshot
 	busy      map[*disk]*rand.Rand
+	plain     map[types.BaseVirtualDeviceBackingInfo]*flat
 	calls     map[string]int
 	reads     int
 	bytes     int64
@@ -91,6 +92,7 @@ func main() {
 		cookies: map[string]bool{}, faults: map[string]*fault{}, calls: map[string]int{},
 		disks:     map[types.ManagedObjectReference]map[int32]*disk{},
 		snapshots: map[types.ManagedObjectReference]*snapshot{}, busy: map[*disk]*rand.Rand{},
+		plain: map[types.BaseVirtualDeviceBackingInfo]*flat{},
 	}
 	simulator.Map.AddHandler(s)
 	// It makes Login check them; NewServer registers the handlers that we pass requests on to.
@@ -183,9 +185,14 @@ func renamed(devices []types.BaseVirtualDevice, key int32, from, to string) []ty
 		if !ok || d.Key != key {
 			continue
 		}
-		if name := fileOf(d.Backing); strings.HasSuffix(name, "/"+from) {
-			copied := *d
-			copied.Backing = moved(d.Backing, strings.TrimSuffix(name, from)+to)
+		backing, ok := d.Backing.(*flat)
+		if ok && strings.HasSuffix(backing.FileName, "/"+from) {
+			next, copied := *backing, *d
+			next.FileName = strings.TrimSuffix(backing.FileName, from) + to
+			if next.Parent != nil && strings.HasSuffix(next.Parent.FileName, "/"+to) {
+				next.Parent = next.Parent.Parent
+			}
+			copied.Backing = &next
 			found[i] = &copied
 		}
 	}
@@ -204,6 +211,7 @@ func (s *sim) freeze(made *simulator.VirtualMachineSnapshot) {
 			theirs, ours = append(theirs, device), append(ours, device)
 			continue
 		}
+		backing := old.Backing.(*flat)
 		if d.apart {
 			theirs, ours = append(theirs, device), append(ours, device)
 			continue
@@ -224,10 +232,12 @@ func (s *sim) freeze(made *simulator.VirtualMachineSnapshot) {
 		} else if !wanted {
 			d.tracking = ""
 		}
+		frozenBacking, newBacking := *backing, *backing
+		frozenBacking.ChangeId, newBacking.ChangeId = id, d.changeID(d.epoch)
+		newBacking.FileName = strings.TrimSuffix(backing.FileName, frozen) + d.top().name
+		newBacking.Parent = &frozenBacking
 		frozenDevice, newDevice := *old, *old
-		frozenDevice.Backing = frozenAs(old.Backing, id)
-		newDevice.Backing = childOf(frozenDevice.Backing,
-			strings.TrimSuffix(fileOf(old.Backing), frozen)+d.top().name)
+		frozenDevice.Backing, newDevice.Backing = &frozenBacking, &newBacking
 		theirs, ours = append(theirs, &frozenDevice), append(ours, &newDevice)
 	}
 	made.Config.Hardware.Device = theirs
@@ -378,6 +388,19 @@ func (s *sim) sdk(w http.ResponseWriter, r *http.Request) {
 		taskAnswer(w, "ConsolidateVMDisks_Task", task.Run())
 		return
 	}
+	switch method.Name {
+	case "CreateSnapshot_Task", "RemoveSnapshot_Task", "ReconfigVM_Task":
+		if vm := machineOf(method.This); vm != nil {
+			s.mu.Lock()
+			s.hide(vm)
+			s.mu.Unlock()
+			defer func() {
+				s.mu.Lock()
+				s.show(vm)
+				s.mu.Unlock()
+			}()
+		}
+	}
 	r.Body = io.NopCloser(bytes.NewReader(body))
 	if _, ok := s.take("lost:" + method.Name); ok {
 		s.service.ServeMux.ServeHTTP(&nowhere{http.Header{}}, r)
@@ -435,7 +458,7 @@ func (s *sim) failed(w http.ResponseWriter, method string, on types.ManagedObjec
 	other := types.ManagedObjectReference{}
 	if kind == "TaskInProgress" {
 		// It is queued, and never runs.
-		other = simulator.CreateTask(item, "migrateVM", nil).Self
+		other = simulator.CreateTask(machineOf(on), "migrate", nil).Self
 	}
 	if now {
 		soapFault(w, "The operation is not allowed now.", kind,
@@ -748,7 +771,7 @@ func (s *sim) controlled(
 	case "share": // the bus that all disks hang on
 		for _, device := range vm.Config.Hardware.Device {
 			if bus, ok := device.(types.BaseVirtualSCSIController); ok {
-				bus.GetVirtualSCSIController().SharedBus = types.VirtualSCSISharing(query.Get("as"))
+				bus.GetVirtualSCSIController().SharedBus = types.VirtualSCSISharing(query.Get("sharing"))
 			}
 		}
 		return nil
@@ -839,23 +862,28 @@ func (s *sim) newDisk(
 		s.disks[vm.Self] = map[int32]*disk{}
 	}
 	s.disks[vm.Self][key] = d
-	backing, mode := query.Get("backing"), query.Get("mode")
+	mode := query.Get("mode")
 	if mode == "" {
 		mode = "persistent"
 	}
-	d.apart = strings.HasPrefix(mode, "independent") || query.Get("compatibility") == "physicalMode" ||
-		backing == "LocalPMem"
+	d.kind, d.compatibility = query.Get("backing"), query.Get("compatibility")
+	d.apart = strings.HasPrefix(mode, "independent") || d.compatibility == "physicalMode" ||
+		d.kind == "FlatVer1"
 	unit := key - 2000
 	file := object.DatastorePath{Datastore: where.Datastore, Path: path.Join(path.Dir(where.Path), d.layers[0].name)}
 	made := &types.VirtualDisk{
 		VirtualDevice: types.VirtualDevice{
 			Key: key, ControllerKey: controllerOf(vm), UnitNumber: &unit,
 			DeviceInfo: &types.Description{Label: fmt.Sprintf("Hard disk %d", unit+1), Summary: ""},
-			Backing:    newBacking(backing, file.String(), mode, d.uuid, query),
+			Backing: &flat{
+				VirtualDeviceFileBackingInfo: types.VirtualDeviceFileBackingInfo{FileName: file.String()},
+				DiskMode:                     mode, Uuid: d.uuid, Sharing: query.Get("sharing"),
+			},
 		},
 		CapacityInBytes: capacity, CapacityInKB: capacity / 1024,
 	}
 	vm.Config.Hardware.Device = append(devices, made)
+	s.show(vm)
 	return nil
 }
 
@@ -902,7 +930,8 @@ func (s *sim) layOut() {
 		folder := strings.TrimSuffix(vm.Config.Files.VmPathName, path.Base(vm.Config.Files.VmPathName))
 		var files []types.VirtualMachineFileLayoutExFileInfo
 		for _, file := range vm.LayoutEx.File {
-			if file.Key >= 0 {
+			// vcsim lists deltas as they were when it looked last.
+			if file.Key >= 0 && !strings.HasSuffix(file.Name, ".vmdk") {
 				files = append(files, file)
 			}
 		}

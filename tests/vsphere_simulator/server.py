@@ -90,7 +90,7 @@ class Simulator:
         assert answer.status == 200, (call, data)
         return data
 
-    def make_disk(self, size: int, key: int = 2000, block: int = 65536, **more: str) -> None:
+    def make_disk(self, size: int, key: int = 2000, block: int = 65536, **more: str | int) -> None:
         """Give the machine a disk; the first one replaces what it had.
 
         `more` tells the kind of its `backing`, its `mode`, `compatibility` or `sharing`.
