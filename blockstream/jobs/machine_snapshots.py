@@ -29,7 +29,7 @@ _QUIESCE_ATTEMPTS = 3
 _PAUSE_SECONDS = 5.0
 # Two minutes: another backup's snapshot, or a lock that a host gives up, takes less.
 _PATIENCE_ATTEMPTS = 25
-# VMware advises against more than three days (KB 1025279), and a backup takes hours.
+# VMware advises against more than 24 to 72 hours (KB 1025279).
 _LONG = timedelta(days=1)
 _HOUR = timedelta(hours=1)
 # By then, what was written since is a good part of what the disks can hold.

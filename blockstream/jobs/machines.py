@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from blockstream.errors import NotFoundError, RefusedError, SourceError
+from blockstream.errors import LeftoverError, NotFoundError, RefusedError, SourceError
 from blockstream.extents import ExtentMap
 from blockstream.formats.changed_areas import TrackedState
 from blockstream.formats.extent_lists import ExtentList, Meaning
@@ -226,7 +226,10 @@ def _untracked(machine: Machine, disk: VirtualDisk) -> str:
 def _tracking(session: VSphere, machine: Machine, wish: MachineWish) -> Machine:
     if machine.tracked or not wish.enable:
         return machine
-    return enable_tracking(session, machine, wish.care)
+    try:
+        return enable_tracking(session, machine, wish.care)
+    except LeftoverError as error:
+        raise SourceError(f"{error}; nothing was sent") from error
 
 
 class _Opening:

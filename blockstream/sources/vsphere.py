@@ -9,7 +9,7 @@ import re
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, Final, TypeVar
 from xml.parsers.expat import ExpatError
@@ -37,6 +37,7 @@ from blockstream.sources.inventory import (
     TrackerError,
     VirtualDisk,
 )
+from blockstream.sources.virtual_hardware import DISK_PATHS, disks
 from blockstream.words import Secret
 
 T = TypeVar("T")
@@ -63,27 +64,14 @@ _QUIESCE_FAULTS: Final = (
     vim.fault.FilesystemQuiesceFault,
     vim.fault.ToolsUnavailable,
 )
-_BUSES: Final = (
-    (vim.vm.device.VirtualSCSIController, "scsi"),
-    (vim.vm.device.VirtualSATAController, "sata"),
-    (vim.vm.device.VirtualNVMEController, "nvme"),
-    (vim.vm.device.VirtualIDEController, "ide"),
-)
-_SHARED: Final = ("virtualSharing", "physicalSharing")
 # What holds what the guest has written since a snapshot: COWD and SESparse.
 _DELTA = re.compile(r"-\d{6}-(delta|sesparse)\.vmdk")
-_BACKINGS: Final = (
-    *("FlatVer2BackingInfo", "SparseVer2BackingInfo", "SeSparseBackingInfo"),
-    *("RawDiskMappingVer1BackingInfo", "RawDiskVer2BackingInfo"),
-)
-
 
 _MACHINE_PATHS: Final = (
     *("name", "parent", "config.instanceUuid", "config.template", "config.version"),
-    *("config.changeTrackingEnabled", "config.hardware.device", "config.extraConfig"),
-    *("snapshot.rootSnapshotList", "runtime.host", "runtime.consolidationNeeded"),
+    *("config.changeTrackingEnabled", *DISK_PATHS, "snapshot.rootSnapshotList"),
+    *("runtime.host", "runtime.consolidationNeeded"),
 )
-_DISK_PATHS: Final = ("config.hardware.device", "config.extraConfig")
 
 
 class VSphere:
@@ -330,7 +318,7 @@ class VSphere:
             template=bool(values.get("config.template")),
             hardware=int(hardware) if hardware.isdecimal() else 0,
             release=self._release(values.get("runtime.host")),
-            disks=tuple(_disks(values)),
+            disks=tuple(disks(values)),
             snapshots=tuple(_flat(tree)),
             consolidation=bool(values.get("runtime.consolidationNeeded")),
         )
@@ -388,7 +376,7 @@ class VSphere:
         Raises:
             GoneError: If it is not there any more.
         """
-        return tuple(_disks(self._properties(snapshot.ref, _DISK_PATHS)))
+        return tuple(disks(self._properties(snapshot.ref, DISK_PATHS)))
 
     def remove_snapshot(self, snapshot: Snapshot) -> None:
         """Remove a snapshot; it is no error if it is not there any more.
@@ -599,55 +587,6 @@ def _check_speaks(server: Server) -> None:
             f"nobody speaks VMware's API at {server}: /sdk/vimServiceVersions.xml is answered with "
             f"status {answer.status}; nothing was asked"
         )
-
-
-def _disks(values: Mapping[str, Any]) -> Iterator[VirtualDisk]:
-    """Give the disks of a configuration, of which `_DISK_PATHS` were asked for."""
-    devices = values.get("config.hardware.device") or ()
-    settings = {str(each.key): str(each.value) for each in values.get("config.extraConfig") or ()}
-    by_key = {int(device.key): device for device in devices}
-    for device in devices:
-        if not isinstance(device, vim.vm.device.VirtualDisk):
-            continue
-        backing = device.backing
-        info = device.deviceInfo
-        bus = by_key.get(int(device.controllerKey or 0))
-        setting = _setting(bus, device.unitNumber)
-        # A raw device has a name of its own, and is described by a file.
-        file = getattr(backing, "fileName", None) or getattr(backing, "descriptorFileName", None)
-        yield VirtualDisk(
-            key=int(device.key),
-            label=str(info.label) if info is not None else f"disk {device.key}",
-            file=str(file or ""),
-            uuid=str(getattr(backing, "uuid", None) or ""),
-            # Kibibytes in old versions.
-            size=int(device.capacityInBytes or device.capacityInKB * 1024),
-            change=str(getattr(backing, "changeId", None) or ""),
-            obstacle=_obstacle(backing, bus),
-            setting=setting,
-            setting_value=settings.get(setting, ""),
-        )
-
-
-def _setting(bus: Any, unit: int | None) -> str:
-    """Return what lets the disk at a place of a bus be tracked; empty where that is not known."""
-    kind = next((name for kind, name in _BUSES if isinstance(bus, kind)), "")
-    return f"{kind}{bus.busNumber}:{unit}.ctkEnabled" if kind and unit is not None else ""
-
-
-def _obstacle(backing: Any, bus: Any) -> str:
-    """Say why a snapshot does not hold a disk; empty if it does."""
-    if str(getattr(bus, "sharedBus", None) or "") in _SHARED:
-        return "hangs on a bus that several machines share"
-    if str(getattr(backing, "diskMode", None) or "").startswith("independent"):
-        return "is independent of snapshots"
-    if str(getattr(backing, "compatibilityMode", None) or "") == "physicalMode":
-        return "is a raw device in physical mode"
-    if str(getattr(backing, "sharing", None) or "") == "sharingMultiWriter":
-        return "is written by several machines"
-    if not type(backing).__name__.endswith(_BACKINGS):
-        return f"lies in what we do not know ({type(backing).__name__})"
-    return ""
 
 
 def _flat(tree: Sequence[Any]) -> Iterator[Snapshot]:

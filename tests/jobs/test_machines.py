@@ -1116,6 +1116,22 @@ def test_tracking_needs_hardware_that_has_it(vcenter: Simulator, tmp_path: Path)
         assert machine_of(rounds.session, rounds).tracked
 
 
+def test_a_snapshot_that_stays_before_anything_was_sent_is_no_success(
+    vcenter: Simulator, tmp_path: Path
+) -> None:
+    vcenter.make_disk(MIB)
+    rounds = Rounds(vcenter, tmp_path)
+    with contextlib.closing(rounds.session):
+        vcenter.arm("remove", "GenericVmConfigFault")
+        words = (
+            "change tracking is on, but the snapshot .* could not be removed.*; nothing was sent"
+        )
+        with pytest.raises(SourceError, match=words):
+            rounds.run(MachineWish(enable=True))
+        assert len(rounds.ours()) == 1
+        rounds.run(MachineWish(enable=True))
+
+
 def test_tracking_that_is_switched_on_works_from_the_first_round(
     vcenter: Simulator, tmp_path: Path
 ) -> None:
