@@ -11,7 +11,7 @@ from blockstream.cli.peers import peer_options
 from blockstream.cli.recv_cmd import show_received
 from blockstream.cli.stores import opened_store, show_saved
 from blockstream.cli.voice import Voice, show_sent
-from blockstream.errors import UsageError
+from blockstream.errors import StaleViewError, UsageError
 from blockstream.jobs.compare import changes
 from blockstream.jobs.copy import copy
 from blockstream.jobs.disk_set import push_set
@@ -123,6 +123,7 @@ class _InStore:
         raise UsageError(f"a store is not compared as {_DISKS} are")
 
     def deliver(self, disks: list["MachineDisk"]) -> None:
+        stale: list[StaleViewError] = []
         for each in disks:
             disk = self.store.disk(self._named(each.name))
             progress = Progress()
@@ -134,7 +135,12 @@ class _InStore:
             finally:
                 cleared(self.voice.shown)
             shown = replace(self.place, disk=disk.name)
-            show_saved(saved, shown, as_json=self.voice.as_json, quiet=self.voice.quiet)
+            try:
+                show_saved(saved, shown, as_json=self.voice.as_json, quiet=self.voice.quiet)
+            except StaleViewError as error:
+                stale.append(error)  # the other disks are to be saved as well
+        if stale:
+            raise StaleViewError("; ".join(str(error) for error in stale))
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import TypeVar
 
-from blockstream.errors import BlockstreamError, LeftoverError, SourceError
+from blockstream.errors import BlockstreamError, LeftoverError, SourceError, StaleViewError
 from blockstream.jobs.supervision import postponed, undisturbed
 from blockstream.sources.inventory import InTheWayError, Machine, QuiesceError, Snapshot
 from blockstream.sources.vsphere import VSphere
@@ -34,6 +34,7 @@ _LONG = timedelta(days=1)
 _HOUR = timedelta(hours=1)
 # By then, what was written since is a good part of what the disks can hold.
 _GROWN_PART = 4
+_ALL_DONE = "all was sent and committed, but "
 _NAME = re.compile(r"blockstream_([0-9a-f]{8})_[0-9a-f]{8}")
 
 
@@ -86,7 +87,7 @@ def enable_tracking(session: VSphere, machine: Machine, care: Care) -> Machine:
         )
     finally:
         for each in made:
-            _remove(session, machine, each, care, "change tracking is on")
+            _remove(session, machine, each, care, "change tracking is on, but ")
     care.tell(f"{machine.name}: change tracking is on; until now nothing was tracked")
     return session.again(machine)
 
@@ -147,14 +148,22 @@ def frozen(
     try:
         patiently(make, machine, care, "no snapshot was made and nothing was sent")
         yield made[0]
+    except StaleViewError as error:
+        # All was done, but has to be looked at: what grows has to be sooner.
+        try:
+            _remove(session, machine, made[0][0], care, _ALL_DONE)
+        except LeftoverError:
+            care.tell(f"{error}")
+            raise
+        raise
     except BaseException:
         for snapshot, _ in made:
             try:
-                _remove(session, machine, snapshot, care, "not all was sent")
-            except BlockstreamError as error:
+                _remove(session, machine, snapshot, care, "")
+            except LeftoverError as error:
                 care.tell(f"{error}")
         raise
-    _remove(session, machine, made[0][0], care, "all that was to be sent was")
+    _remove(session, machine, made[0][0], care, _ALL_DONE)
 
 
 def _make_snapshot(
@@ -188,7 +197,7 @@ def _remove(session: VSphere, machine: Machine, snapshot: Snapshot, care: Care, 
         machine: The machine.
         snapshot: The snapshot.
         care: How long to wait, and whom to tell.
-        done: What was done nevertheless, if it stays.
+        done: What was done although it stays, with `, but `; empty if nothing is to be said.
 
     Raises:
         LeftoverError: If it could not be removed.
@@ -206,7 +215,7 @@ def _remove(session: VSphere, machine: Machine, snapshot: Snapshot, care: Care, 
             patiently(remove, machine, care, "")
         except BlockstreamError as error:
             raise LeftoverError(
-                f"{done}, but the snapshot {snapshot.name} of {machine.path} could not be removed: "
+                f"{done}the snapshot {snapshot.name} of {machine.path} could not be removed: "
                 f"{error}; it grows, and may fill its datastore, until it is removed: by hand, or "
                 "by the same command, run again"
             ) from error
@@ -214,10 +223,10 @@ def _remove(session: VSphere, machine: Machine, snapshot: Snapshot, care: Care, 
             patiently(consolidate, machine, care, "")
         except BlockstreamError as error:
             raise LeftoverError(
-                f"{done}, and the snapshot {snapshot.name} of {machine.path} was removed, but its "
-                f"files were not put together: {error}; they grow, and may fill their datastore, "
-                "until the machine's disks are consolidated: by hand, or by the same command, run "
-                "again"
+                f"{done}the files of the snapshot {snapshot.name} of {machine.path}, which was "
+                f"removed, were not put together: {error}; they grow, and may fill their "
+                "datastore, until the machine's disks are consolidated: by hand, or by the same "
+                "command, run again"
             ) from error
 
 
@@ -231,7 +240,7 @@ def _remove_or_find_gone(session: VSphere, machine: Machine, snapshot: Snapshot)
 
 
 def cleaned(session: VSphere, machine: Machine, ident: str, care: Care) -> Machine:
-    """Remove what a round of ours left that was killed; name what others left.
+    """Remove what an earlier round of ours left; name what others left.
 
     Raises:
         SourceError: If something of ours could not be removed: beside it, there must be no other.
@@ -242,9 +251,9 @@ def cleaned(session: VSphere, machine: Machine, ident: str, care: Care) -> Machi
         if found is None:
             continue
         if found[1] in {ident, ident_of(machine.uuid)} and each.description == _description():
-            care.tell(f"{machine.path}: the snapshot {each.name} of a killed round is removed")
+            care.tell(f"{machine.path}: the snapshot {each.name} of an earlier round is removed")
             try:
-                _remove(session, machine, each, care, "nothing was sent")
+                _remove(session, machine, each, care, "nothing was sent, but ")
             except LeftoverError as error:
                 raise SourceError(f"{error}") from error
             gone = True

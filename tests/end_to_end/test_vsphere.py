@@ -200,7 +200,7 @@ def test_whoever_is_killed_leaves_no_snapshot_or_the_next_one_removes_it(
     assert ended.status == 0, ended.err
     assert machine.snapshots() == []
     assert copy.read_bytes() == machine.frozen()
-    assert ("of a killed round is removed" in ended.err) == (number == signal.SIGKILL)
+    assert ("of an earlier round is removed" in ended.err) == (number == signal.SIGKILL)
 
 
 @pytest.mark.parametrize("far", [False, True], ids=["here", "there"])
@@ -265,6 +265,41 @@ def test_what_the_tracker_missed_is_told_even_if_a_snapshot_stays(
     assert ended.status == 21, ended.err
     assert f"had missed 4.0 KiB of {VM}-2000" in ended.err
     assert copy.read_bytes() == machine.frozen()
+
+
+def test_what_an_audit_finds_in_one_disk_keeps_no_other_from_the_store(
+    machine: Simulator, host: Host
+) -> None:
+    store = f"dir:{host.folder}/store"
+    assert host.run("store", "init", store).status == 0
+    words = ["send", machine.location(), f"{store}/mail", "--enable-cbt", "--audit", "1"]
+    assert host.run(*words).status == 0
+    for key in (2000, 2001):
+        machine.write(70000, b"missed", key=key)
+        machine.control("forget", key=key)
+    ended = host.run(*words)
+    assert ended.status == 19, ended.err
+    for key in (2000, 2001):
+        assert f"{store}/mail-{key}@2 is right, but the list of changes had missed" in ended.err
+        back = host.folder / f"back-{key}"
+        assert host.run("restore", f"{store}/mail-{key}", back, "--create").status == 0
+        assert back.read_bytes() == machine.frozen(key)
+
+
+def test_what_an_audit_found_is_told_even_if_a_snapshot_stays(
+    machine: Simulator, host: Host
+) -> None:
+    store = f"dir:{host.folder}/store"
+    assert host.run("store", "init", store).status == 0
+    words = ["send", machine.location(disk=2000), f"{store}/mail", "--enable-cbt", "--audit", "1"]
+    assert host.run(*words).status == 0
+    machine.write(MIB, b"missed")
+    machine.control("forget")
+    machine.arm("remove", "GenericVmConfigFault")
+    ended = host.run(*words)
+    assert ended.status == 21, ended.err
+    assert "the list of changes had missed" in ended.err
+    assert "all was sent and committed, but the snapshot" in ended.err
 
 
 def test_the_password_comes_out_nowhere(machine: Simulator, host: Host) -> None:
