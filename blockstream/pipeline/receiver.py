@@ -382,6 +382,7 @@ class ReceiveEngine:
         self._reading = threading.Lock()
         self._turnstile = Turnstile()
         self._first: int | None = None
+        self._taken = 0  # number of the next frame
         self._crew = Crew(self._wake)
         self._stopped = ""
         self._heard = 0
@@ -450,7 +451,8 @@ class ReceiveEngine:
                 return self._next_in_turn(buffer, decompress)
             except (BlockstreamError, RemoteProtocolError) as error:
                 # While the lock is held: nobody reads on behind what was refused. What came
-                # before it is good, and whoever has it finishes it.
+                # before it is finished first: if that is not good, this is no news.
+                self._turnstile.wait_for(self._taken)
                 self._crew.note(error)
                 return None
 
@@ -464,6 +466,7 @@ class ReceiveEngine:
         effects = self._applying.event(lambda: session.receive(message, time.monotonic()))
         if session.state in {State.STREAM, State.SKIM}:
             self._open_turnstile()
+            self._taken += sum(isinstance(effect, Verify) for effect in effects)
             return effects
         self._applying.perform(effects)
         self._open_turnstile()
@@ -480,7 +483,7 @@ class ReceiveEngine:
     def _open_turnstile(self) -> None:
         """Let the first frame pass, whose number is known once the session is ready for it."""
         if self._first is None and self._applying.session.state in {State.STREAM, State.SKIM}:
-            self._first = self._applying.session.durable.frames
+            self._first = self._taken = self._applying.session.durable.frames
             self._turnstile = Turnstile(self._first)
             if self._crew.error is not None or self._frames.stopped:
                 self._turnstile.break_open()

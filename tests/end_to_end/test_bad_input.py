@@ -7,6 +7,7 @@ import random
 import shutil
 import struct
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -249,6 +250,21 @@ def test_hostile_stream_is_refused(eager: Host, target: Path, name: str) -> None
     got, message = run_here(eager, target, data)
     assert (got, words in message) == (status, True), (got, message)
     assert target.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_frame_that_is_refused_is_the_reason_however_threads_meet(
+    eager: Host, target: Path
+) -> None:
+    data, status, _ = HOSTILE["overlap"]  # and then the stream ends too early
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(150):
+            got, message = run_here(eager, target, data)
+            assert (got, "comes after" in message) == (status, True), message
+    finally:
+        sys.setswitchinterval(usual)
 
 
 @pytest.mark.slow
