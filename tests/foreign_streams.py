@@ -74,7 +74,7 @@ def rbd_diff(
     records: list[tuple[bytes, bytes]] = []
     for tag, name in ((b"f", base), (b"t", goal)):
         if name:
-            records.append((tag, struct.pack("<I", len(name)) + name.encode()))
+            records.append((tag, struct.pack("<I", len(name.encode())) + name.encode()))
     records.append((b"s", struct.pack("<Q", size)))
     for offset, what in changes:
         if isinstance(what, int):

@@ -4,7 +4,7 @@ import zlib
 from collections.abc import Iterator
 
 from blockstream.errors import IntegrityError, InterruptedTransferError
-from blockstream.formats.foreign.zstd_frames import walked
+from blockstream.formats.foreign.zstd_frames import WINDOW_BYTES, walked
 from blockstream.linux.streams import WakeableReader
 
 _BUFFER_BYTES = 1 << 20
@@ -92,8 +92,7 @@ class Unwrapped:
         """Give what the frames of a zstd stream hold, block by block."""
         import zstandard
 
-        # Of the largest window that our own streams and `zstd --long=27` have.
-        maker = zstandard.ZstdDecompressor(max_window_size=1 << 27)
+        maker = zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES)
         unpacker = maker.decompressobj()
         steps = walked()
         data = b""
@@ -103,10 +102,10 @@ class Unwrapped:
                 data = self._exactly(wish.length, or_end=wish.or_end)
                 if data and wish.or_end and unpacker.eof:
                     unpacker = maker.decompressobj()
+                wish = steps.send(data)
                 given = unpacker.decompress(data) if data else b""
                 if given:
                     yield given
-                wish = steps.send(data)
         except StopIteration:
             return
         except zstandard.ZstdError as error:

@@ -1,6 +1,6 @@
 """Patches of bdsync 0.3: size, name, records {i64 position, u16 length, data}, end, digest.
 
-Numbers are in the byte order of the host that made it, which the size gives away.
+Numbers are in the byte order of the host that made it, which size and name give away.
 """
 
 import struct
@@ -17,22 +17,20 @@ from blockstream.formats.foreign.events import (
 )
 
 BANNER = b"BDSYNC 0.3\n"
+_HEAD = struct.Struct("<qH")
 _TITLE = "a patch of bdsync"
 _NAME_BYTES = 16384  # bdsync.c
-# No disk is larger, and every size of the other byte order is, unless it is a multiple of 64 KiB
-# and above 4 GiB in both.
-_PLAUSIBLE = 1 << 48
+_PLAUSIBLE = 1 << 48  # no disk is larger
 
 
 def read(_size: int | None) -> Reading:
     """Read a patch."""
     yield Take(len(BANNER))
-    size_bytes = yield Take(8)
-    order = "<" if int.from_bytes(size_bytes, "little") < _PLAUSIBLE else ">"
-    (size,) = struct.unpack(f"{order}q", size_bytes)
+    head = yield Take(_HEAD.size)
+    order = _order(head)
+    size, length = struct.unpack(order + _HEAD.format[1:], head)
     if not 0 <= size < _PLAUSIBLE:
         raise malformed(_TITLE, f"its disk would have {size} bytes")
-    (length,) = struct.unpack(f"{order}H", (yield Take(2)))
     if length > _NAME_BYTES:
         raise malformed(_TITLE, f"a name of {length} bytes")
     yield from skipped(length)  # a path on the other host: nothing is done with it
@@ -52,6 +50,20 @@ def read(_size: int | None) -> Reading:
     yield from _digest()
     if (yield Take(1, or_end=True)):
         raise malformed(_TITLE, "bytes follow its end")
+
+
+def _order(head: bytes) -> str:
+    """Return the byte order of the host that made it.
+
+    A size that is a multiple of 64 KiB may be one in either order; then the name tells, because the
+    length of one of less than 256 bytes is larger in the wrong order.
+    """
+    size, length = _HEAD.unpack(head)
+    other_size, other_length = struct.unpack(">" + _HEAD.format[1:], head)
+    likely = 0 <= size < _PLAUSIBLE
+    if likely and 0 <= other_size < _PLAUSIBLE:
+        likely = length <= other_length
+    return "<" if likely else ">"
 
 
 def _digest() -> Reading:

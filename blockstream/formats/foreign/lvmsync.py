@@ -17,6 +17,8 @@ _HEADER = struct.Struct(">QI")
 # A multiple of every chunk size, well below what a u32 can say, and what lvmsync holds in memory.
 _RECORD_BYTES = 1 << 20
 _FEWEST = 4
+# To look at a window costs as much as a hundred records; where few are alike, it is rarely done.
+_SINGLES = 256
 
 
 def read(size: int | None) -> Reading:
@@ -24,11 +26,15 @@ def read(size: int | None) -> Reading:
     banner = yield Take(len(BANNER) + 1)
     if banner.endswith(b"\r"):
         yield Take(1)
+    singles = 0
     while True:
-        alike = _alike((yield Window()), size)
-        if alike is not None:
-            yield alike
-            continue
+        if not singles:
+            alike = _alike((yield Window()), size)
+            if alike is not None:
+                yield alike
+                continue
+            singles = _SINGLES
+        singles -= 1
         header = yield Take(_HEADER.size, or_end=True)
         if not header:
             return

@@ -36,15 +36,17 @@ _RANGE = struct.Struct("<QQ")
 class _Diff:
     """What one diff has said so far."""
 
-    def __init__(self, *, sized: bool) -> None:
+    def __init__(self, *, sized: bool, before: bytes | None) -> None:
         self._sized = sized
+        self._before = before
         self._size: int | None = None
-        self._from = self._to = False
+        self._from: bytes | None = None
+        self._to: bytes | None = None
         self._reached = 0
         self._in_data = False
 
-    def read(self) -> Reading:
-        """Read the records, to the end mark."""
+    def read(self) -> Looking:
+        """Read the records, to the end mark; return the name of the goal, if it has one."""
         while (tag := (yield Take(1))) != b"e":
             count = None
             if self._sized:
@@ -53,6 +55,7 @@ class _Diff:
         if self._size is None:
             raise malformed(_TITLE, "it does not say how large the disk is")
         yield from self._facts_done()
+        return self._to or b""
 
     def _record(self, tag: bytes, count: int | None) -> Reading:
         if tag in {b"w", b"z"}:
@@ -78,22 +81,26 @@ class _Diff:
         if self._size is None:
             raise malformed(_TITLE, "data comes before the size of the disk")
         self._in_data = True
-        if not self._from:
+        if self._before is not None and self._from != self._before:
+            raise malformed(_TITLE, "it does not begin where the one before it leads")
+        if self._from is None:
             yield Whole()
+        if self._to is None:
+            yield Goal("")  # the image itself, whatever a diff before it has led to
         yield Size(self._size)
 
     def _named(self, tag: bytes, count: int | None) -> Reading:
         name = yield from _name(count)
         text = name.decode("utf-8", "replace")
         if tag == b"f":
-            if self._from:
+            if self._from is not None:
                 raise malformed(_TITLE, "it names its base twice")
-            self._from = True
+            self._from = name
             yield Base(text)
         else:
-            if self._to:
+            if self._to is not None:
                 raise malformed(_TITLE, "it names its goal twice")
-            self._to = True
+            self._to = name
             yield Goal(text)
 
     def _range(self, tag: bytes, count: int | None) -> Reading:
@@ -124,12 +131,19 @@ def read(_size: int | None) -> Reading:
         raise malformed(_TITLE, "bytes follow its end")
 
 
-def read_one() -> Reading:
-    """Read a diff, of either version, to its end mark."""
+def read_one(before: bytes | None = None) -> Looking:
+    """Read a diff, of either version, to its end mark.
+
+    Args:
+        before: Name of the state that the diff before it leads to; None if it is the first.
+
+    Returns:
+        The name of the state that it leads to; empty for the image itself.
+    """
     banner = yield Take(len(BANNER_1))
     if banner not in {BANNER_1, BANNER_2}:
         raise malformed(_TITLE, "it does not begin with its banner")
-    yield from _Diff(sized=banner == BANNER_2).read()
+    return (yield from _Diff(sized=banner == BANNER_2, before=before).read())
 
 
 class RbdDiffWriter:

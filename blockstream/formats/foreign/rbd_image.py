@@ -23,8 +23,9 @@ def read(_size: int | None) -> Reading:
     if (yield Take(len(_DIFFS))) != _DIFFS:
         raise malformed(_TITLE, "no diffs follow the facts of its image")
     (diffs,) = _NUMBER.unpack((yield Take(_NUMBER.size)))
+    reached: bytes | None = None
     for _ in range(diffs):
-        yield from read_one()
+        reached = yield from read_one(reached)
     if not diffs:
         raise malformed(_TITLE, "it holds no diff")
     if (yield Take(1, or_end=True)):

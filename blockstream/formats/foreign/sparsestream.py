@@ -10,6 +10,7 @@ from typing import Any
 
 from blockstream.errors import RefusedError
 from blockstream.formats.foreign.events import (
+    Base,
     Data,
     Format,
     Goal,
@@ -41,7 +42,8 @@ def read(_size: int | None) -> Reading:
         raise malformed(_TITLE, "it does not begin with what describes it")
     facts = _facts((yield Take(length)))
     yield from _line_end()
-    size, stated = _number(facts, "virtualSize", "virtual-size"), facts.get("dataSize")
+    size = _number(facts, "virtualSize", "virtual-size")
+    stated = facts.get("dataSize", facts.get("data-size"))
     packed = bool(facts.get("compressed"))
     if packed and facts.get("compressionMethod", "lz4") != "lz4":
         raise RefusedError(
@@ -50,6 +52,8 @@ def read(_size: int | None) -> Reading:
         )
     if facts.get("incremental"):
         yield Remark("what became zeros since its parent is not in it: virtnbdbackup leaves it out")
+        if isinstance(facts.get("parentCheckpoint"), str) and facts["parentCheckpoint"]:
+            yield Base(facts["parentCheckpoint"])
     else:
         yield Whole()
     yield Size(size)

@@ -105,6 +105,10 @@ def recognised(head: bytes) -> Format:
     for offset, magic, what, advice in _OTHERS:
         if head[offset : offset + len(magic)] == magic:
             raise RefusedError(f"this is {what}; nothing was written; {advice}")
+    if packed := wrapping(head):
+        raise RefusedError(
+            f"this is packed twice, with {packed} inside; nothing was written; unpack it once first"
+        )
     for offset, magic in _IMAGES:
         if head[offset : offset + len(magic)] == magic:
             return raw.FORMAT
@@ -127,6 +131,8 @@ def chosen(head: bytes, given: str) -> Format:
         RefusedError: If it begins like something else, or is none that is read.
         IntegrityError: If it looks like nothing.
     """
+    if not head and given == thin_send.FORMAT_1_0.name:
+        return thin_send.FORMAT_1_0  # it says nothing where nothing has changed
     if not head:
         raise InterruptedTransferError("the input is empty; nothing was written")
     if given == raw.FORMAT.name:

@@ -44,6 +44,19 @@ def test_the_last_or_the_first_range_wins(
     assert seen == model
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("last", ["small", "large"])
+def test_half_a_million_ranges_over_each_other_take_no_longer_than_side_by_side(last: str) -> None:
+    # A thin stream of 28 bytes each: if every range painted all that it covers, it took minutes.
+    count = 1 << 18
+    small = np.arange(count, dtype=np.int64) * 8192, np.full(count, 4096, np.int64)
+    large = np.zeros(count, np.int64), np.full(count, count * 8192, np.int64)
+    layers = Layers()
+    for offsets, lengths in (small, large) if last == "large" else (large, small):
+        layers.add_columns(offsets, lengths, 0, np.arange(count, dtype=np.int64) << 40)
+    assert len(layers.flattened(count * 8192).offsets) == (1 if last == "large" else 2 * count)
+
+
 def test_neighbours_in_disk_and_file_are_one_range() -> None:
     layers = Layers()
     layers.add(0, 512, 0, 100)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from blockstream.errors import BlockstreamError, ExitStatus
 from blockstream.formats.foreign import raw
 from blockstream.formats.foreign.names import READ, WRITTEN
-from blockstream.formats.foreign.table import FORMATS, recognised
+from blockstream.formats.foreign.table import FORMATS, chosen, recognised
 from tests.foreign_streams import (
     MAGIC_1_0,
     Change,
@@ -194,6 +194,14 @@ FAULTS: dict[str, tuple[bytes, ExitStatus]] = {
         rbd_diff([(0, 512)], SIZE)[:-1] + b"f" + struct.pack("<I", 1) + b"ae",
         ExitStatus.INTEGRITY,
     ),
+    "rbd image: a diff that does not follow": (
+        rbd_image([rbd_diff([], SIZE, goal="a"), rbd_diff(CHANGES, SIZE, "b")]),
+        ExitStatus.INTEGRITY,
+    ),
+    "rbd image: a diff that begins anew": (
+        rbd_image([rbd_diff(CHANGES, SIZE, goal="a"), rbd_diff([], SIZE)]),
+        ExitStatus.INTEGRITY,
+    ),
     "rbd image: no diffs": (rbd_image([]), ExitStatus.INTEGRITY),
     "bdsync: past the end": (bdsync([(SIZE - 1, b"xx")], SIZE), ExitStatus.INTEGRITY),
     "bdsync: descending": (bdsync([(4096, b"x"), (0, b"x")], SIZE), ExitStatus.INTEGRITY),
@@ -223,6 +231,19 @@ FAULTS: dict[str, tuple[bytes, ExitStatus]] = {
         ExitStatus.INTEGRITY,
     ),
     "sparsestream: another sum": (sparsestream(SPARSE, SIZE, dataSize=1), ExitStatus.INTEGRITY),
+    "sparsestream: another sum in an older one": (
+        sparsestream(SPARSE, SIZE).replace(b'"dataSize": 32768', b'"data-size":32769'),
+        ExitStatus.INTEGRITY,
+    ),
+    "packed twice": (gzip.compress(zstandard.compress(thin_send([]))), ExitStatus.REFUSED),
+    "zstd: a window that is too large": (
+        b"\x28\xb5\x2f\xfd" + bytes([0, 18 << 3 | 1]) + b"\x01\0\0",
+        ExitStatus.REFUSED,
+    ),
+    "zstd: bytes after its end": (
+        zstandard.compress(thin_send([])) + b"garbage",
+        ExitStatus.INTEGRITY,
+    ),
     "sparsestream: no size": (
         sparsestream([], SIZE, virtualSize="many"),
         ExitStatus.INTEGRITY,
@@ -272,6 +293,41 @@ def test_the_short_payload_of_a_snapback_ends_where_the_disk_does() -> None:
     stream += struct.pack(">QI", 0, 4096) + NOISE[:4096]
     disk = DISK + bytes(100)
     assert brought_onto(disk, stream, odd) == applied(disk, list(changes))
+
+
+def test_an_export_leads_to_the_image_and_not_to_its_last_snapshot() -> None:
+    snapshot = rbd_diff(SPARSE, SIZE, goal="a", version=2)
+    assert read(rbd_image([snapshot])).goal == "a"
+    assert read(rbd_image([snapshot, rbd_diff([], SIZE, "a", version=2)])).goal == ""
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("size", [65_536, 1 << 30, 1 << 38])
+def test_the_name_in_a_patch_tells_its_byte_order_where_its_size_does_not(
+    order: str, size: int
+) -> None:
+    found = read(bdsync(CHANGES, size, order=order))
+    assert (found.size, found.data) == (size, 20_480)
+
+
+def test_an_increment_of_virtnbdbackup_belongs_onto_its_parent() -> None:
+    facts = {"incremental": True, "parentCheckpoint": "virtnbdbackup.0"}
+    found = read(sparsestream([], SIZE, **facts, checkpointName="virtnbdbackup.1"))
+    assert (found.base, found.goal) == ("virtnbdbackup.0", "virtnbdbackup.1")
+
+
+def test_only_thin_send_1_0_says_nothing_where_nothing_has_changed() -> None:
+    assert chosen(b"", "thin-send-1.0").name == "thin-send-1.0"
+    for name in ("", "thin-send", "lvmsync", "raw"):
+        with pytest.raises(BlockstreamError, match="empty"):
+            chosen(b"", name)
+
+
+@pytest.mark.slow
+def test_two_hundred_thousand_records_of_other_lengths_each_are_read_at_once() -> None:
+    # Each look at a window costs as much as hundreds of them: they would take minutes.
+    changes: list[Change] = [(at * 4, bytes(1 + at % 3)) for at in range(200_000)]
+    assert read(lvmsync(changes)).records == 200_000
 
 
 def test_the_first_preimage_wins_in_a_snapback_and_the_last_record_in_a_dump() -> None:
