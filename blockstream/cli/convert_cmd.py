@@ -20,4 +20,4 @@ def command(stream: str, to: str, **options: object) -> None:
       blockstream convert --to rbd delta.bsx > delta.rbd
       blockstream convert --size 10G --base monday dump.lvmsync > delta.bsx
     """  # noqa: D301
-    made_of((stream,), to, options)
+    made_of("convert", (stream,), to, options)

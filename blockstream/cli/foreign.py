@@ -10,6 +10,7 @@ from blockstream.cli.options import parse_size, warn, with_progress, with_state_
 from blockstream.errors import StaleViewError, UsageError
 from blockstream.formats.foreign.names import OURS, READ, WRITTEN
 from blockstream.words import size_text
+from blockstream_protocol import is_id
 
 if TYPE_CHECKING:
     from blockstream.jobs.foreign import ForeignResult  # numpy: what `recv` need not wait for
@@ -111,8 +112,28 @@ def with_stream_options(function: F) -> F:
 
 
 def wish_given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what was said of a stream."""
-    return {name: options[name] for name in _WISHES if options[name] not in {None, "", False}}
+    """Return what was said of a stream.
+
+    Raises:
+        UsageError: If a state cannot be called like that.
+    """
+    check_names(options)
+    given = ((name, options[name]) for name in _WISHES)
+    # Not by comparing: of 0 bytes, which may be expected, Python thinks as of False.
+    return {name: value for name, value in given if value or type(value) is int}
+
+
+def check_names(options: Mapping[str, Any]) -> None:
+    """Look at the names of states before a stream is read to its end.
+
+    Raises:
+        UsageError: If a state cannot be called like that.
+    """
+    for option in ("base", "goal"):
+        if options[option] and not is_id(options[option]):
+            raise UsageError(
+                f"--{option} takes up to 256 printable ASCII characters, no blank at either end"
+            )
 
 
 def show_foreign(found: "ForeignResult", *, as_json: bool, quiet: bool) -> None:

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -13,9 +12,8 @@ from blockstream.cli.options import (
     refuse_terminal,
     reporters,
     with_progress,
-    with_state_dir,
 )
-from blockstream.errors import NotFoundError
+from blockstream.errors import NotFoundError, StaleViewError, UsageError
 from blockstream.formats.foreign.names import READ
 from blockstream.jobs.inspect import MAP_CELLS, Inspection, inspect
 from blockstream.jobs.supervision import Reporter
@@ -38,19 +36,18 @@ _SHADES = " ░▒▓█"
     help="Format of a stream of another tool. [default: as it begins]",
 )
 @with_progress
-@with_state_dir
 def command(
     stream: str,
     given: str | None,
     as_json: bool,
     quiet: bool,
     progress_fd: int | None,
-    state_dir: Path,
 ) -> None:
     """Show ids, sizes and a map of STREAM, a file or - for standard input; verify every digest.
 
     The exit status is that of receiving it: 0 only if it is whole and sound. A stream of another
-    tool is read to its end as well; what it does not tell cannot be verified, and is named.
+    tool is read to its end as well; what it does not tell cannot be verified, and is named: 19 if
+    it has no end mark.
 
     \b
     Examples:
@@ -61,14 +58,14 @@ def command(
     shown = reporters("inspect", as_json=as_json, quiet=quiet, progress_fd=progress_fd)
     if stream == "-":
         refuse_terminal(0, "standard input")
-        _inspected(stream, 0, given, state_dir, shown, as_json=as_json)
+        _inspected(stream, 0, given, shown, as_json=as_json)
         return
     try:
         fd = os.open(stream, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise NotFoundError(f"{stream} cannot be opened: {error.strerror}") from error
     try:
-        _inspected(stream, fd, given, state_dir, shown, as_json=as_json)
+        _inspected(stream, fd, given, shown, as_json=as_json)
     finally:
         os.close(fd)
 
@@ -77,7 +74,6 @@ def _inspected(
     stream: str,
     fd: int,
     given: str | None,
-    state_dir: Path,
     shown: list[Reporter],
     *,
     as_json: bool,
@@ -86,11 +82,15 @@ def _inspected(
     head = beginning(fd, given=bool(given))
     found: Inspection | ForeignInspection
     if is_ours(head, wish):
+        if given:
+            raise UsageError(
+                f"--format has no effect: {stream} is a stream of ours, which says that itself"
+            )
         found = inspect(fd, head, Progress(), shown)
     else:
         from blockstream.jobs.inspect_foreign import inspect_foreign  # rarely used
 
-        found = inspect_foreign(fd, head, state_dir, given or "", Progress(), shown)
+        found = inspect_foreign(fd, head, given or "", Progress(), shown)
     cleared(shown)
     if as_json:
         values = asdict(found) | {"problem": str(found.problem) if found.problem else None}
@@ -101,6 +101,11 @@ def _inspected(
         _show_foreign(stream, found)
     if found.problem is not None:
         raise found.problem
+    if not isinstance(found, Inspection) and found.open_ended:
+        raise StaleViewError(
+            f"{found.title} has no end mark: nobody knows whether {found.data} bytes in "
+            f"{found.records} records are all; compare with what its sender says"
+        )
 
 
 def _show_foreign(name: str, found: "ForeignInspection") -> None:

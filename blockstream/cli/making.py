@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from blockstream.cli.console import event, saving_text, say
-from blockstream.cli.foreign import parse_pool_chunk
+from blockstream.cli.foreign import check_names, parse_pool_chunk
 from blockstream.cli.options import cleared, parse_size, refuse_terminal, reporters, warn
 from blockstream.errors import StaleViewError, UsageError
 from blockstream.formats.foreign.names import OURS
@@ -19,8 +19,8 @@ _STDIN = 0
 _STDOUT = 1
 
 
-def made_of(streams: Sequence[str], to: str, options: Mapping[str, Any]) -> None:
-    """Make one stream of one or several.
+def made_of(command: str, streams: Sequence[str], to: str, options: Mapping[str, Any]) -> None:
+    """Make one stream of one or several, for a command.
 
     Raises:
         StaleViewError: If one of them had no end mark, so that nobody knows whether it was whole.
@@ -29,9 +29,10 @@ def made_of(streams: Sequence[str], to: str, options: Mapping[str, Any]) -> None
     if "-" in streams:
         refuse_terminal(_STDIN, "standard input")
     as_json, quiet = options["as_json"], options["quiet"]
-    shown = reporters("convert", as_json=as_json, quiet=quiet, progress_fd=options["progress_fd"])
+    shown = reporters(command, as_json=as_json, quiet=quiet, progress_fd=options["progress_fd"])
     if to != OURS and options["compress"] != "auto":
         raise UsageError("--compress is only for streams of ours")
+    check_names(options)
     pool_chunk = parse_pool_chunk(options["pool_chunk"])
     if to == OURS and pool_chunk:
         raise UsageError("--pool-chunk is only for --to thin-send")
@@ -43,6 +44,7 @@ def made_of(streams: Sequence[str], to: str, options: Mapping[str, Any]) -> None
         size=parse_size(options["size"]) if options["size"] else None,
         base=options["base"],
         goal=options["goal"],
+        accept_open_end=options["accept_open_end"],
     )
     compression = CompressionChoice.parse(options["compress"])
     progress = Progress()

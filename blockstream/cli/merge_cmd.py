@@ -24,4 +24,4 @@ def command(streams: tuple[str, ...], to: str, **options: object) -> None:
     """  # noqa: D301
     if streams.count("-") > 1:
         raise UsageError("standard input, -, can be only one of the streams")
-    made_of(streams, to, options)
+    made_of("merge", streams, to, options)

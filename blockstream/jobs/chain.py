@@ -8,6 +8,7 @@ import contextlib
 import os
 import stat
 import threading
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from blockstream.formats.extent_lists import ExtentList, Meaning
 from blockstream.formats.foreign.events import Format, Head
 from blockstream.formats.foreign.layers import ZEROS, Layers
 from blockstream.formats.foreign.table import HEAD_BYTES, chosen, wrapping
+from blockstream.jobs.foreign import UNVERIFIED, base_of, told_whole
 from blockstream.jobs.looking import Looking
 from blockstream.jobs.send import SendPlan, SendRequest, planned
 from blockstream.jobs.supervision import Reporter, Work, supervised
@@ -42,9 +44,6 @@ from blockstream_protocol import (
 )
 
 _STDIN = 0
-# Parts of one call; IOV_MAX is 1024.
-_MOST_PARTS = 1000
-_ZEROS = memoryview(bytes(1 << 20))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +58,7 @@ class ConvertRequest:
         size: Bytes of the disk, where no stream says it; None if that was not said.
         base: State that they belong onto, where they do not say.
         goal: Name of the state that they lead to, where they do not say.
+        accept_open_end: Believe that streams without an end mark are whole.
     """
 
     streams: Sequence[str]
@@ -68,6 +68,7 @@ class ConvertRequest:
     size: int | None = None
     base: str = ""
     goal: str = ""
+    accept_open_end: bool = False
 
 
 @dataclass(slots=True)
@@ -152,6 +153,7 @@ class _Chain:
         self._stack = stack
         self._layers = Layers()
         self._fds: list[int] = []
+        self._before: dict[int, os.stat_result] = {}
         self._links: list[Link] = []
         self._size = request.size
 
@@ -162,9 +164,20 @@ class _Chain:
         wish = {"format": given} if given else {}
         head = beginning(fd, given=bool(given))
         widen_pipe(fd)
-        link = self._ours(name, fd, head) if is_ours(head, wish) else self._foreign(name, fd, head)
+        ours = is_ours(head, wish)
+        if ours and given:
+            raise UsageError(
+                f"--format has no effect: {name} is a stream of ours, which says that itself; "
+                "nothing was made"
+            )
+        link = self._ours(name, fd, head) if ours else self._foreign(name, fd, head)
         if self._links:
             self._follows(link)
+        elif link.size is not None and self._size not in {None, link.size}:
+            raise RefusedError(
+                f"{name} is for a disk of {link.size} bytes, and --size says {self._size}; nothing "
+                "was made; leave out --size, or see whether the stream was cut"
+            )
         if link.size is not None:
             self._size = link.size
         self._links.append(link)
@@ -176,22 +189,31 @@ class _Chain:
             raise UsageError(
                 f"{last.name} does not say how large the disk is: give --size; nothing was made"
             )
-        base = "" if first.whole else (first.base or request.base)
+        if first.whole and request.base:
+            raise UsageError(
+                f"{first.name} is a whole disk, which needs no --base; nothing was made"
+            )
+        base = "" if first.whole else base_of(first.name, first.base, request.base)
         if not base and not first.whole:
             raise UsageError(
                 f"{first.name} does not say onto what it belongs: name that state with --base; "
                 "nothing was made"
             )
-        if request.base not in {"", base}:
-            raise BaseMismatchError(f"{first.name} belongs onto {base!r}, not {request.base!r}")
-        goal = request.goal or last.goal
         name = " and ".join(link.name for link in self._links[:3])
         placed = self._layers.flattened(self._size)
-        source = LayeredSource(name, placed, self._fds, self._size)
-        asked = SendRequest(name, request.state_dir, base=base, goal=goal if is_id(goal) else "")
+        source = LayeredSource(name, placed, self._fds, self._size, self._before)
+        asked = SendRequest(name, request.state_dir, base=base, goal=self._goal(last))
         if base:
             asked.changes = ExtentList(source.changes(), Meaning.CHANGED, name, self._size)
         return Combined(source, tuple(self._links), planned(asked, source))
+
+    def _goal(self, last: Link) -> str:
+        """Return the name of the state that they lead to; empty for a random one."""
+        request = self._request
+        doubtful = next((link.how for link in self._links if link.open_ended), None)
+        if doubtful is not None and not request.accept_open_end and not request.goal:
+            return f"{UNVERIFIED}-{doubtful.name}-{uuid.uuid4()}"
+        return request.goal or (last.goal if is_id(last.goal) else "")
 
     def _opened(self, name: str) -> int:
         if name == "-":
@@ -213,10 +235,12 @@ class _Chain:
                 f"{link.name} is a whole disk, so nothing of {before.name} would be left; nothing "
                 "was made; merge what was made since"
             )
-        if link.base and before.goal and link.base != before.goal:
+        names_goals = before.how is None or before.how.based
+        if link.base and (before.goal or names_goals) and link.base != before.goal:
+            leads = repr(before.goal) if before.goal else "a state without a name"
             raise BaseMismatchError(
-                f"{link.name} belongs onto {link.base!r}, but {before.name} leads to "
-                f"{before.goal!r}; nothing was made"
+                f"{link.name} belongs onto {link.base!r}, but {before.name} leads to {leads}; "
+                "nothing was made; if it is the same, `blockstream convert --goal` names it first"
             )
 
     def _foreign(self, name: str, fd: int, head: bytes) -> Link:
@@ -237,10 +261,11 @@ class _Chain:
         how = chosen(intake.head(HEAD_BYTES), given)
         if self._links:
             intake.found.size = self._size
-        size = self._request.size if how.sizeless else None
+        size = self._size if how.sizeless else None
         work = Work(intake.stop)
         found = supervised(lambda: intake.run(how, size), work, self._progress, self._reporters)
         self._fds[number] = intake.fd
+        self._before |= intake.before
         return Link(
             name=name,
             how=how,
@@ -248,14 +273,17 @@ class _Chain:
             base=found.base,
             goal=found.goal,
             whole=found.whole,
-            open_ended=not how.ends and not packed,
+            open_ended=not told_whole(how, packed, found.size, self._request.size),
         )
 
     def _ours(self, name: str, fd: int, head: bytes) -> Link:
         # Where packed frames are unpacked to, and all of a pipe.
         kept = unnamed(self._request.state_dir)
         self._stack.callback(os.close, kept)
-        regular = stat.S_ISREG(os.fstat(fd).st_mode)
+        info = os.fstat(fd)
+        regular = stat.S_ISREG(info.st_mode)
+        if regular:
+            self._before[len(self._fds)] = info
         numbers = (len(self._fds) if regular else -1, len(self._fds) + 1)
         self._fds += [fd, kept]
         origin = os.lseek(fd, 0, os.SEEK_CUR) - len(head) if regular else 0

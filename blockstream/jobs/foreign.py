@@ -7,6 +7,7 @@ import uuid
 from dataclasses import dataclass, replace
 
 from blockstream.errors import (
+    BaseMismatchError,
     BlockstreamError,
     InterruptedTransferError,
     NotFoundError,
@@ -114,7 +115,14 @@ def receive_foreign(
     with contextlib.closing(made) as intake:
         how = chosen(intake.head(HEAD_BYTES), wish.format)
         if wish.snapback and how.name != "lvmsync":
-            raise UsageError(f"--snapback is for dumps of lvmsync, and this is {how.title}")
+            raise UsageError(
+                f"--snapback is for dumps of lvmsync, and this is {how.title}; nothing was written"
+            )
+        if request.create and how.sizeless:
+            raise UsageError(
+                f"{how.title} does not say how large the disk is, so --create cannot make it; "
+                "nothing was written; make the target first"
+            )
         work = Work(intake.stop)
         taken = supervised(lambda: intake.run(how, size), work, progress, reporters)
         _check_count(how, wish, taken)
@@ -129,7 +137,8 @@ def receive_foreign(
             result = _staged(what, source, request, progress, reporters)
         else:
             result = _copied(what, source, request, progress, reporters)
-    unchecked = () if compared else _unchecked(how, wish, open_ended)
+    based = bool(taken.base)
+    unchecked = () if compared else _unchecked(how, wish, based=based, open_ended=open_ended)
     return ForeignResult(result, how, taken, unchecked, open_ended, compared)
 
 
@@ -147,8 +156,8 @@ def _copied(
     except SourceError:
         if not isinstance(state, Dirty) or state.goal != what.goal:
             raise
-        kind = what.goal[: -len(str(uuid.UUID(int=0)))]
-        fresh = replace(what, goal=kind + str(uuid.uuid4()))
+        # Another transfer, by its name, to a state that is called the same.
+        fresh = replace(what, name=str(uuid.uuid4()))
         return copy(fresh, source, where, progress, reporters)
 
 
@@ -248,34 +257,53 @@ def _prepared(
 ) -> tuple[SendRequest, LayeredSource]:
     """Return what is to be copied."""
     taken = intake.found
-    disk = taken.size if taken.size is not None else size
-    if disk is None:
-        raise UsageError(
-            f"{how.title} does not say how large the disk is, so --create cannot make it; nothing "
-            "was written; make the target first"
-        )
+    disk = taken.size if taken.size is not None else size or 0
     if taken.whole and wish.base:
-        raise UsageError(f"this is a whole disk, which needs no --base: {how.title}")
+        raise UsageError(
+            f"{how.title} that is a whole disk needs no --base; nothing was written; leave it out"
+        )
     placed = taken.layers.flattened(disk, first_wins=wish.snapback)
-    source = LayeredSource(how.title, placed, [intake.fd], disk)
+    source = LayeredSource(how.title, placed, [intake.fd], disk, intake.before)
     what = SendRequest(source=how.title, state_dir=request.state_dir)
     if not taken.whole:
-        base = wish.base or taken.base or _held(request) or UNVERIFIED
-        what.base = base
+        what.base = base_of(how.title, taken.base, wish.base) or _held(request, wish) or UNVERIFIED
         what.changes = ExtentList(source.changes(), Meaning.CHANGED, how.title, disk)
-        if taken.base and wish.base not in {"", taken.base}:
-            raise RefusedError(
-                f"{how.title} belongs onto {taken.base!r}, not onto {wish.base!r}; nothing was "
-                "written; leave out --base"
-            )
     return what, source
 
 
-def _held(request: ReceiveRequest) -> str:
+def base_of(name: str, said: str, wished: str) -> str:
+    """Return the state that a stream belongs onto; empty if nobody says it.
+
+    Args:
+        name: What people call the stream.
+        said: The state that it names.
+        wished: The one that people name.
+
+    Raises:
+        BaseMismatchError: If they are two.
+        RefusedError: If no state here can be called like that.
+    """
+    if not said or (wished and not is_id(said)):
+        return wished
+    if not is_id(said):
+        raise RefusedError(
+            f"{name} belongs onto {said!r}, and states here are called in printable ASCII; nothing "
+            "was written; say with --base what that one is called here"
+        )
+    if wished not in {"", said}:
+        raise BaseMismatchError(
+            f"{name} belongs onto {said!r}, not onto {wished!r}; nothing was written; leave out "
+            "--base"
+        )
+    return said
+
+
+def _held(request: ReceiveRequest, wish: ForeignWish) -> str:
     """Return the state that a stream which names no base goes onto: what is there."""
     state = _state_of(request)
     if isinstance(state, Clean):
-        return state.id
+        # Where it was before, if it has the goal already: the content tells whether it is the same.
+        return state.prev if state.id == wish.goal else state.id
     return state.base if isinstance(state, Dirty) else ""
 
 
@@ -299,15 +327,30 @@ def _goal(
 
 def _ends(how: Format, wish: ForeignWish, taken: Taken, size: int | None, packed: str) -> bool:
     """Tell whether anything says that a stream was whole."""
-    image = how.name == "raw" and taken.size == size
     said = wish.accept_open_end or wish.expect_bytes is not None
-    return how.ends or bool(packed) or image or said
+    return said or told_whole(how, packed, taken.size, size)
 
 
-def _unchecked(how: Format, wish: ForeignWish, open_ended: bool) -> tuple[str, ...]:
+def told_whole(how: Format, packed: str, size: int | None, wanted: int | None) -> bool:
+    """Tell whether a stream itself says that it is whole.
+
+    What packed a dump ends it well, too, if the tool that made the dump was stopped. An image that
+    is packed lies in a file as a rule, and is believed.
+
+    Args:
+        how: Its format.
+        packed: What it is compressed with; empty for nothing.
+        size: Bytes of its disk.
+        wanted: Bytes that the disk must have; None if nobody knows.
+    """
+    image = how.name == "raw" and (bool(packed) or size == wanted)
+    return how.ends or image
+
+
+def _unchecked(how: Format, wish: ForeignWish, *, based: bool, open_ended: bool) -> tuple[str, ...]:
     texts = how.unchecked
     if not open_ended:
         texts = tuple(text for text in texts if text != "that it is whole")
-    if wish.base:
+    if wish.base or based:
         texts = tuple(text for text in texts if text != "its base")
     return texts

@@ -2,10 +2,10 @@
 
 import contextlib
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from blockstream.errors import BlockstreamError
 from blockstream.formats.foreign.table import HEAD_BYTES, chosen, wrapping
+from blockstream.jobs.foreign import told_whole
 from blockstream.jobs.inspect import MAP_CELLS, into_cells
 from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.linux.streams import widen_pipe
@@ -34,6 +34,7 @@ class ForeignInspection:
         cells: How many bytes of each 64th of the disk it writes; up to `reach` if it has no size.
         unchecked: What it cannot tell.
         remarks: What people should know.
+        open_ended: Whether nothing says that it is whole.
         problem: What is wrong with it; None if nothing was seen.
     """
 
@@ -53,13 +54,13 @@ class ForeignInspection:
     cells: list[int] = field(default_factory=lambda: [0] * MAP_CELLS)
     unchecked: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    open_ended: bool = False
     problem: BlockstreamError | None = None
 
 
 def inspect_foreign(
     fd: int,
     head: bytes,
-    state_dir: Path,
     given: str,
     progress: Progress,
     reporters: list[Reporter],
@@ -69,7 +70,6 @@ def inspect_foreign(
     Args:
         fd: Where it comes from.
         head: What was read from it already.
-        state_dir: Where its bytes are kept meanwhile if it is no file.
         given: Its format, where people say it; empty to recognise it.
         progress: Told how much was seen.
         reporters: Who shows it.
@@ -79,7 +79,7 @@ def inspect_foreign(
     """
     packed = wrapping(head)
     widen_pipe(fd)
-    made = Intake(fd, ahead=head, wrapping=packed, folder=state_dir, tell=progress.look)
+    made = Intake(fd, ahead=head, wrapping=packed, folder=None, tell=progress.look)
     with contextlib.closing(made) as intake:
         how = chosen(intake.head(HEAD_BYTES), given)
         found = ForeignInspection(how.name, how.title, packed, unchecked=how.unchecked)
@@ -90,6 +90,7 @@ def inspect_foreign(
                 raise
             found.problem = error
         taken = intake.found
+        found.open_ended = not told_whole(how, packed, taken.size, None)
         found.size, found.base, found.goal, found.whole = (
             taken.size,
             taken.base,

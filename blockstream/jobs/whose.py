@@ -34,8 +34,13 @@ def beginning(fd: int, head: bytes = b"", *, given: bool = False) -> bytes:
 
 
 def is_ours(head: bytes, wish: Mapping[str, object]) -> bool:
-    """Tell whether a stream is of our own format, or too short to be of any other."""
-    return "format" not in wish and (len(head) < len(MAGIC) or _is_ours(head))
+    """Tell whether a stream is of our own format, or too short to be of any other.
+
+    Only of an image is it believed that it happens to begin like one of ours.
+    """
+    if len(head) < len(MAGIC):
+        return "format" not in wish
+    return wish.get("format") != "raw" and _is_ours(head)
 
 
 def _is_ours(head: bytes) -> bool:

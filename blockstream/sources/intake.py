@@ -47,9 +47,6 @@ from blockstream_protocol import DEVICE_BYTES
 
 _BUFFER_BYTES = 1 << 20
 _SMALL_BYTES = 4096
-# Gaps up to this are read and thrown away: cheaper than another call.
-_GAP_BYTES = 4096
-_MOST_PARTS = 1000  # IOV_MAX is 1024
 _KEPT = 0  # number of the file that the bytes lie in, where there is one only
 
 
@@ -95,7 +92,7 @@ class Intake:
         *,
         ahead: bytes = b"",
         wrapping: str = "",
-        folder: Path,
+        folder: Path | None,
         number: int = _KEPT,
         layers: Layers | None = None,
         tell: Callable[[int], None] = lambda _count: None,
@@ -106,7 +103,7 @@ class Intake:
             fd: Where the stream comes from; stays the caller's.
             ahead: What was read from it already.
             wrapping: What it is compressed with: `zstd`, `gzip`, or nothing.
-            folder: Where its bytes are kept if it is no file.
+            folder: Where its bytes are kept if it is no file; None to keep none of them.
             number: Number of the file that the bytes lie in, among several.
             layers: Of the streams before it; none by default.
             tell: Told how many more bytes of the stream were seen.
@@ -124,7 +121,8 @@ class Intake:
         self._fill = _BUFFER_BYTES
         # Bytes of the stream up to the start of the buffer.
         self._position = 0
-        self._in_place = stat.S_ISREG(os.fstat(fd).st_mode) and not wrapping
+        info = os.fstat(fd)
+        self._in_place = stat.S_ISREG(info.st_mode) and not wrapping
         self._source = fd
         self._folder = folder
         self._kept = 0
@@ -132,11 +130,13 @@ class Intake:
         self._unpacked_bytes = memoryview(b"")
         if self._in_place:
             self._origin = os.lseek(fd, 0, os.SEEK_CUR) - len(ahead)
-            self._file_end = os.fstat(fd).st_size
+            self._file_end = info.st_size
             self.fd = os.dup(fd)
         else:
             self._origin = 0
-            self.fd = unnamed(folder)
+            self.fd = self._kept_in()
+        # What the file was before it was read; nothing for what is kept.
+        self.before = {number: info} if self._in_place else {}
         self.found = Taken(Layers() if layers is None else layers)
 
     def head(self, length: int) -> bytes:
@@ -177,7 +177,8 @@ class Intake:
 
     def close(self) -> None:
         """Give everything back."""
-        os.close(self.fd)
+        if self.fd >= 0:
+            os.close(self.fd)
         self._bytes.close()
         if self._lz4 is not None:
             self._lz4.close()
@@ -283,7 +284,7 @@ class Intake:
             # None of its bytes lies anywhere as it is.
             os.close(self.fd)
             self._in_place, self._kept = False, 0
-            self.fd = unnamed(self._folder)
+            self.fd, self.before = self._kept_in(), {}
         if self._lz4 is None:
             self._lz4 = Lz4Unpacker()
             self._unpacked_bytes = memoryview(bytearray(_BUFFER_BYTES))
@@ -297,7 +298,10 @@ class Intake:
             space = self._unpacked_bytes[: min(length, _BUFFER_BYTES)]
             taken, given, ended = self._lz4.unpack(self._buffer[self._start : self._end], space)
             if not taken and not given:
-                raise IntegrityError(f"{how.title} unpacks to more than it claims at {offset}")
+                raise IntegrityError(
+                    f"{how.title} unpacks to more than it claims at {offset}; nothing was written; "
+                    "make it again"
+                )
             self._start += taken
             self._keep(space[:given])
             length -= given
@@ -350,9 +354,13 @@ class Intake:
         found.size = found.data = found.reach = size
         found.records = 1
 
+    def _kept_in(self) -> int:
+        return -1 if self._folder is None else unnamed(self._folder)
+
     def _keep(self, data: memoryview) -> None:
         try:
-            write_all(self.fd, data, self._kept)
+            if self.fd >= 0:
+                write_all(self.fd, data, self._kept)
         except OSError as error:
             raise RefusedError(
                 f"the stream cannot be kept until it is whole: {error.strerror}; nothing was "
@@ -364,7 +372,10 @@ class Intake:
 
     def _sized(self, how: Format, stated: int) -> None:
         if stated > DEVICE_BYTES:
-            raise IntegrityError(f"{how.title} is for a disk of {stated} bytes, which there is not")
+            raise IntegrityError(
+                f"{how.title} is for a disk of {stated} bytes, which there is not; nothing was "
+                "written"
+            )
         before, self.found.size = self.found.size, stated
         if before is not None and stated > before:
             self.found.layers.add(before, stated - before, self._number, ZEROS)
@@ -377,10 +388,10 @@ class Intake:
                 f"{how.title} names {length} bytes at {offset}, where no disk has any; nothing was "
                 "written"
             )
-        if self.found.size is None and size is not None and end > size:
+        if how.sizeless and size is not None and end > size:
             raise RefusedError(
-                f"{how.title} writes {length} bytes at {offset}, past the end of the target, which "
-                f"has {size} bytes; nothing was written; make the target as large as its source"
+                f"{how.title} writes {length} bytes at {offset}, past the end of the disk, which "
+                f"has {size} bytes; nothing was written; the disk must be as large as its source"
             )
         self.found.reach = max(self.found.reach, end)
 

@@ -1,7 +1,8 @@
 """What streams make that were written one over the other: a disk, or its changes, as a source."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -15,22 +16,31 @@ from blockstream.linux.buffers import read_all
 from blockstream.linux.identity import Identity, Node, identity_of, node_of
 from blockstream_protocol import ALIGNMENT, PLAN_EXTENTS, Kind
 
-_BUFFER_BYTES = 1 << 20
-_SMALL_BYTES = 4096
 # Gaps up to this are read and thrown away: cheaper than another call.
 _GAP_BYTES = 4096
 _MOST_PARTS = 1000  # IOV_MAX is 1024
-_KEPT = 0  # number of the file that the bytes lie in, where there is one only
+_NOTHING: Mapping[int, os.stat_result] = MappingProxyType({})
 
 
 class LayeredSource:
     """The disk, or its changes, that streams make which were written one over the other."""
 
-    def __init__(self, name: str, placed: Placed, fds: Sequence[int], size: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        placed: Placed,
+        fds: Sequence[int],
+        size: int,
+        before: Mapping[int, os.stat_result] = _NOTHING,
+    ) -> None:
         """Take ranges whose bytes lie in `fds`, which stay the caller's.
 
-        Raises:
-            RefusedError: If they are finer than a stream of ours can say.
+        Args:
+            name: What messages call them.
+            placed: Where they lie; files by their place in `fds`.
+            fds: The files.
+            size: Bytes of the disk.
+            before: What files that were read in place were when that began; others are as now.
         """
         self.name = name
         self.size = size
@@ -44,6 +54,8 @@ class LayeredSource:
         self._ends = placed.offsets + placed.lengths
         self._fds = list(fds)
         self._before = self._states()
+        for file, info in before.items():
+            self._before[file] = _state(info)
         self._listed = placed.extents(size)
 
     def changes(self) -> ExtentMap:
@@ -69,8 +81,8 @@ class LayeredSource:
         return found
 
     def extents(self) -> ExtentMap:
-        """Return the map of the whole disk: what is not listed is zeros."""
-        return self._listed.filled(Kind.ZERO)
+        """Return the map of the whole disk; what is not listed is zeros, also within sectors."""
+        return self._listed.filled(Kind.ZERO).rounded(ALIGNMENT)
 
     def read_into(self, offsets: Sequence[int], lengths: Sequence[int], buffer: memoryview) -> None:
         """Fill `buffer`; see `interfaces.Source`."""
@@ -88,7 +100,7 @@ class LayeredSource:
             )
 
     def _states(self) -> list[tuple[int, int]]:
-        return [(info.st_size, info.st_mtime_ns) for info in map(os.fstat, self._fds)]
+        return [_state(os.fstat(fd)) for fd in self._fds]
 
     def close(self) -> None:
         """Do nothing: the descriptors are the caller's."""
@@ -115,6 +127,10 @@ class LayeredSource:
             if place != ZEROS:
                 gather.add(file, place + skip, buffer[inside : inside + size])
         gather.finish()
+
+
+def _state(info: os.stat_result) -> tuple[int, int]:
+    return info.st_size, info.st_mtime_ns
 
 
 class _Gather:

@@ -618,7 +618,7 @@ class Receiver:
         if (end.frames, end.chain) != (committed.frames, committed.chain):
             raise RemoteProtocolError(
                 f"the target already holds {committed.goal!r}, but with another content than this "
-                "stream's",
+                "stream's; nothing was written; give this state another name",
                 Code.REFUSED,
             )
         self._state = State.DONE

@@ -331,7 +331,9 @@ class Sender:
     @staticmethod
     def _another_content(goal: str) -> RemoteProtocolError:
         return RemoteProtocolError(
-            f"the target already holds {goal!r}, but with another content", Code.REFUSED
+            f"the target already holds {goal!r}, but with another content; nothing was written; "
+            "give this state another name",
+            Code.REFUSED,
         )
 
     def _on_ack(self, ack: Ack, *, first: bool) -> list[Effect]:

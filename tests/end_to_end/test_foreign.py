@@ -21,6 +21,7 @@ from tests.foreign_streams import (
     blocksync_fast,
     lvmsync,
     rbd_diff,
+    sparsestream,
     thin_chunk,
     thin_end,
     thin_ranges,
@@ -165,11 +166,12 @@ def test_a_killed_receiver_goes_on_with_the_same_command(
 
 
 @pytest.mark.slow
-def test_another_stream_of_the_same_ranges_begins_anew(eager: Host) -> None:
+@pytest.mark.parametrize("goal", ["", "monday"])
+def test_another_stream_of_the_same_ranges_begins_anew(eager: Host, goal: str) -> None:
     size = 12 << 20
     target = eager.blank("target", size)
     changes: list[Change] = [(0, b"a" * size)]
-    words = ("recv", target, "--accept-open-end")
+    words = ("recv", target, "--accept-open-end", "--goal", goal)
     killing = failing_at("recv.after_record:3:kill")
     assert eager.run(*words, data=lvmsync(changes), environment=killing).status < 0
     assert eager.durable(target)
@@ -177,6 +179,83 @@ def test_another_stream_of_the_same_ranges_begins_anew(eager: Host) -> None:
     ended = eager.run(*words, data=lvmsync(changes))
     assert ended.status == OK, ended.err
     assert target.read_bytes() == applied(bytes(size), changes)
+    assert str(eager.status(target)["id"]).startswith(goal or "lvmsync-")
+
+
+def test_the_same_command_again_finds_its_goal(host: Host, target: Path) -> None:
+    words = ("--goal", "monday", "--accept-open-end")
+    assert recv(host, target, lvmsync(PART), *words).status == OK
+    again = recv(host, target, lvmsync(PART), *words)
+    assert (again.status, "already committed" in again.err) == (OK, True), again.err
+    other = recv(host, target, lvmsync([(4096, 512)]), *words)
+    assert other.status == ExitStatus.REFUSED
+    assert "nothing was written; give this state another name" in other.err
+    assert target.read_bytes() == applied(DISK, PART)
+
+
+def test_what_packed_a_dump_does_not_tell_that_it_is_whole(host: Host, target: Path) -> None:
+    for pack in (gzip.compress, zstandard.compress):
+        ended = recv(host, target, pack(lvmsync(PART)))
+        assert ended.status == OPEN, ended.err
+        assert "that it is whole" in ended.err
+        assert str(host.status(target)["id"]).startswith("unverified-lvmsync-")
+    assert host.run("inspect", data=gzip.compress(lvmsync(PART))).status == OPEN
+
+
+def test_nothing_can_be_what_is_expected(host: Host, target: Path) -> None:
+    ended = recv(host, target, lvmsync(PART), "--expect-bytes", "0")
+    assert ended.status == ExitStatus.INTERRUPTED
+    assert target.read_bytes() == DISK
+    assert recv(host, target, lvmsync([]), "--expect-bytes", "0").status == OK
+    assert recv(host, target, b"", "--format", "thin-send-1.0").status == OPEN
+    assert target.read_bytes() == DISK
+
+
+def test_what_cannot_be_is_said_before_the_stream_comes(host: Host, target: Path) -> None:
+    begun = lvmsync(PART)[:-1]
+    for words in (
+        ("recv", target, "--goal", " monday"),
+        ("recv", target, "--base", "été"),
+        ("recv", "--create", host.folder / "copy"),
+        ("convert", "--goal", "été"),
+        ("merge", "-", "--base", "x "),
+    ):
+        ended = host.run(*words, data=begun)
+        assert ended.status == ExitStatus.USAGE, ended.err
+    assert target.read_bytes() == DISK
+
+
+def test_a_base_that_cannot_be_called_so_here_is_named_by_people(host: Host, target: Path) -> None:
+    host.adopt(target, "summer")
+    stream = rbd_diff(PART, SIZE, "été", "b")
+    ended = recv(host, target, stream)
+    assert ended.status == ExitStatus.REFUSED
+    assert "--base" in ended.err
+    assert recv(host, target, stream, "--base", "summer").status == OK
+    assert host.holds(target, "b")
+
+
+def test_an_increment_of_virtnbdbackup_goes_onto_its_parent_only(host: Host, target: Path) -> None:
+    facts = {"incremental": True, "parentCheckpoint": "v.0", "checkpointName": "v.1"}
+    stream = sparsestream([(0, NOISE[:512])], SIZE, **facts)
+    host.adopt(target, "v.3")
+    assert recv(host, target, stream).status == ExitStatus.REFUSED
+    assert target.read_bytes() == DISK
+    target = host.disk("parent", SIZE)
+    host.adopt(target, "v.0")
+    ended = recv(host, target, stream)
+    assert ended.status == OK, ended.err
+    assert "does not tell: its bytes" in ended.err
+
+
+def test_an_inspection_keeps_nothing_and_ends_as_the_receiver_would(host: Host) -> None:
+    host.environment["BLOCKSTREAM_STATE_DIR"] = "/proc/nowhere"
+    assert host.run("inspect", data=thin_send(PART)).status == OK
+    ended = host.run("inspect", data=lvmsync(PART))
+    assert ended.status == OPEN
+    assert b"can be read to its end" in ended.out
+    packed = gzip.compress(STREAMS["sparsestream packed"][0])
+    assert host.run("inspect", data=packed).status == OK
 
 
 def test_a_rehearsal_writes_nothing(host: Host, target: Path) -> None:
@@ -190,10 +269,19 @@ def test_a_rehearsal_writes_nothing(host: Host, target: Path) -> None:
 
 def test_an_option_without_effect_is_an_error(host: Host, target: Path) -> None:
     ours = host.stream(host.disk("disk", SIZE))
-    for words in (["--goal", "a"], ["--expect-bytes", "1"], ["--accept-open-end"]):
+    for words in (
+        ["--goal", "a"],
+        ["--expect-bytes", "1"],
+        ["--accept-open-end"],
+        ["--format", "lvmsync"],
+    ):
         ended = recv(host, target, ours, *words)
         assert ended.status == ExitStatus.USAGE
         assert words[0] in ended.err
+    for command in ("convert", "merge", "inspect"):
+        ended = host.run(command, "-", "--format", "rbd", data=ours)
+        assert (ended.status, ended.out) == (ExitStatus.USAGE, b"")
+        assert "--format" in ended.err
     disk = host.folder / "disk"
     ended = host.run("send", disk, "--format", "rbd", "--compress", "zstd")
     assert ended.status == ExitStatus.USAGE

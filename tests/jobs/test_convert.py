@@ -1,9 +1,12 @@
 """A merged or converted stream does what its streams do one after the other, also for rbd."""
 
+import gzip
 import itertools
 import os
 import random
+import struct
 import subprocess
+import threading
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -206,6 +209,96 @@ def test_what_does_not_follow_is_refused(tmp_path: Path) -> None:
         made(tmp_path, [first, whole])
     with pytest.raises(BaseMismatchError):
         made(tmp_path, [first], base="other")
+
+
+def test_a_record_past_the_end_of_the_disk_before_it_is_refused(tmp_path: Path) -> None:
+    first = put(tmp_path, "a", rbd_diff([(0, 512)], 8192, "a", "b"))
+    for stream in (lvmsync([(8192, b"x" * 512)]), thin_send([(4096, 8192)])):
+        with pytest.raises(RefusedError, match="past the end"):
+            made(tmp_path, [first, put(tmp_path, "s", stream)])
+    # What lvmsync's header says more than the disk has is not there.
+    odd = put(tmp_path, "odd", rbd_diff([(0, 512)], 8292, "a", "b"))
+    short = lvmsync([(8192, b"x" * 100)]).replace(struct.pack(">I", 100), struct.pack(">I", 4096))
+    found = made(tmp_path, [odd, put(tmp_path, "short", short)], to="rbd", goal="c").read_bytes()
+    assert found == rbd_diff([(0, 512), (8192, b"x" * 100)], 8292, "a", "c")
+
+
+def test_a_size_that_contradicts_the_stream_is_refused(tmp_path: Path) -> None:
+    stream = put(tmp_path, "s", rbd_diff([(0, 4096)], 8192, "a", "b"))
+    with pytest.raises(RefusedError, match=r"8192.*4096"):
+        made(tmp_path, [stream], size=4096)
+    assert made(tmp_path, [stream], size=8192).stat().st_size
+    image = put(tmp_path, "i", b"x" * 4096)
+    with pytest.raises(RefusedError, match=r"4096.*8192"):
+        made(tmp_path, [image], size=8192, format="raw")
+
+
+def test_a_base_that_a_whole_disk_has_no_use_for_is_an_error(tmp_path: Path) -> None:
+    stream = put(tmp_path, "s", rbd_diff([(0, 4096)], 8192, goal="b"))
+    with pytest.raises(UsageError, match="whole disk"):
+        made(tmp_path, [stream], base="a")
+
+
+def test_a_state_without_a_name_is_no_base(tmp_path: Path) -> None:
+    head = put(tmp_path, "head", rbd_diff([(0, 512)], 8192, "a"))
+    after = put(tmp_path, "after", rbd_diff([(512, 512)], 8192, "b", "c"))
+    with pytest.raises(BaseMismatchError, match="without a name"):
+        made(tmp_path, [head, after])
+    assert made(tmp_path, [made(tmp_path, [head], goal="b"), after]).stat().st_size
+
+
+def test_a_base_that_cannot_be_called_so_here_is_named_by_people(tmp_path: Path) -> None:
+    stream = put(tmp_path, "s", rbd_diff([(0, 4096)], 8192, "été", "b"))
+    with pytest.raises(RefusedError, match="--base"):
+        made(tmp_path, [stream])
+    assert made(tmp_path, [stream], base="summer").stat().st_size
+
+
+def test_a_whole_disk_may_change_parts_of_sectors(tmp_path: Path) -> None:
+    changes: list[Change] = [(100, b"x" * 100), (700, 400), (1100, b"y" * 30)]
+    stream = put(tmp_path, "s", rbd_diff(changes, 8192, goal="b"))
+    copy = tmp_path / "copy"
+    taken(ReceiveRequest(str(copy), tmp_path / "state", create=True), made(tmp_path, [stream]))
+    assert copy.read_bytes() == applied(bytes(8192), changes)
+
+
+def test_what_is_made_of_an_open_end_is_called_so(tmp_path: Path) -> None:
+    stream = put(tmp_path, "s", lvmsync([(0, b"x" * 512)]))
+    packed = put(tmp_path, "z", gzip.compress(stream.read_bytes()))
+    said = {"size": 8192, "base": "a", "to": "rbd"}
+    for path in (stream, packed):
+        doubtful = made(tmp_path, [path], **said).read_bytes()  # type: ignore[arg-type]
+        assert b"unverified-lvmsync-" in doubtful
+        named = made(tmp_path, [path], goal="b", **said).read_bytes()  # type: ignore[arg-type]
+        assert named == rbd_diff([(0, b"x" * 512)], 8192, "a", "b")
+        believed = made(tmp_path, [path], accept_open_end=True, **said)  # type: ignore[arg-type]
+        assert b"unverified" not in believed.read_bytes()
+
+
+@pytest.mark.parametrize("changed", ["theirs", "ours"])
+def test_a_stream_that_was_written_before_all_were_read_is_noticed(
+    tmp_path: Path, changed: str
+) -> None:
+    first = put(tmp_path, "theirs", rbd_diff([(0, b"x" * 4096)], 8192, "a", "b"))
+    second = made(tmp_path, [put(tmp_path, "b-c", rbd_diff([(0, 512)], 8192, "b", "c"))])
+    ours = second.rename(tmp_path / "ours")
+    third = tmp_path / "third"
+    os.mkfifo(third)
+
+    def write() -> None:
+        """Begin when the third is opened, and so the others were read."""
+        with third.open("wb") as pipe:
+            with (tmp_path / changed).open("ab") as file:
+                file.write(b"more")
+            pipe.write(rbd_diff([(512, 512)], 8192, "c", "d"))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    request = ConvertRequest([str(first), str(ours), str(third)], "rbd", tmp_path / "state")
+    with combined(request, Progress(), []) as found:
+        writer.join()
+        with pytest.raises(SourceError, match="written while"):
+            found.source.validate()
 
 
 def test_what_a_stream_does_not_say_must_be_said(tmp_path: Path) -> None:
