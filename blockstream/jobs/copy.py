@@ -112,6 +112,12 @@ def copy(
             return _copied(what, where, source, everything, progress, reporters)
         except RefusedError as error:
             raise advised(error, where.target) from error
+        except InterruptedTransferError as error:
+            if not isinstance(everything.journal.state, Dirty):
+                raise
+            raise type(error)(
+                f"{error}; {where.target} is half-written; the same command again goes on"
+            ) from error
 
 
 def _target(what: SendRequest, where: ReceiveRequest, source: Source) -> tuple[DiskTarget, bool]:

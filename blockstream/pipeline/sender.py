@@ -243,6 +243,8 @@ class SendEngine:
             following = self._locked(lambda: self._session.trusted(covered))
             self._turnstile = Turnstile(frames)
             self._progress.covered = self._progress.durable = covered
+        else:
+            self._progress.covered = 0  # counted again as it is proved
         self._set(streaming=True)
         return following
 

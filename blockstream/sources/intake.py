@@ -18,6 +18,7 @@ from blockstream.errors import (
     IntegrityError,
     InterruptedTransferError,
     RefusedError,
+    TargetTooSmallError,
 )
 from blockstream.formats.foreign.events import (
     Asking,
@@ -203,16 +204,16 @@ class Intake:
                 self.found.zeros += length
                 self.found.layers.add(offset, length, self._number, ZEROS)
             case Image():
-                self._image()
+                self._image(how, size)
+            case Size(stated):
+                self._sized(how, stated, size)
             case _:
-                self._note(how, wish)
+                self._note(wish)
         return None
 
-    def _note(self, how: Format, fact: Fact) -> None:
+    def _note(self, fact: Fact) -> None:
         found = self.found
         match fact:
-            case Size(stated):
-                self._sized(how, stated)
             case Whole():
                 found.whole = True
             case Base(name):
@@ -334,7 +335,7 @@ class Intake:
         found.layers.add_columns(many.offsets, lengths, self._number, places)
         self._start += many.taken
 
-    def _image(self) -> None:
+    def _image(self, how: Format, target: int | None) -> None:
         """Take everything to the end of input as the disk."""
         found, size = self.found, 0
         if self._in_place:
@@ -351,6 +352,8 @@ class Intake:
                 self._keep(block)
                 self._start = self._end
                 size += count
+                _check_room(how, size, target)
+        _check_room(how, size, target)
         found.size = found.data = found.reach = size
         found.records = 1
 
@@ -370,12 +373,14 @@ class Intake:
 
     # Facts.
 
-    def _sized(self, how: Format, stated: int) -> None:
+    def _sized(self, how: Format, stated: int, target: int | None) -> None:
         if stated > DEVICE_BYTES:
             raise IntegrityError(
                 f"{how.title} is for a disk of {stated} bytes, which there is not; nothing was "
                 "written"
             )
+        if how.name != "rbd-image":  # its last diff may be of a smaller disk
+            _check_room(how, stated, target)
         before, self.found.size = self.found.size, stated
         if before is not None and stated > before:
             self.found.layers.add(before, stated - before, self._number, ZEROS)
@@ -394,6 +399,15 @@ class Intake:
                 f"has {size} bytes; nothing was written; the disk must be as large as its source"
             )
         self.found.reach = max(self.found.reach, end)
+
+
+def _check_room(how: Format, size: int, target: int | None) -> None:
+    """Refuse at once what does not fit: the rest of it may be long."""
+    if target is not None and size > target:
+        raise TargetTooSmallError(
+            f"{how.title} is of a disk of {size} bytes or more, and the target has {target}; "
+            "nothing was written; make it at least as large as the source"
+        )
 
 
 def _cut(how: Format) -> InterruptedTransferError:

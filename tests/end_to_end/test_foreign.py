@@ -166,6 +166,35 @@ def test_a_killed_receiver_goes_on_with_the_same_command(
 
 
 @pytest.mark.slow
+def test_who_is_stopped_in_the_middle_is_told_and_counts_on(eager: Host) -> None:
+    size = 12 << 20
+    target = eager.blank("target", size)
+    stream = lvmsync([(0, b"a" * size)])
+    words = ("recv", target, "--accept-open-end", "--json")
+    stopping = failing_at("recv.after_record:3:stop")
+    reading = os.memfd_create("stream")
+    try:
+        os.write(reading, stream)
+        os.lseek(reading, 0, os.SEEK_SET)
+        process = eager.start(words, stdin=reading, environment=stopping)
+        wait_until(process.stopped)
+        process.signal(signal.SIGTERM)
+        process.signal(signal.SIGCONT)
+        ended = process.wait()
+    finally:
+        os.close(reading)
+    assert ended.status == ExitStatus.INTERRUPTED
+    assert "half-written; the same command again goes on" in ended.err
+    ended = eager.run(*words, data=stream)
+    assert ended.status == OK, ended.err
+    committed = next(each for each in ended.events if each["event"] == "committed")
+    counts = committed["counts"]
+    assert isinstance(counts, dict)
+    assert (counts["covered"], counts["data"]) == (size, size)
+    assert target.read_bytes() == b"a" * size
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("goal", ["", "monday"])
 def test_another_stream_of_the_same_ranges_begins_anew(eager: Host, goal: str) -> None:
     size = 12 << 20
@@ -208,6 +237,27 @@ def test_nothing_can_be_what_is_expected(host: Host, target: Path) -> None:
     assert target.read_bytes() == DISK
     assert recv(host, target, lvmsync([]), "--expect-bytes", "0").status == OK
     assert recv(host, target, b"", "--format", "thin-send-1.0").status == OPEN
+    assert target.read_bytes() == DISK
+
+
+def test_a_disk_that_does_not_fit_is_refused_before_the_rest_of_it_comes(
+    host: Host, target: Path
+) -> None:
+    for stream, words in (
+        (bytes(2 << 20), ("--format", "raw")),
+        (rbd_diff([(0, NOISE)], SIZE + 512)[:-1], ()),
+        (gzip.compress(3 * NOISE), ("--format", "raw")),
+    ):
+        reading, writing = os.pipe()
+        try:
+            os.write(writing, stream[:60_000])
+            process = host.start(["recv", target, *words], stdin=reading)
+            ended = process.wait()  # although the stream has not ended
+        finally:
+            os.close(reading)
+            os.close(writing)
+        assert ended.status == ExitStatus.REFUSED
+        assert "make it at least as large" in ended.err
     assert target.read_bytes() == DISK
 
 
