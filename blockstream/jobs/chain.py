@@ -160,6 +160,7 @@ class _Chain:
     def add(self, name: str) -> None:
         """Read one more."""
         fd = self._opened(name)
+        name = "standard input" if name == "-" else name
         given = self._request.format
         wish = {"format": given} if given else {}
         head = beginning(fd, given=bool(given))
@@ -237,10 +238,13 @@ class _Chain:
             )
         names_goals = before.how is None or before.how.based
         if link.base and (before.goal or names_goals) and link.base != before.goal:
-            leads = repr(before.goal) if before.goal else "a state without a name"
+            leads, advice = repr(before.goal), "give the oldest first, and leave none out"
+            if not before.goal:
+                leads = "a state without a name"
+                advice = "if it is the same, name it first with `blockstream convert --goal`"
             raise BaseMismatchError(
                 f"{link.name} belongs onto {link.base!r}, but {before.name} leads to {leads}; "
-                "nothing was made; if it is the same, `blockstream convert --goal` names it first"
+                f"nothing was made; {advice}"
             )
 
     def _foreign(self, name: str, fd: int, head: bytes) -> Link:

@@ -15,9 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from blockstream.errors import (
+    BlockstreamError,
     IntegrityError,
     InterruptedTransferError,
     RefusedError,
+    SourceError,
     TargetTooSmallError,
 )
 from blockstream.formats.foreign.events import (
@@ -167,9 +169,23 @@ class Intake:
                 wish = next(reader) if answer is None else reader.send(answer)
                 answer = self._answer(how, wish, size)
         except StopIteration:
+            self._check_unwritten(how)
             return found
+        except BlockstreamError:
+            self._check_unwritten(how)  # which explains whatever it was
+            raise
         finally:
             found.wire = self._seen()
+
+    def _check_unwritten(self, how: Format) -> None:
+        """Refuse a file that somebody wrote meanwhile: what was seen may be no stream at all."""
+        for info in self.before.values():
+            now = os.fstat(self.fd)
+            if (now.st_size, now.st_mtime_ns) != (info.st_size, info.st_mtime_ns):
+                raise SourceError(
+                    f"{how.title} was written while it was read; nothing was written to the "
+                    "target; begin again when nobody writes it"
+                )
 
     def stop(self, reason: str) -> None:
         """Make `run` fail soon, for this reason. Any thread, and signal handlers."""
@@ -404,8 +420,9 @@ class Intake:
 def _check_room(how: Format, size: int, target: int | None) -> None:
     """Refuse at once what does not fit: the rest of it may be long."""
     if target is not None and size > target:
+        least = "at least " if how.name == "raw" else ""  # the rest has not come
         raise TargetTooSmallError(
-            f"{how.title} is of a disk of {size} bytes or more, and the target has {target}; "
+            f"{how.title} is of a disk of {least}{size} bytes, and the target has {target}; "
             "nothing was written; make it at least as large as the source"
         )
 

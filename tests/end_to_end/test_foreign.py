@@ -617,7 +617,7 @@ def test_what_is_made_of_an_open_end_says_so(host: Host) -> None:
     words = ("convert", "--base", "a", "--size", str(SIZE))
     ended = host.run(*words, data=lvmsync(PART))
     assert ended.status == OPEN
-    assert "no end mark" in ended.err
+    assert "standard input has no end mark" in ended.err
     believed = host.run(*words, "--goal", "b", "--accept-open-end", data=lvmsync(PART))
     assert believed.status == OK
     assert host.run("inspect", data=believed.out).status == OK

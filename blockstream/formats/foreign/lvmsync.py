@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from blockstream.errors import RefusedError
 from blockstream.formats.foreign.events import Data, Format, Head, Many, Reading, Take, Window
 from blockstream_protocol import DEVICE_BYTES
 
@@ -26,7 +27,7 @@ def read(size: int | None) -> Reading:
     banner = yield Take(len(BANNER) + 1)
     if banner.endswith(b"\r"):
         yield Take(1)
-    singles = 0
+    singles, short = 0, False
     while True:
         if not singles:
             alike = _alike((yield Window()), size)
@@ -39,8 +40,14 @@ def read(size: int | None) -> Reading:
         if not header:
             return
         offset, length = _HEADER.unpack(header)
-        if size is not None and offset < size:
-            length = min(length, size - offset)
+        if not length and short:
+            raise RefusedError(
+                "a dump of lvmsync has bytes past the end of the disk, which has "
+                f"{size} bytes; nothing was written; the disk must be as large as its source"
+            )
+        if size is not None and offset < size < offset + length:
+            # Where more of it follows, its zeros look like records without bytes.
+            length, short = size - offset, True
         if length:
             yield Data(offset, length)
 

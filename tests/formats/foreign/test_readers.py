@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import os
 import random
 import struct
 from collections.abc import Callable
@@ -11,10 +12,10 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockstream.errors import BlockstreamError, ExitStatus
+from blockstream.errors import BlockstreamError, ExitStatus, SourceError
 from blockstream.formats.foreign import raw
 from blockstream.formats.foreign.names import READ, WRITTEN
-from blockstream.formats.foreign.table import FORMATS, chosen, recognised
+from blockstream.formats.foreign.table import FORMATS, HEAD_BYTES, chosen, recognised
 from tests.foreign_streams import (
     MAGIC_1_0,
     Change,
@@ -22,6 +23,7 @@ from tests.foreign_streams import (
     bdsync,
     blocksync_fast,
     brought_onto,
+    intake,
     lvmsync,
     packed_sparsestream,
     rbd_diff,
@@ -148,6 +150,10 @@ FAULTS: dict[str, tuple[bytes, ExitStatus]] = {
     "lvmsync: nothing but its banner": (lvmsync([]), ExitStatus.OK),
     "lvmsync: an empty record": (lvmsync([(0, b""), (4096, b"x" * 512)]), ExitStatus.OK),
     "lvmsync: past the end": (lvmsync([(SIZE, bytes(512))]), ExitStatus.REFUSED),
+    "lvmsync: zeros past the end": (
+        lvmsync([(SIZE - 512, bytes(2048)), (0, b"x" * 512)]),
+        ExitStatus.REFUSED,
+    ),
     "lvmsync: at the largest offset": (lvmsync([(2**64 - 1, bytes(512))]), ExitStatus.INTEGRITY),
     "lvmsync: garbage as a header": (lvmsync([]) + b"\xff" * 12, ExitStatus.INTEGRITY),
     "lvmsync: PROTO[2]": (lvmsync([], b"lvmsync PROTO[2]\n"), ExitStatus.REFUSED),
@@ -314,6 +320,15 @@ def test_an_increment_of_virtnbdbackup_belongs_onto_its_parent() -> None:
     facts = {"incremental": True, "parentCheckpoint": "virtnbdbackup.0"}
     found = read(sparsestream([], SIZE, **facts, checkpointName="virtnbdbackup.1"))
     assert (found.base, found.goal) == ("virtnbdbackup.0", "virtnbdbackup.1")
+
+
+def test_a_file_that_is_written_meanwhile_is_refused() -> None:
+    stream = lvmsync(CHANGES)
+    with intake(stream, pipe=False) as made:
+        how = recognised(made.head(HEAD_BYTES))
+        os.pwrite(made.fd, stream, len(stream))
+        with pytest.raises(SourceError, match="written while"):
+            made.run(how, SIZE)
 
 
 def test_only_thin_send_1_0_says_nothing_where_nothing_has_changed() -> None:
