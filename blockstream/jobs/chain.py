@@ -30,6 +30,7 @@ from blockstream.jobs.send import SendPlan, SendRequest, planned
 from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.jobs.whose import beginning, is_ours
 from blockstream.linux.buffers import write_all
+from blockstream.linux.descriptors import allow_descriptors
 from blockstream.linux.streams import WakeableReader, widen_pipe
 from blockstream.pipeline.progress import Progress
 from blockstream.pipeline.receiver import FrameReader
@@ -44,6 +45,9 @@ from blockstream_protocol import (
 )
 
 _STDIN = 0
+# What a process needs besides the streams, and for each: its file, where its bytes lie, what wakes
+# its reader.
+_DESCRIPTORS, _DESCRIPTORS_EACH = 64, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +134,11 @@ def combined(
         UsageError: If they do not say what must be known.
         BlockstreamError: If one is cut or damaged.
     """
+    if not allow_descriptors(_DESCRIPTORS + _DESCRIPTORS_EACH * len(request.streams)):
+        raise RefusedError(
+            f"{len(request.streams)} streams are more than this process may have open (ulimit -Hn);"
+            " nothing was made; merge them in parts, and then the parts"
+        )
     with contextlib.ExitStack() as stack:
         chain = _Chain(request, stack, progress, reporters)
         for name in request.streams:

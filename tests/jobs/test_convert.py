@@ -6,6 +6,7 @@ import os
 import random
 import struct
 import subprocess
+import sys
 import threading
 from collections.abc import Sequence
 from contextlib import closing
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from blockstream.errors import (
     BaseMismatchError,
     BlockstreamError,
+    ExitStatus,
     RefusedError,
     SourceError,
     UsageError,
@@ -299,6 +301,24 @@ def test_a_stream_that_was_written_before_all_were_read_is_noticed(
         writer.join()
         with pytest.raises(SourceError, match="written while"):
             found.source.validate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("limit", "wanted"), [("-Sn", ExitStatus.OK), ("-Hn", ExitStatus.REFUSED)])
+def test_a_chain_may_be_longer_than_the_usual_limit_of_open_files(
+    tmp_path: Path, limit: str, wanted: ExitStatus
+) -> None:
+    names = []
+    for number in range(60):
+        stream = rbd_diff([(0, 512)], 8192, f"s{number}", f"s{number + 1}")
+        names.append(str(put(tmp_path, f"{number}.rbd", stream)))
+    words = [sys.executable, "-m", "blockstream", "merge", "--state-dir", str(tmp_path), *names]
+    script = f'ulimit -Sn 128; ulimit {limit} 128; exec "$@"'
+    found = subprocess.run(  # noqa: S603  # ourselves
+        ["/bin/sh", "-c", script, "sh", *words], capture_output=True, check=False
+    )
+    assert found.returncode == wanted, found.stderr
+    assert (b"in parts" in found.stderr) == (wanted != ExitStatus.OK)
 
 
 def test_what_a_stream_does_not_say_must_be_said(tmp_path: Path) -> None:
