@@ -195,6 +195,6 @@ class StaleViewError(BlockstreamError):
 
 
 class LeftoverError(BlockstreamError):
-    """It was done, but a snapshot of ours could not be removed, and grows until it is."""
+    """It was done, but something of ours is left, such as a snapshot, which grows."""
 
     exit_status = ExitStatus.LEFTOVER

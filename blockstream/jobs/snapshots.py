@@ -18,6 +18,7 @@ from blockstream.errors import (
     BlockstreamError,
     BusyError,
     InterruptedTransferError,
+    LeftoverError,
     NotFoundError,
     OutcomeUnknownError,
     RefusedError,
@@ -215,7 +216,7 @@ def _resumed(volume: Volume, request: SendRequest) -> Iterator[tuple[Source, Sen
         with contextlib.closing(VolumeSource(active, depends_on=watched)) as source:
             yield source, replace(request, changes=changes)
     if kept is not None and _OURS.fullmatch(kept.name):
-        lvm.remove(kept)
+        _remove_used([kept])
 
 
 @contextlib.contextmanager
@@ -226,7 +227,8 @@ def _fresh(
     ident = ident_of(volume, wish.target)
     with _locked(request.state_dir, ident) as memory:
         older = _since(volume, wish, memory.last) if wish.since else None
-        ours, made = _unfinished(volume, ident, older, memory.last), False
+        ours, stale = _unfinished(volume, ident, older, memory.last)
+        made = False
         if ours is None:
             ours, made = make_ours(volume, ident, wish.store), True
         try:
@@ -253,9 +255,34 @@ def _fresh(
             raise
         memory.note(ours.uuid)
         if not wish.rotate:
-            lvm.remove(ours)
+            stale.append(ours)
         elif older is not None and is_ours(older, ident):
-            lvm.remove(older)
+            stale.append(older)
+        _remove_used(stale)
+
+
+def _remove_used(snapshots: list[Volume]) -> None:
+    """Remove snapshots that are not needed any more.
+
+    Raises:
+        LeftoverError: If one cannot be removed; then the others are, all the same.
+    """
+    for snapshot, error in _not_removed(snapshots).items():
+        raise LeftoverError(
+            f"all was sent, but its snapshot {snapshot} stays, and grows: {error}; remove it with "
+            "lvremove, or leave that to the next run of the same command"
+        ) from error
+
+
+def _not_removed(snapshots: list[Volume]) -> dict[Volume, BlockstreamError]:
+    """Remove snapshots; return those that stay, and why."""
+    left = {}
+    for each in snapshots:
+        try:
+            lvm.remove(each)
+        except BlockstreamError as error:
+            left[each] = error
+    return left
 
 
 def tracked_changes(source: str, since: str, state_dir: Path) -> ExtentList | None:
@@ -359,21 +386,28 @@ def _since(volume: Volume, wish: SnapshotWish, last: str) -> Volume | None:
     return None
 
 
-def _unfinished(volume: Volume, ident: str, older: Volume | None, last: str) -> Volume | None:
-    """Return the snapshot that an unfinished transfer was made from; others of it are removed."""
+def _unfinished(
+    volume: Volume, ident: str, older: Volume | None, last: str
+) -> tuple[Volume | None, list[Volume]]:
+    """Return the snapshot that an unfinished transfer was made from.
+
+    Others of it are removed; those for which that fails are returned, too.
+    """
     found = [
         each
         for each in lvm.volumes(volume.group)
         if each.origin == volume.name and is_ours(each, ident)
     ]
     found = [each for each in found if older is None or each.uuid != older.uuid]
-    useful = None
+    useful, stale = None, []
+    reached = number_of(older) if older is not None and is_ours(older, ident) else 0
     for each in sorted(found, key=number_of):
-        if each.is_invalid or each.uuid == last:
-            lvm.remove(each)
+        # One from before the base would lead back in time.
+        if each.is_invalid or each.uuid == last or number_of(each) < reached:
+            stale.append(each)
         else:
             useful = each
-    return useful
+    return useful, list(_not_removed(stale))
 
 
 def make_ours(volume: Volume, ident: str, store: int = 0) -> Volume:

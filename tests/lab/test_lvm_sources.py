@@ -258,6 +258,34 @@ def test_rotation_keeps_one_snapshot_and_turns_it_over_when_committed(
         assert state(lab, "/root/copy")["id"] == uuid(lab, next(iter(kept)))
 
 
+@pytest.mark.parametrize("kind", ["thick", "thin"])
+def test_a_snapshot_that_cannot_be_removed_is_named_and_leads_nobody_back(
+    lab: Guest, kind: str
+) -> None:
+    MAKERS[kind](lab)
+    words = ["send", "/dev/vg/vm", "/root/copy", "--since", "last", "--rotate"]
+    before = names(lab)
+    ok(lab.blockstream(*words, "--create"))
+    (held,) = names(lab) - before
+    lab.run(f"lvchange -y -ay -K vg/{held}")
+    lab.run(f"setsid sleep 600 </dev/vg/{held} >/dev/null 2>&1 & echo $! >/root/holder")
+    try:
+        for round_ in range(2):
+            scribble(lab, "/dev/vg/vm", round_, 60)
+            done = lab.blockstream(*words)
+            assert done.status == 21, done.err
+            assert f"snapshot vg/{held} stays" in done.err
+            newest = names(lab) - before - {held}
+            assert len(newest) == 1
+            assert digest(lab, "/root/copy") == digest(lab, "/dev/vg/vm")
+            assert state(lab, "/root/copy")["id"] == uuid(lab, next(iter(newest)))
+    finally:
+        lab.run("kill $(cat /root/holder)")
+    ok(lab.blockstream(*words))
+    assert len(names(lab) - before) == 1
+    assert digest(lab, "/root/copy") == digest(lab, "/dev/vg/vm")
+
+
 @pytest.mark.timeout(120 + 30 * CYCLES)
 @pytest.mark.parametrize("kind", ["thick", "thin"])
 def test_every_cycle_equals_its_snapshot_while_somebody_writes(lab: Guest, kind: str) -> None:

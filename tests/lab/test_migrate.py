@@ -253,7 +253,7 @@ def test_a_guest_is_woken_although_the_other_host_is_gone(writer: Guest, dst: Gu
     src.run("ip link set eth1 down")
     try:
         done = src.blockstream("migrate", "--abort", "vg/vm")
-        assert done.status == 19, done.err
+        assert done.status == 21, done.err
         assert "the guest runs here, but something of ours is left" in done.err
         assert src.run("ls /root/back")
         assert names(src) == {"vm"}

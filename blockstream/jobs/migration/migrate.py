@@ -10,10 +10,10 @@ from blockstream.errors import (
     ConnectionLostError,
     IntegrityError,
     InterruptedTransferError,
+    LeftoverError,
     OutcomeUnknownError,
     RefusedError,
     SourceError,
-    StaleViewError,
 )
 from blockstream.jobs.migration.guests import Guest
 from blockstream.jobs.migration.landing import Landing
@@ -189,7 +189,7 @@ class Migration:
         """Let the guest run here, and leave nothing behind, on the other host neither.
 
         Raises:
-            StaleViewError: If something is left; then it may be tried again.
+            LeftoverError: If something is left; then it may be tried again.
         """
         with self._note.held():
             self._recover()
@@ -199,7 +199,7 @@ class Migration:
         """Clean up after the guest was started over there.
 
         Raises:
-            StaleViewError: If something is left.
+            LeftoverError: If something is left.
         """
         self._leave(lambda moving: moving.asked(settle=True), "the guest runs on the other host")
 
@@ -210,7 +210,7 @@ class Migration:
             for moving in self._volumes:
                 settle(moving)
         except BlockstreamError as error:
-            raise StaleViewError(
+            raise LeftoverError(
                 f"{where_it_is}, but something of ours is left: {error}; the same command tries "
                 "again to remove it"
             ) from error
