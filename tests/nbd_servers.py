@@ -1,6 +1,7 @@
 """NBD servers: those of others, and one of ours that says whatever a test wants."""
 
 import socket
+import ssl
 import struct
 import subprocess
 import threading
@@ -139,8 +140,12 @@ def open_export(
     least: int = 1,
     most: int = 32 << 20,
     bitmap: str = "",
-) -> None:
-    """Greet and open, as a server with structured replies and base:allocation; the bitmap is 2."""
+    tls: ssl.SSLContext | None = None,
+) -> socket.socket:
+    """Greet and open, as a server with structured replies and base:allocation; the bitmap is 2.
+
+    Returns what to go on with: the line, or TLS round it, once that was asked for.
+    """
     line.sendall(greeting())
     taken(line, 4)
     while True:
@@ -153,8 +158,10 @@ def open_export(
         elif option == GO:
             line.sendall(export(size, flags) + blocks(least, max(least, 512), most))
         line.sendall(answer(option, ACK))
+        if option == STARTTLS and tls is not None:
+            line = tls.wrap_socket(line, server_side=True)
         if option == GO:
-            return
+            return line
 
 
 def asked(line: socket.socket) -> tuple[int, int, int, int]:

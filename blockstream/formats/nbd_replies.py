@@ -83,6 +83,10 @@ class Replies:
     """What is asked of one server, and what it answered.
 
     `take` is run by whoever reads; `ask` by anybody, as long as it is one at a time.
+
+    Attributes:
+        pending: What was not answered yet.
+        answered: How many requests were.
     """
 
     def __init__(self, where: str, export: Export) -> None:
@@ -97,6 +101,7 @@ class Replies:
         self._contexts = export.contexts
         self._cookie = 0
         self.pending: dict[int, Request] = {}
+        self.answered = 0
 
     def ask(self, request: Request) -> bytes:
         """Return the bytes that ask for it."""
@@ -144,6 +149,7 @@ class Replies:
                 raise self._wrong(f"of {_range(request)} it gave {given} bytes")
         del self.pending[cookie]
         request.done = True
+        self.answered += 1
 
     def _simple(self, request: Request, error: int) -> Taking:
         if self._structured and (request.buffer is not None or not error):

@@ -191,6 +191,8 @@ class _Lines:
         self._patience = patience
         self._lock = threading.Lock()
         self._closed = threading.Event()
+        self._failures = 0  # attempts to connect that failed
+        self._failure: Exception = LineLostError("it was never lost")
         try:
             first = Line(place, bitmap, patience)
         except LineLostError as error:
@@ -236,7 +238,12 @@ class _Lines:
 
     @contextlib.contextmanager
     def _borrowed(self) -> Iterator[Line]:
+        before = self._failures
         with self._lock:
+            if before != self._failures:
+                # Another thread has just tried: with many that wait, each for its own attempt, a
+                # server that is silent would hold up the last one for as many times as long.
+                raise LineLostError(str(self._failure)) from self._failure
             line = self._chosen()
             self._users[line] = self._users.get(line, 0) + 1
         try:
@@ -252,7 +259,12 @@ class _Lines:
         """Return an idle line, a new one, or the one that has the least to do."""
         usable = {line: count for line, count in self._users.items() if line.lost is None}
         if not usable:
-            return self._another(self._patience)
+            try:
+                return self._another(self._patience)
+            except (LineLostError, BlockstreamError) as error:
+                self._failures += 1
+                self._failure = error
+                raise
         least = min(usable, key=lambda line: usable[line])
         if not usable[least] or len(usable) >= self._most:
             return least

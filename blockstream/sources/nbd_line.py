@@ -23,7 +23,7 @@ from blockstream.formats.nbd import ABORT, MOST_NAME_BYTES, Export, Step, Wish, 
 from blockstream.formats.nbd_replies import GOODBYE, Replies, Request
 
 if TYPE_CHECKING:
-    import ssl  # 13 ms that a socket of this host need not wait
+    from blockstream.sources.nbd_tls import SecuredSocket
 
 PORT: Final = 10809
 _SCHEME: Final = re.compile(r"nbd(s?)(\+unix)?")
@@ -142,6 +142,24 @@ class Place:
         return f"nbd:{where}/{self.export}"
 
 
+class _Waiter:
+    """A thread that waits while another one reads.
+
+    One lock each: a condition would wake all of them for each reply.
+
+    Attributes:
+        batch: What it has asked.
+        gate: Opened when all of that is answered, or when it has to do something.
+        reads: Whether it is to read now.
+    """
+
+    def __init__(self, batch: Sequence[Request]) -> None:
+        self.batch = batch
+        self.gate = threading.Lock()
+        self.gate.acquire()
+        self.reads = False
+
+
 class Line:
     """A connection with an open export."""
 
@@ -161,7 +179,8 @@ class Line:
         """
         self._place = place
         self._in_doubt = False
-        self._socket = _connected(place, patience.connect)
+        self._plain = _connected(place, patience.connect)
+        self._socket: socket.socket | SecuredSocket = self._plain
         try:
             wish = Wish(place.location, place.export, place.tls, bitmap)
             self.export = self._opened(wish, patience.greeting)
@@ -170,13 +189,10 @@ class Line:
             self._socket.close()
             raise
         self._replies = Replies(place.location, self.export)
-        # OpenSSL's connection is one thing: nobody may send while another thread reads.
-        self._alone: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-        if place.tls:
-            self._alone = threading.Lock()
         self._sending = threading.Lock()
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._has_reader = False
+        self._waiting: list[_Waiter] = []
         self.lost: Exception | None = None
         self._stage = memoryview(bytearray(_STAGE_BYTES))
         self._staged = self._stage[:0]
@@ -192,8 +208,7 @@ class Line:
         """
         for start in range(0, len(requests), _WINDOW):
             batch = requests[start : start + _WINDOW]
-            with self._alone:
-                self._exchange(batch)
+            self._exchange(batch)
             if any(request.goes_away for request in batch):
                 self._lose(LineLostError("the server shuts down"))
                 self._raise_lost()
@@ -224,24 +239,43 @@ class Line:
             self._lose(error)
             raise
         finally:
-            with self._changed:
-                self._has_reader = False
-                self._changed.notify_all()
+            self._hand_over()
 
     def _becomes_reader(self, batch: Sequence[Request]) -> bool:
         """Wait until all of a batch is done, or until nobody else reads."""
-        with self._changed:
-            while self._has_reader and not all(request.done for request in batch):
-                self._changed.wait()
-            if all(request.done for request in batch):
+        with self._lock:
+            if _all_done(batch):
                 return False
+            if not self._has_reader:
+                self._raise_lost()
+                self._has_reader = True
+                return True
+            mine = _Waiter(batch)
+            self._waiting.append(mine)
+        mine.gate.acquire()
+        if not mine.reads and not _all_done(batch):
             self._raise_lost()
-            self._has_reader = True
-            return True
+        return mine.reads
+
+    def _wake_done(self) -> None:
+        """Let those go whose requests are all answered."""
+        with self._lock:
+            for each in [each for each in self._waiting if _all_done(each.batch)]:
+                self._waiting.remove(each)
+                each.gate.release()
+
+    def _hand_over(self) -> None:
+        """Let another one read; all go, if the connection is lost."""
+        with self._lock:
+            self._has_reader = False
+            while self._waiting and not self._has_reader:
+                each = self._waiting.pop(0)
+                each.reads = self._has_reader = self.lost is None
+                each.gate.release()
 
     def _take(self) -> None:
         """Take one reply, whoever asked for it."""
-        before = len(self._replies.pending)
+        before = self._replies.answered
         steps = self._replies.take()
         data = b""
         with contextlib.suppress(StopIteration):
@@ -252,9 +286,8 @@ class Line:
                 else:
                     self._filled(wanted)
                 wanted = steps.send(data)
-        if len(self._replies.pending) < before:
-            with self._changed:
-                self._changed.notify_all()
+        if self._replies.answered > before:
+            self._wake_done()
 
     def _filled(self, view: memoryview) -> memoryview:
         """Fill memory with what comes next."""
@@ -285,7 +318,7 @@ class Line:
 
     def _lose(self, error: BaseException) -> None:
         """Let all who wait know that nothing will come any more."""
-        with self._changed:
+        with self._lock:
             if self.lost is None:
                 self.lost = error if isinstance(error, Exception) else LineLostError("interrupted")
         with contextlib.suppress(OSError):
@@ -329,7 +362,7 @@ class Line:
         if step.secure:
             self._limit(deadline)
             self._in_doubt = True
-            self._socket = _secured(self._socket, self._place)
+            self._socket = self._secured()
         while view:
             self._limit(deadline)
             count = self._socket.recv_into(view)
@@ -338,6 +371,11 @@ class Line:
             view = view[count:]
             self._in_doubt = False
         return bytes(data)
+
+    def _secured(self) -> "SecuredSocket":
+        from blockstream.sources.nbd_tls import SecuredSocket  # ssl: 13 ms
+
+        return SecuredSocket(self._plain, self._place.certificates, self._place.hostname)
 
     def _hung_up(self) -> Exception:
         """Return what it means, which depends: with TLS 1.3 a client is refused after the fact."""
@@ -368,6 +406,10 @@ class Line:
                     f"{_LOOK}"
                 )
         return LineLostError(f"the connection failed: {error.strerror or error}")
+
+
+def _all_done(batch: Sequence[Request]) -> bool:
+    return all(request.done for request in batch)
 
 
 def _connected(place: Place, seconds: float) -> socket.socket:
@@ -401,28 +443,3 @@ def _connected_here(path: str, seconds: float) -> socket.socket:
         found.close()
         raise
     return found
-
-
-def _secured(plain: socket.socket, place: Place) -> "ssl.SSLSocket":
-    """Begin TLS: the server's certificate must be signed, and have its name.
-
-    Raises:
-        AuthenticationError: If our own certificates cannot be used.
-        OSError: If it fails.
-    """
-    import ssl
-
-    folder = Path(place.certificates)
-    try:
-        context = ssl.create_default_context(
-            cafile=folder / "ca-cert.pem" if place.certificates else None
-        )
-        if place.certificates and (folder / "client-cert.pem").exists():
-            context.load_cert_chain(folder / "client-cert.pem", folder / "client-key.pem")
-    except OSError as error:
-        raise AuthenticationError(
-            f"{place.certificates}: the certificates cannot be used: {error.strerror or error}; "
-            "nothing was sent; ca-cert.pem is needed there, and client-cert.pem with "
-            "client-key.pem if the server asks for them"
-        ) from error
-    return context.wrap_socket(plain, server_hostname=place.hostname)

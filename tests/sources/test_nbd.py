@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from blockstream.errors import (
 from blockstream.linux.buffers import aligned_buffer
 from blockstream.sources.nbd import NbdSource
 from blockstream.sources.nbd_line import Patience, Place
+from blockstream.sources.nbd_tls import SecuredSocket
 from blockstream_protocol import Kind
 from tests.contracts.disks import content_of, open_descriptors
 from tests.devices import run
@@ -378,6 +380,48 @@ def test_tls_gives_all_bytes_to_several_threads(
 
 
 @pytest.mark.needs("openssl")
+def test_inside_tls_one_thread_asks_while_another_one_reads(
+    tmp_path: Path, certificates: Path
+) -> None:
+    ring = keyring(tmp_path / "ring", certificates, ca="ca", server="server")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(ring / "server-cert.pem", ring / "server-key.pem")
+
+    def patient(line: socket.socket) -> None:
+        with open_export(line, MIB, tls=context) as secured:
+            while True:
+                several = [asked(secured) for _ in range(8)]  # four of each thread
+                for _, cookie, offset, length in reversed(several):
+                    secured.sendall(data(cookie, offset, CONTENT[offset : offset + length]))
+
+    with scripted(tmp_path, patient) as location:
+        location = with_ring(location.replace("nbd+", "nbds+"), ring)
+        with opened(location) as source, ThreadPoolExecutor(2) as threads:
+            for _ in range(20):
+                assert list(threads.map(read, [source] * 2, [0] * 2, [MIB] * 2)) == [CONTENT] * 2
+
+
+@pytest.mark.needs("openssl")
+def test_what_is_enciphered_is_never_taken_for_data(tmp_path: Path, certificates: Path) -> None:
+    ring = keyring(tmp_path / "ring", certificates, ca="ca", server="server")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(ring / "server-cert.pem", ring / "server-key.pem")
+    ours, theirs = socket.socketpair()
+    with ThreadPoolExecutor(1) as threads:
+        serving = threads.submit(context.wrap_socket, theirs, server_side=True)
+        secured = SecuredSocket(ours, str(ring), "localhost")
+        server = serving.result(10)
+    with server, closing(secured):
+        server.sendall(b"secret" * 1000)
+        secured.shutdown(socket.SHUT_RDWR)
+        view = memoryview(bytearray(1 << 16))
+        taken_in = b""
+        while count := secured.recv_into(view):
+            taken_in += bytes(view[:count])
+        assert taken_in == b"secret" * 1000
+
+
+@pytest.mark.needs("openssl")
 def test_a_server_that_nobody_vouches_for_is_refused(
     image: Path, secured: str, certificates: Path
 ) -> None:
@@ -568,6 +612,34 @@ def test_replies_out_of_order_come_to_whom_they_belong(tmp_path: Path) -> None:
             assert b"".join(threads.map(part, range(4))) == CONTENT[:16384]
 
 
+def test_whose_requests_are_answered_goes_on_while_another_waits(tmp_path: Path) -> None:
+    def script(line: socket.socket) -> None:
+        open_export(line, MIB)
+        first = asked(line)
+        reads.release()  # the first one reads for both
+        for _ in range(2):  # the second one asks, and then once more
+            _, cookie, offset, length = asked(line)
+            line.sendall(data(cookie, offset, CONTENT[offset : offset + length]))
+        _, cookie, offset, length = first
+        line.sendall(data(cookie, offset, CONTENT[offset : offset + length]))
+        taken(line, 28)
+
+    reads = threading.Semaphore(0)
+    with (
+        scripted(tmp_path, script) as location,
+        opened(location) as source,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        first = threads.submit(read, source, 0, 4096)
+        reads.acquire()
+        (line,) = source._lines._users
+        while not line._has_reader:
+            os.sched_yield()
+        assert read(source, 8192, 4096) == CONTENT[8192:][:4096]
+        assert read(source, 4096, 4096) == CONTENT[4096:][:4096]
+        assert first.result(10) == CONTENT[:4096]
+
+
 def test_a_server_with_no_room_for_a_second_connection_is_read_over_one(tmp_path: Path) -> None:
     refused: list[int] = []
 
@@ -654,6 +726,37 @@ def test_a_killed_server_that_stays_away_is_an_error_soon(image: Path) -> None:
         for part in parts:
             with pytest.raises(SourceError, match="connection was lost"):
                 part.result(5)
+
+
+def test_threads_that_wait_share_an_attempt_that_fails(tmp_path: Path) -> None:
+    attempts: list[int] = []
+    count, ready = 16, threading.Barrier(16)
+
+    def lost(line: socket.socket) -> None:
+        open_export(line, MIB)
+        for _ in range(count):
+            asked(line)
+
+    def silent(line: socket.socket) -> None:
+        attempts.append(1)
+        taken(line, 1 << 20)
+
+    patience = Patience(connect=0.1, greeting=0.1, pauses=(0.001,))
+    with (
+        scripted(tmp_path, lost, silent) as location,
+        opened(location, patience=patience) as source,
+        ThreadPoolExecutor(count) as threads,
+    ):
+
+        def part(number: int) -> str:
+            ready.wait()
+            with pytest.raises(SourceError) as caught:
+                read(source, number * 4096, 4096)
+            return str(caught.value)
+
+        words = list(threads.map(part, range(count)))
+    assert all("did not open it within 0 s; it was tried 1 more times" in each for each in words)
+    assert len(attempts) <= 4
 
 
 def test_nothing_stays_open_after_losses(tmp_path: Path) -> None:
