@@ -37,6 +37,13 @@ class Source(Protocol):
         """Whether it provably gives the same bytes for ever, so that a resume need not re-read."""
 
     @property
+    def read_ahead(self) -> int:
+        """How many frames may be asked for before they are wanted, where answers take long.
+
+        0 for what lies on this host, and for what reads ahead itself.
+        """
+
+    @property
     def identity(self) -> Identity:
         """What it is known by."""
 

@@ -17,10 +17,11 @@ from blockstream.interfaces import Source
 from blockstream.jobs.chain import Combined
 from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.linux.streams import WakeableWriter, widen_pipe
+from blockstream.pipeline.ahead import ReadAhead
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.limiter import Limiter
 from blockstream.pipeline.outlet import PipeOutlet
-from blockstream.pipeline.packer import PackedFrame, Packer
+from blockstream.pipeline.packer import PackedFrame, Packer, data_of
 from blockstream.pipeline.progress import Progress
 from blockstream.pipeline.sender import SendEngine, SendOptions
 from blockstream_protocol import (
@@ -63,7 +64,10 @@ def write_foreign(
     begin = writer.begin(head)
     progress.size, progress.total = head.size, extents.total()
     widen_pipe(fd)
-    with contextlib.closing(WakeableWriter(fd)) as outlet:
+    with (
+        contextlib.closing(WakeableWriter(fd)) as outlet,
+        contextlib.closing(ReadAhead(source)) as ahead,
+    ):
         stopped: list[str] = []
 
         def stop(reason: str) -> None:
@@ -71,9 +75,9 @@ def write_foreign(
             outlet.stop()
 
         def run() -> None:
-            packer = Packer(source)
+            packer = Packer(ahead.read_into)
             _say(outlet, [memoryview(begin)], stopped)
-            for piece in extents.pieces():
+            for piece in ahead.following(extents.pieces(), data_of):
                 packed = packer.pack(piece)
                 wire = _say(outlet, _parts(writer, packed), stopped)
                 progress.frame(data=len(packed.data), covered=packed.covered, wire=wire)

@@ -24,6 +24,7 @@ from blockstream.jobs.upkeep import record_adopted
 from blockstream.linux.buffers import aligned_buffer, write_stream
 from blockstream.linux.streams import WakeableReader, widen_pipe
 from blockstream.locations import open_source
+from blockstream.pipeline.ahead import Ranges, ReadAhead
 from blockstream.pipeline.crew import Crew, Turnstile, default_workers
 from blockstream.pipeline.limiter import Limiter
 from blockstream.pipeline.outlet import PipeOutlet
@@ -65,7 +66,8 @@ class Digesting:
         self._size = size
         self._emit = emit
         self._progress = progress
-        self._steps: Iterator[tuple[int, int, bool]] = self._numbered()
+        self._ahead = ReadAhead(source)
+        self._steps = self._ahead.following(self._numbered(), lambda step: step.ranges)
         self._taking = threading.Lock()
         self._turnstile = Turnstile()
         self._crew = Crew(self._turnstile.break_open)
@@ -77,7 +79,8 @@ class Digesting:
             SourceError: If it cannot be read; whatever `emit` raises.
         """
         self._progress.size = self._progress.total = self._size
-        self._crew.run(self._work, default_workers())
+        with contextlib.closing(self._ahead):
+            self._crew.run(self._work, default_workers())
         if self._crew.error is not None:
             raise self._crew.error
 
@@ -89,28 +92,51 @@ class Digesting:
         buffer = aligned_buffer(_STEP)
         while self._crew.error is None:
             with self._taking:
-                number, offset, zero = next(self._steps, (-1, 0, False))
-            if number < 0:
+                step = next(self._steps, None)
+            if step is None:
                 return
-            length = min(_STEP, self._size - offset)
-            if zero and length == _STEP:
+            if step.zero:
                 digests = _ZEROS
             else:
-                self._source.read_into([offset], [length], buffer[:length])
-                digests = _digests_of(buffer[:length])
-            self._turnstile.wait_for(number)
-            self._emit(offset, digests)
-            self._progress.frame(data=length, covered=length, wire=len(digests))
+                data = buffer[: step.length]
+                self._ahead.read_into(*step.ranges, data)
+                digests = _digests_of(data)
+            self._turnstile.wait_for(step.number)
+            self._emit(step.offset, digests)
+            self._progress.frame(data=step.length, covered=step.length, wire=len(digests))
             self._turnstile.advance()
 
-    def _numbered(self) -> Iterator[tuple[int, int, bool]]:
-        """Give number and offset of each step, and whether the source says that it is zeros."""
+    def _numbered(self) -> Iterator["_Step"]:
         extents = self._source.extents()
         zero = extents.kinds == Kind.ZERO
         starts, ends = extents.offsets[zero], (extents.offsets + extents.lengths)[zero]
         for number, offset in enumerate(range(0, self._size, _STEP)):
             row = int(np.searchsorted(starts, offset, side="right")) - 1
-            yield number, offset, row >= 0 and int(ends[row]) >= offset + _STEP
+            length = min(_STEP, self._size - offset)
+            zero = length == _STEP and row >= 0 and int(ends[row]) >= offset + _STEP
+            yield _Step(number, offset, length, zero)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A part of a disk whose digests are taken at once.
+
+    Attributes:
+        number: How many come before it.
+        offset: Its first byte.
+        length: Its size in bytes.
+        zero: Whether it is a whole one, and the source says that it is zeros.
+    """
+
+    number: int
+    offset: int
+    length: int
+    zero: bool
+
+    @property
+    def ranges(self) -> Ranges:
+        """What is read for it."""
+        return ((), ()) if self.zero else ((self.offset,), (self.length,))
 
 
 def _digests_of(data: memoryview) -> bytes:

@@ -1,13 +1,12 @@
 """From extents to frames: read, find zeros, lay table and data side by side, digest."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import blake3
 import numpy as np
 
 from blockstream.extents import DATA, ZERO, Column, Kinds, Piece
-from blockstream.interfaces import Source
 from blockstream.linux.buffers import PAGE, aligned_buffer
 from blockstream_protocol import DATA_BYTES, FRAME_EXTENTS, ROW, table_bytes
 
@@ -21,6 +20,8 @@ _TABLE_ROOM = -(-table_bytes(FRAME_EXTENTS) // PAGE) * PAGE
 _ONE_EXTENT = np.arange(0, DATA_BYTES, ZERO_BLOCK) >> 3
 _ONE_ROW = (1).to_bytes(4, "little")
 _ROW = np.dtype([("offset", "<u8"), ("length", "<u8"), ("kind", "<u4")])
+
+ReadInto = Callable[[Sequence[int], Sequence[int], memoryview], None]
 
 if _ROW.itemsize != ROW.size:  # pragma: no cover  # a numpy that pads
     raise RuntimeError("the table's row is not packed")
@@ -54,11 +55,18 @@ class PackedFrame:
         return self.raw[self.table :]
 
 
+def data_of(piece: Piece) -> tuple[list[int], list[int]]:
+    """Return first bytes and sizes of what a packer reads of a piece."""
+    data = piece.kinds == DATA
+    return piece.offsets[data].tolist(), piece.lengths[data].tolist()
+
+
 class Packer:
     """Makes payloads in one reused buffer; one a worker."""
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
+    def __init__(self, read_into: ReadInto) -> None:
+        """Prepare; `read_into` is that of a source, or promises the same."""
+        self._read_into = read_into
         self._buffer = aligned_buffer(_TABLE_ROOM + DATA_BYTES)
         self._words = np.frombuffer(self._buffer, np.uint64)
 
@@ -100,7 +108,7 @@ class Packer:
 
     def _read(self, offsets: Sequence[int], lengths: Sequence[int], size: int) -> None:
         area = self._buffer[_TABLE_ROOM : _TABLE_ROOM + size]
-        self._source.read_into(offsets, lengths, area)
+        self._read_into(offsets, lengths, area)
         if size % 8:
             # Zeros are looked for in words; only the end of a file is no whole one.
             self._buffer[_TABLE_ROOM + size : _TABLE_ROOM + size + 8 - size % 8] = bytes(

@@ -4,19 +4,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 
 from blockstream.errors import BlockstreamError, InterruptedTransferError
 from blockstream.extents import ExtentMap, Piece
 from blockstream.interfaces import Source
+from blockstream.pipeline.ahead import ReadAhead
 from blockstream.pipeline.compression import CompressionChoice, Compressor, LevelControl
 from blockstream.pipeline.crew import Crew, Turnstile, default_workers
 from blockstream.pipeline.failpoints import failpoint
 from blockstream.pipeline.faults import code_of, translated
 from blockstream.pipeline.outlet import Outlet
-from blockstream.pipeline.packer import PackedFrame, Packer
+from blockstream.pipeline.packer import PackedFrame, Packer, data_of
 from blockstream.pipeline.progress import Progress
 from blockstream_protocol import (
     Ack,
@@ -72,7 +73,7 @@ class SendOptions:
 class SendEngine:
     """Runs one sender session: executes its effects with threads.
 
-    Memory: one buffer of a frame a worker, and the extent map.
+    Memory: one buffer of a frame a worker, the extent map, and what `ReadAhead` holds.
     """
 
     def __init__(
@@ -87,7 +88,9 @@ class SendEngine:
         """Prepare; `extents` must be those of the plan that the session announces."""
         self._session = session
         self._source = source
-        self._pieces: Iterator[tuple[int, Piece]] = enumerate(extents.pieces())
+        self._ahead = ReadAhead(source)
+        pieces = self._ahead.following(extents.pieces(), data_of)
+        self._pieces: Iterator[tuple[int, Piece]] = enumerate(pieces)
         self._outlet = outlet
         self._progress = progress
         self._options = options
@@ -113,7 +116,8 @@ class SendEngine:
             self.perform(self._locked(self._session.start))
             self._wait_until(lambda: self._streaming)
             if self._streaming:
-                self._crew.run(self._work, self._options.workers)
+                with closing(self._ahead):
+                    self._crew.run(self._work, self._options.workers)
                 self._raise_failure()
                 self._settle()
                 self.perform(self._locked(self._session.source_ended))
@@ -261,7 +265,7 @@ class SendEngine:
     # Workers.
 
     def _work(self) -> None:
-        packer = Packer(self._source)
+        packer = Packer(self._ahead.read_into)
         compressor = Compressor()
         while True:
             with self._taking:

@@ -38,6 +38,8 @@ class DiskSource:
     write, all pages are, because the kernel does not tell us which were there.
     """
 
+    read_ahead = 0
+
     def __init__(self, path: str, *, from_medium: bool = False) -> None:
         """Open `path`.
 

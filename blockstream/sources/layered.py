@@ -25,6 +25,8 @@ _NOTHING: Mapping[int, os.stat_result] = MappingProxyType({})
 class LayeredSource:
     """The disk, or its changes, that streams make which were written one over the other."""
 
+    read_ahead = 0
+
     def __init__(
         self,
         name: str,

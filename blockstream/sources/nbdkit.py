@@ -95,6 +95,7 @@ class NbdkitReader:
                     f"{disk.file}: nbdkit serves {self._source.size} bytes, and the disk has "
                     f"{disk.size}; nothing was sent"
                 )
+            self.read_ahead = self._source.read_ahead
             self._stack = stack.pop_all()
         self.alignment = self._source.alignment
 

@@ -172,6 +172,7 @@ class SftpFile:
 
     immutable = False
     alignment = 1
+    read_ahead = 0  # the server is asked by one thread at a time
     nodes: frozenset[Node] = frozenset()
 
     def __init__(self, server: Sftp, path: str) -> None:

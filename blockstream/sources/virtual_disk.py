@@ -12,6 +12,9 @@ from blockstream.sources.datastore import Datastore, DatastorePath
 from blockstream.sources.sftp import Sftp, SftpFile
 from blockstream.sources.vmdk import VmdkSource
 
+# A host has room for about 48 reads (VDDK guide, "NFC Session Limits"): a few disks at a time.
+_READ_AHEAD: Final = 8
+
 
 class Reader(Protocol):
     """Gives ranges of a frozen disk. Methods may be called from several threads at once."""
@@ -23,6 +26,10 @@ class Reader(Protocol):
     @property
     def warnings(self) -> Sequence[str]:
         """What people should know."""
+
+    @property
+    def read_ahead(self) -> int:
+        """How many frames may be asked for before they are wanted; see `interfaces.Source`."""
 
     def extents(self) -> ExtentMap:
         """Return DATA and ZERO extents that cover the disk."""
@@ -67,6 +74,7 @@ class VirtualDiskSource:
         self.identity = Identity(f"vsphere:{key}", lasting=True)
         self.nodes: frozenset[Node] = getattr(reader, "nodes", frozenset())
         self.warnings = list(reader.warnings)
+        self.read_ahead = reader.read_ahead
         self._reader = reader
         self._still_frozen = still_frozen
         self._tick = tick
@@ -97,6 +105,7 @@ class DatastoreFile:
 
     immutable = False
     alignment = 1
+    read_ahead = _READ_AHEAD
     nodes: frozenset[Node] = frozenset()
 
     def __init__(self, store: Datastore, path: DatastorePath) -> None:

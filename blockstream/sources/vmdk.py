@@ -117,6 +117,7 @@ class VmdkSource:
         self.base_state = opened.base_state
         self.size = self._chain.size
         self.identity = self._files[0].identity
+        self.read_ahead = max(file.read_ahead for file in self._files)
         self.nodes = frozenset(node for file in self._files for node in file.nodes)
         self.warnings = [*opener.notes, *(f"{path}: {text}" for text in size_notes(opened.links))]
         for file in self._files:

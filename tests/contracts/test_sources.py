@@ -105,6 +105,12 @@ def test_it_is_not_called_immutable_without_proof(source: Source) -> None:
     assert source.immutable is False
 
 
+def test_only_of_what_lies_elsewhere_more_may_be_asked_for_than_is_wanted(
+    disk: Disk, source: Source
+) -> None:
+    assert (source.read_ahead > 0) == is_nbd(disk.path)
+
+
 def test_its_nodes_share_bytes_with_itself(disk: Disk, source: Source) -> None:
     if is_nbd(disk.path):  # another program has the bytes, and does not say where
         assert not source.nodes

@@ -1,6 +1,7 @@
 """What an NBD server exports is sent whole, and then by QEMU's bitmaps, also while a guest runs."""
 
 import json
+import random
 import struct
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -10,6 +11,7 @@ import pytest
 
 from blockstream.linux.qmp import Qmp, connected
 from blockstream.locations import open_source
+from blockstream.pipeline.crew import default_workers
 from tests.devices import run
 from tests.end_to_end.hosts import Host, content
 from tests.machine import BLOCK, BOOT, DISK_BYTES, Machine, machine
@@ -98,6 +100,39 @@ def test_an_export_goes_through_a_pipe_and_into_a_store(host: Host) -> None:
         other = host.disk("other", 1_234_567, seed=3)
         ended = host.run("extents", other, "--since", export)
         assert json.loads(ended.out)["meaning"] == "changed"
+
+
+@pytest.mark.slow
+@pytest.mark.needs("nbdkit")
+@pytest.mark.parametrize(
+    "words", [["send", "-q"], ["digests"], ["send", "-q", "--format", "rbd"]], ids=" ".join
+)
+def test_a_far_server_has_more_requests_than_there_are_workers(
+    host: Host, words: list[str]
+) -> None:
+    disk = host.folder / "disk"
+    disk.write_bytes(random.Random(5).randbytes(40 << 20))  # noqa: S311  # not secrets
+    log = host.folder / "log"
+    filters = ["-r", "--filter=log", "--filter=delay"]
+    about = ["rdelay=20ms", f"logfile={log}"]
+    with nbdkit(host.folder, *filters, "file", disk, *about) as export:
+        ended = host.run(*words, export)
+        assert ended.status == 0, ended.err
+    assert most_reads_at_once(log) > 4 * default_workers()  # a frame is four
+    if "digests" in words:
+        assert ended.out == host.run(*words, disk).out
+    else:
+        assert host.run("recv", host.folder / "copy", "--create", data=ended.out).status == 0
+        assert (host.folder / "copy").read_bytes() == disk.read_bytes()
+
+
+def most_reads_at_once(log: Path) -> int:
+    """Return how many reads nbdkit had before it had answered one of them, at most."""
+    most = now = 0
+    for line in log.read_text().splitlines():
+        now += (" Read id" in line) - ("...Read id" in line)
+        most = max(most, now)
+    return most
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ class Memory:
     name = "memory"
     alignment = SECTOR
     immutable = True
+    read_ahead = 0
     identity = Identity("memory", lasting=False)
     nodes: frozenset[Node] = frozenset()
     warnings: Sequence[str] = ()
@@ -54,7 +55,7 @@ class Memory:
 
 def packed(content: bytes, extents: ExtentMap) -> list[PackedFrame]:
     """Pack a map and check every frame against the disk and the map."""
-    packer, frames, end = Packer(Memory(content)), [], 0
+    packer, frames, end = Packer(Memory(content).read_into), [], 0
     for piece in extents.pieces():
         frame = packer.pack(piece)
         assert frame.digest == blake3.blake3(frame.raw).digest()
@@ -173,7 +174,7 @@ def test_the_odd_end_of_a_file_is_zero_only_if_every_byte_is(tail: int, last: by
 def test_a_buffer_used_again_holds_nothing_of_the_frame_before() -> None:
     """The first disk leaves bytes behind the odd end of the second."""
     source = Memory(b"\xff" * 8192)
-    packer = Packer(source)
+    packer = Packer(source.read_into)
     for piece in ExtentMap.whole(8192).pieces():
         packer.pack(piece)
     source.content = bytes(5001)
@@ -203,6 +204,6 @@ def test_a_frame_never_has_more_rows_than_it_may() -> None:
 def test_a_range_that_cannot_be_read_is_the_sources_error() -> None:
     source = Memory(bytes(8192))
     source.bad = 5000
-    packer = Packer(source)
+    packer = Packer(source.read_into)
     with pytest.raises(SourceError):
         packer.pack(next(iter(ExtentMap.whole(8192).pieces())))

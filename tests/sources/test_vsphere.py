@@ -2,11 +2,12 @@
 
 import contextlib
 import http.server
+import itertools
 import os
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from blockstream.errors import (
 )
 from blockstream.linux.buffers import aligned_buffer
 from blockstream.locations import MachinePlace, machine_place, open_vsphere, remote, server_of
+from blockstream.pipeline.ahead import ReadAhead
 from blockstream.sources.datastore import Datastore, DatastorePath
 from blockstream.sources.virtual_disk import DatastoreFile, VirtualDiskSource, chain_of
 from blockstream.sources.vsphere import VSphere
@@ -222,6 +224,44 @@ def test_a_file_is_a_source(vcenter: Simulator, store: Datastore) -> None:
         file.read_into([7, 9000], [100, 200], buffer)
         assert bytes(buffer) == content[7:107] + content[9000:9200]
         assert file.extents().total() == SIZE
+
+
+def test_a_far_disk_is_read_by_as_many_requests_as_a_host_has_room_for(
+    vcenter: Simulator, store: Datastore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vcenter.make_disk(SIZE)
+    content = os.urandom(SIZE)
+    vcenter.write(0, content)
+    source = VirtualDiskSource(
+        "it",
+        SIZE,
+        "key",
+        chain_of(store, flat(f"{VM}/{VM}.vmdk"), SIZE),
+        lambda: None,
+        lambda: None,
+    )
+    count, step = 8, 4096
+    together, once = threading.Barrier(count, timeout=10), store._once
+
+    def held(path: DatastorePath, offset: int, view: memoryview) -> int:
+        together.wait()
+        return once(path, offset, view)
+
+    with contextlib.closing(source), contextlib.closing(ReadAhead(source, count_up())) as ahead:
+        for _ in range(12):  # it is far
+            ahead.read_into([0], [512], aligned_buffer(512))
+        monkeypatch.setattr(store, "_once", held)
+        starts = range(0, 4 * count * step, step)
+        for start in ahead.following(starts, lambda start: ([start], [step])):
+            buffer = aligned_buffer(step)
+            ahead.read_into([start], [step], buffer)
+            assert bytes(buffer) == content[start : start + step]
+
+
+def count_up() -> Callable[[], float]:
+    """Return a clock that goes on by a second each time it is looked at."""
+    seconds = itertools.count()
+    return lambda: float(next(seconds))
 
 
 def test_a_session_is_kept_alive_while_files_are_read(
