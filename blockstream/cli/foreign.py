@@ -13,7 +13,9 @@ from blockstream.words import size_text
 from blockstream_protocol import is_id
 
 if TYPE_CHECKING:
-    from blockstream.jobs.foreign import ForeignResult  # numpy: what `recv` need not wait for
+    from blockstream.jobs.foreign.receive import (
+        ForeignResult,  # numpy: what `recv` need not wait for
+    )
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -15,14 +15,14 @@ from blockstream.cli.options import (
 )
 from blockstream.errors import NotFoundError, StaleViewError, UsageError
 from blockstream.formats.foreign.names import READ
+from blockstream.jobs.foreign.whose import beginning, is_ours
 from blockstream.jobs.inspect import MAP_CELLS, Inspection, inspect
 from blockstream.jobs.supervision import Reporter
-from blockstream.jobs.whose import beginning, is_ours
 from blockstream.pipeline.progress import Progress
 from blockstream.words import counted, size_text
 
 if TYPE_CHECKING:
-    from blockstream.jobs.inspect_foreign import ForeignInspection
+    from blockstream.jobs.foreign.inspect import ForeignInspection
 
 _SHADES = " ░▒▓█"
 
@@ -88,7 +88,7 @@ def _inspected(
             )
         found = inspect(fd, head, Progress(), shown)
     else:
-        from blockstream.jobs.inspect_foreign import inspect_foreign  # rarely used
+        from blockstream.jobs.foreign.inspect import inspect_foreign  # rarely used
 
         found = inspect_foreign(fd, head, given or "", Progress(), shown)
     cleared(shown)

@@ -26,7 +26,7 @@ from blockstream.pipeline.progress import Progress
 
 if TYPE_CHECKING:
     from blockstream.extents import ExtentMap  # numpy: 60 ms
-    from blockstream.jobs.machines import MachineDisk
+    from blockstream.jobs.machines.send import MachineDisk
 
 
 _DISKS = "disks and files"

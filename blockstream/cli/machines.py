@@ -32,7 +32,7 @@ from blockstream.locations import (
 from blockstream.words import Secret, size_text
 
 if TYPE_CHECKING:
-    from blockstream.jobs.machines import Round
+    from blockstream.jobs.machines.send import Round
     from blockstream.sources.vsphere import VSphere  # pyVmomi: 0.2 s
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -156,8 +156,8 @@ def send_machine(
     Raises:
         BlockstreamError: As the server, a disk or a target fails.
     """
-    from blockstream.jobs.machine_snapshots import Care, Quiesce
-    from blockstream.jobs.machines import MachineWish, OnLoss, opened_machine
+    from blockstream.jobs.machines.send import MachineWish, OnLoss, opened_machine
+    from blockstream.jobs.machines.snapshots import Care, Quiesce
 
     if len(words) != 2:
         raise UsageError("one machine goes to one TARGET: a folder, HOST:/FOLDER/, or STORE/NAME")
@@ -208,7 +208,7 @@ def _missed_words(missed: Mapping[str, int]) -> str:
 
 def _missed(found: "Round", goes_to: "MachineTarget", voice: Voice) -> dict[str, int]:
     """Compare without the tracker; return how many bytes it had missed, by disk."""
-    from blockstream.jobs.machines import add_missed
+    from blockstream.jobs.machines.send import add_missed
 
     counts: dict[str, int] = {}
     for each in found.disks:

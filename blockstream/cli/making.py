@@ -10,8 +10,8 @@ from blockstream.cli.options import cleared, parse_size, refuse_terminal, report
 from blockstream.errors import StaleViewError, UsageError
 from blockstream.formats.foreign.names import OURS
 from blockstream.formats.foreign.table import by_name
-from blockstream.jobs.chain import ConvertRequest, combined
-from blockstream.jobs.convert import lost, write_foreign, write_ours
+from blockstream.jobs.foreign.chain import ConvertRequest, combined
+from blockstream.jobs.foreign.convert import lost, write_foreign, write_ours
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.progress import Progress
 

@@ -69,8 +69,8 @@ def send_to_other_tool(
 ) -> None:
     """Write the stream to standard output, after what it cannot carry was said."""
     from blockstream.formats.foreign.table import by_name  # rarely used, as the next two
-    from blockstream.jobs.chain import head_of
-    from blockstream.jobs.convert import lost, write_foreign
+    from blockstream.jobs.foreign.chain import head_of
+    from blockstream.jobs.foreign.convert import lost, write_foreign
 
     refuse_terminal(_STDOUT, "standard output")
     how, progress = by_name(other.format), Progress()

@@ -25,6 +25,7 @@ from blockstream.errors import (
     StaleViewError,
     UsageError,
 )
+from blockstream.jobs.foreign.whose import beginning, is_ours
 from blockstream.jobs.receive import (
     ApplyMode,
     ReceiveRequest,
@@ -33,13 +34,12 @@ from blockstream.jobs.receive import (
     receive_sessions,
 )
 from blockstream.jobs.supervision import Reporter
-from blockstream.jobs.whose import beginning, is_ours
 from blockstream.linux.files import write_durably
 from blockstream.pipeline.progress import Progress
 from blockstream.words import duration_text, size_text
 
 if TYPE_CHECKING:
-    from blockstream.jobs.foreign import ForeignResult
+    from blockstream.jobs.foreign.receive import ForeignResult
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -204,7 +204,10 @@ def _foreign(
     if is_ours(head, wish):
         _refuse_wishes(wish)
         raise InterruptedTransferError("the stream was cut before it said what it is")
-    from blockstream.jobs.foreign import ForeignWish, receive_foreign  # numpy, and rarely used
+    from blockstream.jobs.foreign.receive import (  # numpy, and rarely used
+        ForeignWish,
+        receive_foreign,
+    )
 
     return receive_foreign(request, ForeignWish(**wish), _STDIN, head, Progress(), shown)
 

@@ -94,7 +94,7 @@ def enable_command(place: str, password_file: Path | None, as_json: bool) -> Non
     Example:
       blockstream vsphere enable-cbt vsphere://root@esxi.example.org/ha-datacenter/vm/mail
     """  # noqa: D301
-    from blockstream.jobs.machine_snapshots import (  # pyVmomi: 0.2 s
+    from blockstream.jobs.machines.snapshots import (  # pyVmomi: 0.2 s
         Care,
         enable_tracking,
         tell_untracked,

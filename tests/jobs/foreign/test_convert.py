@@ -25,8 +25,8 @@ from blockstream.errors import (
     UsageError,
 )
 from blockstream.formats.foreign.table import by_name
-from blockstream.jobs.chain import ConvertRequest, combined
-from blockstream.jobs.convert import write_foreign, write_ours
+from blockstream.jobs.foreign.chain import ConvertRequest, combined
+from blockstream.jobs.foreign.convert import write_foreign, write_ours
 from blockstream.jobs.receive import ReceiveRequest
 from blockstream.jobs.upkeep import adopt
 from blockstream.pipeline.compression import CompressionChoice

@@ -28,13 +28,13 @@ from blockstream.errors import (
     UsageError,
 )
 from blockstream.formats.changed_areas import TrackedState
-from blockstream.jobs.machine_readers import Readers
-from blockstream.jobs.machine_snapshots import (
+from blockstream.jobs.machines.readers import Readers
+from blockstream.jobs.machines.send import MachineDisk, MachineWish, OnLoss, Round, opened_machine
+from blockstream.jobs.machines.snapshots import (
     Care,
     Quiesce,
     enable_tracking,
 )
-from blockstream.jobs.machines import MachineDisk, MachineWish, OnLoss, Round, opened_machine
 from blockstream.jobs.send import SendRequest, planned
 from blockstream.linux.buffers import aligned_buffer
 from blockstream.locations import Way, machine_place, open_vsphere, server_of
@@ -955,7 +955,7 @@ def test_our_own_one_is_told_of_while_it_is_read(
     buffer = aligned_buffer(512)
     with rounds.opened() as found:
         later = time.monotonic() + 23 * 3600
-        monkeypatch.setattr("blockstream.jobs.machines.time.monotonic", lambda: later)
+        monkeypatch.setattr("blockstream.jobs.machines.send.time.monotonic", lambda: later)
         found.disks[0].source.read_into([0], [512], buffer)
         before = len(rounds.said)
         later += 3600

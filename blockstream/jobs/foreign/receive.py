@@ -19,7 +19,7 @@ from blockstream.formats.extent_lists import ExtentList, Meaning
 from blockstream.formats.foreign.events import Format
 from blockstream.formats.foreign.table import HEAD_BYTES, chosen, wrapping
 from blockstream.jobs.copy import copy
-from blockstream.jobs.foretold import can_digest, foretold
+from blockstream.jobs.foreign.foretold import can_digest, foretold
 from blockstream.jobs.receive import ApplyMode, ReceiveRequest, ReceiveResult, receive
 from blockstream.jobs.rehearsal import rehearsed_here
 from blockstream.jobs.send import SendRequest, one_way, planned

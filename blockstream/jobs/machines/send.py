@@ -17,8 +17,8 @@ from blockstream.extents import ExtentMap
 from blockstream.formats.changed_areas import TrackedState
 from blockstream.formats.extent_lists import ExtentList, Meaning
 from blockstream.interfaces import Source
-from blockstream.jobs.machine_readers import Readers
-from blockstream.jobs.machine_snapshots import (
+from blockstream.jobs.machines.readers import Readers
+from blockstream.jobs.machines.snapshots import (
     Care,
     OpenWatch,
     cleaned,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from blockstream.errors import BlockstreamError
 from blockstream.formats.foreign.table import HEAD_BYTES, chosen, wrapping
-from blockstream.jobs.foreign import told_whole
+from blockstream.jobs.foreign.receive import told_whole
 from blockstream.jobs.inspect import MAP_CELLS, into_cells
 from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.linux.streams import widen_pipe

@@ -14,7 +14,7 @@ from blockstream.errors import (
 from blockstream.extents import DATA, ExtentMap
 from blockstream.formats.foreign.events import Format, Head, Writer
 from blockstream.interfaces import Source
-from blockstream.jobs.chain import Combined
+from blockstream.jobs.foreign.chain import Combined
 from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.linux.streams import WakeableWriter, widen_pipe
 from blockstream.pipeline.ahead import ReadAhead

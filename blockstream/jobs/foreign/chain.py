@@ -24,11 +24,11 @@ from blockstream.formats.extent_lists import ExtentList, Meaning
 from blockstream.formats.foreign.events import Format, Head
 from blockstream.formats.foreign.layers import ZEROS, Layers
 from blockstream.formats.foreign.table import HEAD_BYTES, chosen, wrapping
-from blockstream.jobs.foreign import UNVERIFIED, base_of, told_whole
+from blockstream.jobs.foreign.receive import UNVERIFIED, base_of, told_whole
+from blockstream.jobs.foreign.whose import beginning, is_ours
 from blockstream.jobs.looking import Looking
 from blockstream.jobs.send import SendPlan, SendRequest, planned
 from blockstream.jobs.supervision import Reporter, Work, supervised
-from blockstream.jobs.whose import beginning, is_ours
 from blockstream.linux.buffers import write_all
 from blockstream.linux.descriptors import allow_descriptors
 from blockstream.linux.streams import WakeableReader, widen_pipe

@@ -1,0 +1,1 @@
+"""Virtual machines of VMware: all disks from one snapshot, again and again."""
