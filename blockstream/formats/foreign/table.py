@@ -73,6 +73,7 @@ _OTHERS: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"btrfs-stream\0", "a btrfs stream", "receive it with btrfs receive"),
     (0, b"AGE-", "encrypted with age", "decrypt it first"),
     (0, b"age-encryption.org/", "encrypted with age", "decrypt it first"),
+    (0, b'{"format":"blockstream-extents"', "a list of extents", "give it to send --extents"),
     (0, b"\x7fELF", "a program", "give a stream"),
     (0, b"PK\x03\x04", "a zip file", "give what is in it"),
     (257, b"ustar", "a tar file", "give what is in it"),
@@ -112,11 +113,18 @@ def recognised(head: bytes) -> Format:
     for offset, magic in _IMAGES:
         if head[offset : offset + len(magic)] == magic:
             return raw.FORMAT
-    begin = head[:16].hex(" ") if any(head) else "zeros"
     raise IntegrityError(
-        f"this is no stream that is known here: it begins with {begin}; nothing was written; if it "
-        "is the raw image of a disk, say so with --format raw"
+        f"this is no stream that is known here: it begins with {_shown(head[:16])}; nothing was "
+        "written; if it is the raw image of a disk, say so with --format raw"
     )
+
+
+def _shown(begin: bytes) -> str:
+    """Return bytes as people can read them."""
+    if not any(begin):
+        return "zeros"
+    text = begin.decode("ascii", "replace").replace("\n", " ")
+    return repr(text) if text.isprintable() and text.isascii() else begin.hex(" ")
 
 
 def chosen(head: bytes, given: str) -> Format:

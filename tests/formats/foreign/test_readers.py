@@ -12,7 +12,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockstream.errors import BlockstreamError, ExitStatus, SourceError
+from blockstream.errors import BlockstreamError, ExitStatus, IntegrityError, SourceError
 from blockstream.formats.foreign import raw
 from blockstream.formats.foreign.names import READ, WRITTEN
 from blockstream.formats.foreign.table import FORMATS, HEAD_BYTES, chosen, recognised
@@ -280,6 +280,7 @@ LOOKS_LIKE: dict[str, bytes] = {
     "older thin_send": bytes.fromhex("E85BC5636CC72A05") + bytes(20),
     "tar": b"a" * 257 + b"ustar" + bytes(300),
     "btrfs": b"btrfs-stream\0" + bytes(100),
+    "list of extents": b'{"format":"blockstream-extents","version":1,"size":4096',
 }
 
 
@@ -289,6 +290,15 @@ def test_anything_else_gets_a_sentence_that_says_what_it_looks_like(word: str) -
         read(LOOKS_LIKE[word])
     assert caught.value.exit_status == ExitStatus.REFUSED
     assert "nothing was written" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("begin", "shown"),
+    [(b"Last login: Mon\n", "'Last login: Mon '"), (b"\1\2\xff", "01 02 ff"), (bytes(99), "zeros")],
+)
+def test_what_looks_like_nothing_is_shown(begin: bytes, shown: str) -> None:
+    with pytest.raises(IntegrityError, match=f"begins with {shown}; nothing was written"):
+        read(begin)
 
 
 def test_the_short_payload_of_a_snapback_ends_where_the_disk_does() -> None:
