@@ -64,6 +64,7 @@ def scripted(folder: Path, *scripts: Callable[[socket.socket], None]) -> Iterato
     """Serve each connection by the next script, the last one again and again."""
     path = folder / "scripted.sock"
     lines: list[socket.socket] = []
+    threads: list[threading.Thread] = []
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
@@ -74,7 +75,8 @@ def scripted(folder: Path, *scripts: Callable[[socket.socket], None]) -> Iterato
                     line, _ = listener.accept()
                     script = scripts[min(len(lines), len(scripts) - 1)]
                     lines.append(line)
-                    threading.Thread(target=run, args=(script, line)).start()
+                    threads.append(threading.Thread(target=run, args=(script, line)))
+                    threads[-1].start()
 
         def run(script: Callable[[socket.socket], None], line: socket.socket) -> None:
             with line, suppress(OSError, EOFError):
@@ -90,6 +92,8 @@ def scripted(folder: Path, *scripts: Callable[[socket.socket], None]) -> Iterato
                 with suppress(OSError):
                     line.shutdown(socket.SHUT_RDWR)
             server.join()
+            for thread in threads:
+                thread.join()
     path.unlink()
 
 
