@@ -113,6 +113,44 @@ def snapshot(lab: Guest, kind: str, name: str, store: str = "16M") -> None:
     lab.run(f"lvcreate -qq -y -s -pr {how} -n {name} vg/vm")
 
 
+# What thin_recv does with a stream of thin_send: see formats/foreign/thin_send.py.
+THIN_RECEIVER = """
+import fcntl, os, struct, sys
+disk = os.open("/dev/vg/twin", os.O_WRONLY)
+while True:
+    offset, length, command = struct.unpack(">8xQQI", sys.stdin.buffer.read(28))
+    if command == 0:
+        os.pwrite(disk, sys.stdin.buffer.read(length), offset)
+    elif command == 1:
+        fcntl.ioctl(disk, 0x1277, struct.pack("QQ", offset, length))  # BLKDISCARD
+    elif command == 3:
+        break
+os.fsync(disk)
+"""
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_changes_in_another_tools_stream_make_a_thin_twin_equal(lab: Guest, known: bool) -> None:
+    make_thin(lab)
+    lab.run("lvcreate -qq -y -Wn -V 32M --thinpool pool -n twin vg")
+    # Nothing of it is zeros, so that whatever is left of it shows.
+    lab.run(
+        "tr '\\0' x </dev/zero | head -c 32M | dd of=/dev/vg/vm bs=1M oflag=direct "
+        "iflag=fullblock status=none"
+    )
+    lab.run("dd if=/dev/vg/vm of=/dev/vg/twin bs=1M oflag=direct status=none")
+    snapshot(lab, "thin", "first")
+    scribble(lab, "/dev/vg/vm", 2, 40)
+    zeros = "dd if=/dev/zero of=/dev/vg/vm bs=4k oflag=direct conv=notrunc status=none"
+    lab.run(f"{zeros} seek=33 count=70; {zeros} seek=1000 count=3")
+    lab.run("cat >/root/receiver.py", data=THIN_RECEIVER.encode())
+    words = "--format thin-send --pool-chunk 64K" if known else "--format thin-send"
+    lab.run(f"blockstream send /dev/vg/vm --since first {words} >/root/stream")
+    lab.run("python3 /root/receiver.py </root/stream; blockdev --flushbufs /dev/vg/twin")
+    assert digest(lab, "/dev/vg/twin") == digest(lab, "/dev/vg/vm")
+    lab.run("lvremove -qq -y vg/twin")
+
+
 @pytest.mark.parametrize("chunk", ["4k", "64k", "512k"])
 def test_every_size_of_chunk_is_understood(lab: Guest, chunk: str) -> None:
     make_thick(lab)
