@@ -189,7 +189,9 @@ def _staged(
     try:
         return receive(where, reading, progress, reporters)
     except InterruptedTransferError as error:
-        raise failed[0] if failed else error from error
+        if failed:
+            raise failed[0] from error
+        raise
     finally:
         os.close(reading)  # a giver that still writes fails now
         giver.join()
