@@ -90,6 +90,7 @@ def move(src: Guest, dst: Guest, there: Machine, *words: str) -> Done:
     incoming = f"{EXPORT} && touch /root/wanted; until test -e /root/waits; do sleep 0.1; done"
     live = ["--live", "--qmp", "/root/qmp", "--incoming", incoming, "--uri", uri]
     way = ["--rsh", "ssh", "--remote-command", "blockstream-warm", "--max-downtime", "15"]
+    way += ["--on-no-converge", "go"]
     with who_starts_it(dst, there, uri):
         return src.blockstream(
             *("migrate", "vg/vm", "dst:vg/vm", "--create", "--pool", "pool", "--json"),
@@ -148,7 +149,7 @@ def test_a_running_guest_moves_and_counts_on(
     assert wrong_blocks(src, numbers) > 0  # what was written after it had moved
     gap = max(later - earlier for earlier, later in itertools.pairwise(seen))
     figure("live", records=len(numbers), downtime=values["downtime"], gap=gap)
-    assert 0 < values["downtime"] < 60  # type: ignore[operator]
+    assert 0 < values["downtime"] < 120  # type: ignore[operator]
     assert names(src) == {"pool", "vm"}
 
 
