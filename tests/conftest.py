@@ -20,12 +20,39 @@ from tests.s3_servers import S3Server
 from tests.ssh_server import SshServer, ssh_server
 from tests.vsphere_simulator.server import GOVMOMI, Simulator, simulator
 
+HERE = Path(__file__).parent
+TOGETHER = {
+    "moves of guests": {"lab/test_live.py", "lab/test_libvirt.py"},
+    "one host": {"lab/test_lvm_sources.py", "lab/test_faults.py"},
+    "S3": {
+        *("contracts/test_objects.py", "contracts/test_s3_faults.py"),
+        *("end_to_end/test_stores.py", "end_to_end/test_store_keys.py"),
+    },
+}
+LONGEST_FIRST = ("lab", "end_to_end/test_store", "contracts", "end_to_end", "simulation", "jobs")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     # A shell lets what it runs beside it ignore Ctrl-C; then guests and servers would stay.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "needs(*tools): needs these commands")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # A file stays on one worker, and so do files that share what starts slowly. The longest come
+    # first, so that no worker is left alone with one of them.
+    for item in items:
+        file = str(item.path.relative_to(HERE))
+        group = next((name for name, files in TOGETHER.items() if file in files), file)
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=_rank)
+
+
+def _rank(item: pytest.Item) -> int:
+    file = str(item.path.relative_to(HERE))
+    ranks = (rank for rank, start in enumerate(LONGEST_FIRST) if file.startswith(start))
+    return next(ranks, len(LONGEST_FIRST))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -39,7 +39,7 @@ from blockstream_protocol import IDLE_SECONDS, Committed
 _FIRST_PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 30.0
 # The receiver of a connection that broke may hold the target until it, too, notices.
-_LOCK_WAIT_SECONDS = IDLE_SECONDS - 15.0
+LOCK_WAIT_SECONDS = IDLE_SECONDS - 15.0
 # Windows are about 2 MiB: with one stream for each 12.5 ms a line of 1 Gbit/s is full.
 _SECONDS_A_STREAM = 0.0125
 _OURS = "blockstream: "
@@ -152,7 +152,7 @@ class Push:
         self._sending.stop(reason)
 
     def _once(self) -> Committed:
-        waiting = ["--lock-wait", f"{_LOCK_WAIT_SECONDS:.0f}"] if self._patience.connected else []
+        waiting = ["--lock-wait", f"{LOCK_WAIT_SECONDS:.0f}"] if self._patience.connected else []
         words = ["recv", "--session", *waiting, *self._words]
         with connected(self._where, words, self._options, self._patience) as links:
             lanes = [link.to_peer for link in links]
@@ -232,7 +232,7 @@ def standing(where: Remote, what: ReceiveRequest, options: PeerOptions) -> Itera
 
     Its predecessor, whose connection was lost, may still hold the target: so it waits for that.
     """
-    words = ["recv", "--session", "--standing", "--lock-wait", f"{_LOCK_WAIT_SECONDS:.0f}"]
+    words = ["recv", "--session", "--standing", "--lock-wait", f"{LOCK_WAIT_SECONDS:.0f}"]
     with connected(where, [*words, *target_options(what)], options, _Patience(options)) as links:
         yield Standing(links[0])
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 import blake3
 
 from blockstream.errors import BlockstreamError, BusyError, NotFoundError, RefusedError
-from blockstream.linux.block import data_ranges
+from blockstream.linux.block import data_ranges, is_locked
 from blockstream.linux.identity import Identity, identity_of
 from blockstream.linux.state_directory import JournalFiles
 from blockstream.locations import of_this_host, open_target
@@ -155,6 +155,22 @@ def patiently(use: Callable[[], T], seconds: float) -> T:
                 raise
             # The kernel tells nobody when a lock is free, but who blocks until then.
             time.sleep(_LOCK_POLL_SECONDS)
+
+
+def wait_for_receiver(device: str, seconds: float) -> None:
+    """Wait until no receiver writes to a device; one whose sender was killed ends by itself.
+
+    What else uses it is not waited for.
+
+    Raises:
+        BusyError: If one still does after so many seconds.
+    """
+
+    def look() -> None:
+        if is_locked(device):
+            raise BusyError(f"{device} is written by another transfer")
+
+    patiently(look, seconds)
 
 
 @contextlib.contextmanager

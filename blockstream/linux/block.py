@@ -55,6 +55,24 @@ def diskseq_of(fd: int) -> int | None:
     return int(seq)
 
 
+def is_locked(path: str) -> bool:
+    """Tell whether a process holds the lock that keeps all others from a file or device.
+
+    A shared one, such as udev holds while it probes, is none.
+
+    Raises:
+        OSError: If it cannot be opened.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
 def zero_out(fd: int, offset: int, length: int) -> None:
     """Zero a range of a block device, by writing if the device has nothing better.
 

@@ -86,6 +86,11 @@ class Volume:
         return self.attributes[4:5] in {"a", "s", "I", "S"}
 
     @property
+    def is_open(self) -> bool:
+        """Whether somebody has it open."""
+        return self.attributes[5:6] == "o"
+
+    @property
     def is_invalid(self) -> bool:
         """Whether it is a snapshot that overflowed."""
         return self.attributes[4:5] in {"I", "S"}

@@ -12,6 +12,7 @@ import pytest
 from blockstream.errors import AuthenticationError, BlockstreamError, StoreDamagedError, StoreError
 from blockstream.stores import s3
 from blockstream.stores.s3 import S3Objects, s3_objects
+from tests.rotation import share
 from tests.s3_proxy import Answer, Fault, Proxy, Rule, proxy
 from tests.s3_servers import S3Server
 
@@ -21,6 +22,7 @@ DATA = os.urandom(20 << 20)
 BUSY = Answer(503, "SlowDown")
 FAILED = Answer(500, "InternalError")
 PASSING = [BUSY, FAILED, Fault.RESET, Fault.LOST_REPLY]
+STEPS = ["?uploads", "partNumber=2", "?uploadId"]
 
 
 @pytest.fixture
@@ -50,8 +52,7 @@ def upload(objects: S3Objects, key: str = "big") -> None:
         raise
 
 
-@pytest.mark.parametrize("fault", PASSING)
-@pytest.mark.parametrize("word", ["?uploads", "partNumber=2", "?uploadId"])
+@pytest.mark.parametrize(("word", "fault"), share(list(itertools.product(STEPS, PASSING))))
 def test_an_upload_outlives_what_passes(
     objects: S3Objects, between: Proxy, word: str, fault: Fault | Answer
 ) -> None:
@@ -124,10 +125,13 @@ def test_a_conflict_is_tried_again(objects: S3Objects, between: Proxy) -> None:
 
 @pytest.mark.parametrize(
     ("word", "fault"),
-    [
-        *itertools.product(["?uploads", "partNumber=2", "?uploadId"], PASSING),
-        ("partNumber=2", Answer(200, "InternalError")),  # S3 has begun to answer before it fails
-    ],
+    share(
+        [
+            *itertools.product(STEPS, PASSING),
+            # S3 has begun to answer before it fails.
+            ("partNumber=2", Answer(200, "InternalError")),
+        ]
+    ),
 )
 def test_a_copy_outlives_what_passes(
     objects: S3Objects, between: Proxy, word: str, fault: Fault | Answer

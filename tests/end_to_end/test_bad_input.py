@@ -45,6 +45,7 @@ from tests.end_to_end.hosts import (
     count_messages,
     wait_until,
 )
+from tests.rotation import share
 
 SIZE = 20_480
 
@@ -105,7 +106,7 @@ def test_byte_that_is_flipped_is_found(quick: Host) -> None:
 @pytest.mark.timeout(200)
 def test_every_single_byte_that_is_flipped_is_found(quick: Host) -> None:
     stream, target = small(quick, compress="none")
-    for position in range(len(stream)):
+    for position in share(range(len(stream))):
         check_harmless(quick, target, flipped(stream, position), {10, 11, 12})
 
 
@@ -114,7 +115,7 @@ def test_every_single_byte_that_is_flipped_is_found(quick: Host) -> None:
 def test_every_single_flip_of_a_packed_stream_is_found_or_unpacks_to_the_same(quick: Host) -> None:
     stream, target = small(quick)
     before, whole = target.read_bytes(), (quick.folder / "disk").read_bytes()
-    for position in range(len(stream)):
+    for position in share(range(len(stream))):
         status, _ = run_here(quick, target, flipped(stream, position))
         if status == 0:  # zstd has bits without a meaning; the digest is of what they unpack to
             assert target.read_bytes() == whole
@@ -136,7 +137,7 @@ def test_stream_that_is_cut_is_interrupted(quick: Host) -> None:
 @pytest.mark.timeout(200)
 def test_stream_that_is_cut_at_any_byte_is_interrupted(quick: Host) -> None:
     stream, target = small(quick)
-    for length in range(len(stream)):
+    for length in share(range(len(stream))):
         check_harmless(quick, target, stream[:length], {11})
 
 

@@ -121,7 +121,9 @@ def test_a_disk_is_made_where_the_stream_says_how_large(host: Host) -> None:
     assert host.holds(copy, "a")
 
 
-@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstandard.compress], ids=str)
+@pytest.mark.parametrize(
+    "pack", [bytes, gzip.compress, zstandard.compress], ids=["plain", "gzip", "zstd"]
+)
 def test_an_image_is_copied_packed_or_plain(host: Host, target: Path, pack: type[bytes]) -> None:
     image = bytes(510) + b"\x55\xaa" + NOISE[512:]
     ended = recv(host, target, pack(image), "--goal", "a")

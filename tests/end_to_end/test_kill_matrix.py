@@ -10,6 +10,7 @@ import pytest
 
 from blockstream.pipeline.failpoints import NAMES
 from tests.end_to_end.hosts import Ended, Host, Process, Words, Zygote, failing_at, wait_until
+from tests.rotation import share
 
 ACTIONS = ("kill", "stop", "leave")
 LEFT = 99  # what `leave` exits with
@@ -128,7 +129,7 @@ def setting(host: Host, case: Case, disks: tuple[Path, Path, Path]) -> Setting:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", list(cases()), ids=str)
+@pytest.mark.parametrize("case", share(list(cases())), ids=str)
 def test_same_command_again_finishes_what_died(
     eager: Host, case: Case, disks: tuple[Path, Path, Path]
 ) -> None:

@@ -10,6 +10,7 @@ from blockstream.pipeline.failpoints import NAMES
 from tests.end_to_end.far_host import far_command, far_status
 from tests.end_to_end.hosts import Ended, Host, Words, failing_at
 from tests.end_to_end.test_kill_matrix import ONCE, ONLY_IN, disks
+from tests.rotation import share
 from tests.ssh_server import SshServer
 
 __all__ = ["disks"]
@@ -33,13 +34,13 @@ class Case:
         return f"{self.point}-{self.hit}-{self.action}-{kind}-{way}"
 
 
-def cases() -> list[Case]:
-    """Every point and action; its hit, the kind of transfer and the way have their turns."""
+def cases(end: str) -> list[Case]:
+    """Every point of one end and action; hits, kinds of transfer and ways have their turns."""
     found = []
     for number, (point, action) in enumerate((p, a) for p in NAMES for a in ACTIONS):
         hit = 1 if point in ONCE else 1 + number // 2 % 2
         found.append(Case(point, hit, action, full=number % 4 >= 2, ours=number % 3 == 0))
-    return found
+    return [case for case in found if case.point.startswith(end)]
 
 
 def dying_once(host: Host, case: Case) -> str:
@@ -78,7 +79,7 @@ def finished(host: Host, ended: Ended, disks: tuple[Path, Path, Path]) -> None:
     assert far_status(host, target)["id"] == "B"
 
 
-@pytest.mark.parametrize("case", [c for c in cases() if c.point.startswith("recv.")], ids=str)
+@pytest.mark.parametrize("case", share(cases("recv.")), ids=str)
 def test_a_receiver_that_dies_is_started_again_and_goes_on(
     eager: Host, server: SshServer, case: Case, disks: tuple[Path, Path, Path]
 ) -> None:
@@ -90,7 +91,7 @@ def test_a_receiver_that_dies_is_started_again_and_goes_on(
     finished(eager, ended, disks)
 
 
-@pytest.mark.parametrize("case", [c for c in cases() if c.point.startswith("send.")], ids=str)
+@pytest.mark.parametrize("case", share(cases("send.")), ids=str)
 def test_a_sender_that_dies_leaves_what_the_same_command_finishes(
     eager: Host, server: SshServer, case: Case, disks: tuple[Path, Path, Path]
 ) -> None:

@@ -16,6 +16,7 @@ from blockstream_protocol import MAGIC
 from tests.devices import rigged
 from tests.end_to_end.far_host import far_command, far_status
 from tests.end_to_end.hosts import Ended, Host, Words, Zygote, failing_at, wait_until
+from tests.rotation import share
 from tests.ssh_server import SshServer
 
 MIB = 1 << 20
@@ -280,7 +281,7 @@ def test_a_session_cut_anywhere_ends_and_the_next_one_finishes_it(
 ) -> None:
     disk, copy = quick.disk("disk", 9_000), quick.blank("copy", 9_000)
     wire = Wire(quick, disk, copy)
-    for cut in range(0, 1_600, 5):
+    for cut in share(range(0, 1_600, 5)):
         near, far = wire.run(**{direction: cut})
         assert near.status in {0, 11, 15}, near.err
         assert far.status in {0, 11}, far.err

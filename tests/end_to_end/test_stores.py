@@ -12,6 +12,7 @@ import pytest
 from blockstream.interfaces import Objects
 from blockstream.locations import open_objects
 from tests.end_to_end.hosts import Ended, Host, wait_until
+from tests.rotation import share
 from tests.s3_proxy import Fault, Rule, proxy
 from tests.s3_servers import S3Server
 
@@ -419,7 +420,7 @@ def test_what_little_is_needed_of_is_given_up(host: Host, anywhere: str, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("point", ["after_pack", "before_commit", "after_commit"])
+@pytest.mark.parametrize("point", share(["after_pack", "before_commit", "after_commit"]))
 def test_a_compaction_that_was_killed_is_done_again(
     host: Host, anywhere: str, tmp_path: Path, point: str
 ) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.guest import Disk, Guest, guests
+from tests.lab.guest import Guest, guests
+from tests.lab.hardware import Disk
 from tests.lab.image import Image, NoLabError, cached
 
 NBD_PORT = 10809

@@ -7,7 +7,6 @@ import json
 import os
 import py_compile
 import shutil
-import signal
 import socket
 import subprocess
 import tarfile
@@ -18,9 +17,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.lab import qemu, uml
+from tests.lab.hardware import ADDRESSES, Disk, Hardware, Power
 from tests.lab.image import HERE, ROOT, Image
 from tests.lab.warm import PORT as WARM_PORT
-from tests.machine import PROCESSORS
 
 # The figures behind the limits are those of a quiet machine; a slow one raises the factor once.
 _PATIENCE = float(os.environ.get("LAB_PATIENCE", "5"))
@@ -45,43 +45,36 @@ class Done:
     err: str
 
 
-@dataclass(frozen=True, slots=True)
-class Disk:
-    """A disk of a guest, `/dev/disk/lab-NAME` there.
-
-    Attributes:
-        name: Its serial number.
-        mib: Its size.
-        block: Its logical block, in bytes.
-    """
-
-    name: str
-    mib: int
-    block: int = 512
-
-
 @dataclass
 class Guest:
     """One running guest.
 
     Attributes:
-        name: Its host name.
-        folder: Its disks, sockets and keys.
-        image: What it was started from.
-        port: Where its sshd is reached, on 127.0.0.1.
-        forwards: Further ports of the guest, and where each is reached.
+        hardware: What it is made of.
+        image: What it is started from.
+        console: What it said.
     """
 
-    name: str
-    folder: Path
+    hardware: Hardware
     image: Image
-    port: int
-    disks: Sequence[Disk]
-    lan: Path | None = None
-    forwards: Mapping[int, int] = field(default_factory=dict)
     console: list[str] = field(default_factory=list)
-    _process: subprocess.Popen[str] | None = None
+    _power: Power | None = None
     _listener: threading.Thread = field(default_factory=threading.Thread)
+
+    @property
+    def name(self) -> str:
+        """Its host name."""
+        return self.hardware.name
+
+    @property
+    def folder(self) -> Path:
+        """Its disks, sockets and keys."""
+        return self.hardware.folder
+
+    @property
+    def forwards(self) -> Mapping[int, int]:
+        """Ports of the guest, and where each is reached on 127.0.0.1."""
+        return self.hardware.forwards
 
     def start(self) -> None:
         """Start it, and wait until its sshd listens.
@@ -89,67 +82,21 @@ class Guest:
         Raises:
             GuestError: If it does not in time.
         """
-        for disk in self.disks:
-            path = self._path(disk)
-            if not path.exists():
-                with path.open("wb") as file:
-                    file.truncate(disk.mib << 20)
-        process = subprocess.Popen(
-            self._command(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )
-        self._process = process
+        self.hardware.make_disks()
+        power = (uml if self.image.engine == "uml" else qemu).start(self.hardware, self.image)
+        self._power = power
         ready = threading.Event()
-        self._listener = threading.Thread(target=self._listen, args=(process, ready), daemon=True)
+        self._listener = threading.Thread(target=self._listen, args=(power, ready), daemon=True)
         self._listener.start()
         if not ready.wait(_BOOT_SECONDS):
             raise GuestError(f"{self.name} is not ready:\n{self.said()}")
 
-    def _listen(self, process: subprocess.Popen[str], ready: threading.Event) -> None:
-        if process.stdout is None:
-            return
-        with process.stdout:
-            for line in process.stdout:
+    def _listen(self, power: Power, ready: threading.Event) -> None:
+        with power.console as console:
+            for line in console:
                 self.console.append(line.rstrip())
                 if line.startswith("T ready"):
                     ready.set()
-
-    def _path(self, disk: Disk) -> Path:
-        return self.folder / f"{disk.name}.raw"
-
-    def _command(self) -> list[str]:
-        number = 2 if self.name == "dst" else 1
-        address = f"lab.ip=10.77.0.{number}/24" if self.lan else ""
-        forwards = {22: self.port, **self.forwards}
-        rules = ",".join(f"hostfwd=tcp:127.0.0.1:{ours}-:{port}" for port, ours in forwards.items())
-        words = [
-            *("qemu-system-x86_64", "-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max"),
-            *(*PROCESSORS, "-m", "768", "-M", "pc", "-nodefaults", "-no-user-config"),
-            *("-display", "none", "-serial", "stdio", "-no-reboot"),
-            *("-kernel", str(self.image.kernel), "-initrd", str(self.image.ramdisk)),
-            *("-monitor", f"unix:{self.folder}/mon,server=on,wait=off"),
-            *("-device", "virtio-rng-pci"),
-            *_drive("root", self.image.root, "readonly=on"),
-            *_drive("seed", self.folder / "seed.tar", "readonly=on"),
-            *("-netdev", f"user,id=ctl,restrict=on,{rules}"),
-            *("-device", "virtio-net-pci,netdev=ctl,romfile="),
-        ]
-        for disk in self.disks:
-            # These tests are about logic; what a power cut loses is tested elsewhere.
-            how = "cache=unsafe,discard=unmap,detect-zeroes=off,aio=threads"
-            block = f",logical_block_size={disk.block},physical_block_size={disk.block}"
-            words += _drive(disk.name, self._path(disk), how, block if disk.block != 512 else "")
-        if self.lan is not None:
-            role = "on" if self.name == "dst" else "off"
-            lan = f"stream,id=lan,server={role},addr.type=unix,addr.path={self.lan}"
-            card = f"virtio-net-pci,netdev=lan,romfile=,mac=52:54:00:77:00:0{number}"
-            words += ["-netdev", lan, "-device", card]
-        line = f"console=ttyS0 quiet panic=-1 lab.name={self.name} {address}"
-        return [*words, "-append", line.strip()]
 
     # Commands.
 
@@ -190,7 +137,7 @@ class Guest:
         socket_path = f"ControlPath={self.folder}/cm"
         key = str(self.folder / "key")
         return [
-            *("ssh", *_OPTIONS, "-o", socket_path, "-i", key, "-p", str(self.port)),
+            *("ssh", *_OPTIONS, "-o", socket_path, "-i", key, "-p", str(self.forwards[22])),
             "root@127.0.0.1",
         ]
 
@@ -220,11 +167,10 @@ class Guest:
 
     def kill(self) -> None:
         """Cut its power."""
-        if self._process is not None:
-            self._process.send_signal(signal.SIGKILL)
-            self._process.wait()
+        if self._power is not None:
+            self._power.cut()
             self._listener.join()
-            self._process = None
+            self._power = None
         with contextlib.suppress(OSError):
             (self.folder / "cm").unlink()
 
@@ -272,14 +218,9 @@ class Running:
         self._guest.run(f"kill -{name} {self.pid}")
 
 
-def _drive(name: str, path: Path, how: str, more: str = "") -> list[str]:
-    drive = f"file={path},if=none,id={name},format=raw,{how}"
-    return ["-drive", drive, "-device", f"virtio-blk-pci,drive={name},serial={name}{more}"]
-
-
-def free_port() -> int:
+def free_port(kind: int = socket.SOCK_STREAM) -> int:
     """Return a port that nobody uses now."""
-    with socket.socket() as probe:
+    with socket.socket(type=kind) as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
@@ -298,22 +239,22 @@ def guests(
     """
     # Paths of sockets must be short.
     folder = Path(tempfile.mkdtemp(prefix="bslab-", dir="/dev/shm"))
-    lan = folder / "lan" if len(names) > 1 else None
+    lan = {name: free_port(socket.SOCK_DGRAM) for name in ADDRESSES} if len(names) > 1 else {}
     made = []
     try:
         _keygen(folder / "pair")
-        # Whoever listens comes first.
-        for name in sorted(names):
+        for name in names:
             home = folder / name
             home.mkdir()
             _keygen(home / "key")
             _seed(home, folder / "pair")
-            ports = {port: free_port() for port in (WARM_PORT, *forwards)}
-            guest = Guest(name, home, image, free_port(), disks, lan, ports)
+            ports = {port: free_port() for port in (22, WARM_PORT, *forwards)}
+            guest = Guest(Hardware(name, home, disks, ports, lan), image)
             made.append(guest)
             guest.start()
+        for guest in made:
             guest.warm_up()
-        yield sorted(made, key=lambda guest: names.index(guest.name))
+        yield made
     finally:
         for guest in made:
             guest.stop()
@@ -333,10 +274,10 @@ def _seed(home: Path, pair: Path) -> None:
     keys = (home / "key.pub").read_text() + pair.with_suffix(".pub").read_text()
     program = '#!/bin/sh\nexec python3 -m blockstream "$@"\n'
     warm = (
-        "#!/bin/sh\n{ printf '%s\\0' \"$@\" | od -An -v -tx1 | tr -d ' \\n'; echo; exec cat; } "
+        "#!/usr/bin/busybox sh\n{ echo $#; printf '%s\\0' \"$@\"; exec busybox cat; } "
         f"| exec busybox nc 127.0.0.1 {WARM_PORT}\n"
     )
-    with tarfile.open(home / "seed.tar", "w") as tar:
+    with tarfile.open(home / "seed.raw", "w") as tar:
         for name, text, mode in (
             ("root/.ssh/authorized_keys", keys, 0o600),
             ("root/.ssh/id_ed25519", pair.read_text(), 0o600),
@@ -356,5 +297,5 @@ def _seed(home: Path, pair: Path) -> None:
                 unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
                 compileall.compile_dir(copy, quiet=1, invalidation_mode=unchecked)
                 tar.add(copy, f"opt/b/{copy.name}")
-    with (home / "seed.tar").open("ab") as file:
+    with (home / "seed.raw").open("ab") as file:
         file.truncate(-(-file.tell() // 4096) * 4096)

@@ -1,4 +1,4 @@
-"""The lab's image: a Debian kernel, an initial RAM disk and a root disk, from Debian's packages.
+"""The lab's image: a RAM disk and a root disk from Debian's packages, and for QEMU a kernel.
 
 Built once into a cache folder, under a name that is the digest of everything that goes into it.
 """
@@ -17,15 +17,10 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 # What has to be installed where the lab is built and run.
 PACKAGES_HERE = (
-    "qemu-system-x86",
-    "qemu-utils",
-    "mmdebstrap",
-    "cpio",
-    "kmod",
-    "busybox-static",
-    "e2fsprogs",
-    "openssh-client",
+    *("qemu-system-x86", "qemu-utils", "mmdebstrap", "cpio", "busybox-static", "e2fsprogs"),
+    *("openssh-client", "util-linux"),
 )
+PACKAGES_FOR = {"uml": ("user-mode-linux",), "qemu": ("kmod",)}
 PACKAGES_THERE = (
     *("python3", "lvm2", "dmsetup", "thin-provisioning-tools", "openssh-server", "openssh-client"),
     *("iproute2", "fio", "kmod", "procps", "e2fsprogs", "util-linux", "mount", "qemu-utils"),
@@ -41,22 +36,29 @@ MODULES = (
     *("dm-flakey", "dm-log-writes", "raid1", "loop", "sch_netem", "sch_tbf", "crc32c_generic"),
 )
 KERNEL = "linux-image-cloud-amd64"
+UML_MODULES = "/usr/lib/uml/modules"  # of this host: the guest mounts them
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """The three files that a guest starts from, in one folder."""
+    """The files that a guest starts from, in one folder.
+
+    Attributes:
+        folder: Where they are.
+        engine: What they are for, `uml` or `qemu`.
+    """
 
     folder: Path
+    engine: str
 
     @property
     def kernel(self) -> Path:
-        """The kernel."""
+        """The kernel; User-Mode Linux has its own, a program."""
         return self.folder / "vmlinuz"
 
     @property
     def ramdisk(self) -> Path:
-        """The initial RAM disk, with the modules."""
+        """The initial RAM disk; for QEMU, with the modules."""
         return self.folder / "initrd.cpio"
 
     @property
@@ -70,16 +72,19 @@ class NoLabError(Exception):
 
 
 def cached() -> Image:
-    """Return the image, built if it is not in the cache.
+    """Return the image for the engine that LAB_ENGINE names, built if it is not in the cache.
 
     Raises:
         NoLabError: If something that is needed is not installed, or the build fails.
     """
-    missing = missing_packages()
+    engine = os.environ.get("LAB_ENGINE", "uml")
+    if engine not in PACKAGES_FOR:
+        raise NoLabError(f"LAB_ENGINE={engine} is neither uml nor qemu")
+    missing = missing_packages(engine)
     if missing:
         raise NoLabError(f"the lab needs {' '.join(missing)}: apt-get install them")
-    kernel = _kernel_package()
-    folder = cache() / _key(kernel)
+    kernel = _kernel_package() if engine == "qemu" else ""
+    folder = cache() / _key(engine, kernel)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -87,7 +92,7 @@ def cached() -> Image:
             raise NoLabError("the lab's image is built as root: run `scripts/lab build` so once")
         if not folder.exists():
             _build(folder, kernel)
-    return Image(folder)
+    return Image(folder, engine)
 
 
 def cache() -> Path:
@@ -96,16 +101,17 @@ def cache() -> Path:
     return Path(os.environ.get("BLOCKSTREAM_LAB_CACHE") or f"{base}/blockstream-lab")
 
 
-def missing_packages() -> list[str]:
+def missing_packages(engine: str) -> list[str]:
     """Return the packages that are not installed."""
+    needed = (*PACKAGES_HERE, *PACKAGES_FOR[engine])
     done = subprocess.run(
-        ["dpkg-query", "-W", "-f", "${Package} ${Status}\n", *PACKAGES_HERE],
+        ["dpkg-query", "-W", "-f", "${Package} ${Status}\n", *needed],
         capture_output=True,
         text=True,
         check=False,
     )
     there = {line.split()[0] for line in done.stdout.splitlines() if "ok installed" in line}
-    return [name for name in PACKAGES_HERE if name not in there]
+    return [name for name in needed if name not in there]
 
 
 def _kernel_package() -> str:
@@ -117,23 +123,31 @@ def _kernel_package() -> str:
     raise NoLabError(f"apt knows no {KERNEL}: apt-get update")
 
 
-def _key(kernel: str) -> str:
+def _key(engine: str, kernel: str) -> str:
     digest = hashlib.sha256()
     for name in ("image.py", "init.sh", "main.sh"):
         digest.update((HERE / name).read_bytes())
     digest.update(f"{kernel} {sys.version_info[:2]}".encode())
-    return digest.hexdigest()[:16]
+    return f"{engine}-{digest.hexdigest()[:16]}"
 
 
 def _build(folder: Path, kernel: str) -> None:
-    """Build in a temporary folder, and give it its name when it is complete."""
+    """Build in a temporary folder, and give it its name when it is complete.
+
+    Args:
+        folder: Its name.
+        kernel: The kernel's package; empty for none.
+    """
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="build-") as name:
         work = Path(name)
         out = work / "out"
         out.mkdir()
-        tree, version = _unpacked_kernel(work, kernel)
-        shutil.copy(tree / f"boot/vmlinuz-{version}", out / "vmlinuz")
-        _make_ramdisk(work, tree, version, out / "initrd.cpio")
+        ramdisk = _ramdisk_tree(work)
+        if kernel:
+            tree, version = _unpacked_kernel(work, kernel)
+            shutil.copy(tree / f"boot/vmlinuz-{version}", out / "vmlinuz")
+            _add_modules(ramdisk, tree, version)
+        _pack(ramdisk, out / "initrd.cpio")
         _make_root(work, out / "root.ext4")
         out.rename(folder)
 
@@ -150,9 +164,9 @@ def _unpacked_kernel(work: Path, kernel: str) -> tuple[Path, str]:
     return tree, version
 
 
-def _make_ramdisk(work: Path, kernel: Path, version: str, target: Path) -> None:
+def _ramdisk_tree(work: Path) -> Path:
     tree = work / "ramdisk"
-    for name in ("bin", "dev", "proc", "sys", "newroot"):
+    for name in ("bin", "dev", "lib/modules", "lower", "newroot", "proc", "rw", "sys"):
         (tree / name).mkdir(parents=True)
     shutil.copy("/bin/busybox", tree / "bin/busybox")
     for applet in ("sh", "modprobe", "insmod"):
@@ -161,6 +175,10 @@ def _make_ramdisk(work: Path, kernel: Path, version: str, target: Path) -> None:
     shutil.copy(HERE / "main.sh", tree / "main.sh")
     (tree / "init").chmod(0o755)
     (tree / "main.sh").chmod(0o755)
+    return tree
+
+
+def _add_modules(tree: Path, kernel: Path, version: str) -> None:
     base = f"lib/modules/{version}"
     for module in MODULES:
         show = ["modprobe", "-d", str(kernel), "-S", version, "--show-depends"]
@@ -174,6 +192,9 @@ def _make_ramdisk(work: Path, kernel: Path, version: str, target: Path) -> None:
     for name in ("builtin", "order", "builtin.modinfo"):
         shutil.copy(kernel / base / f"modules.{name}", tree / base / f"modules.{name}")
     _run("depmod", "-b", tree, version)
+
+
+def _pack(tree: Path, target: Path) -> None:
     listing = "\0".join(sorted(str(p.relative_to(tree)) for p in tree.rglob("*")))
     with target.open("wb") as out:
         # Uncompressed: an emulated processor unpacks slowly.

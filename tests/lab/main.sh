@@ -9,9 +9,8 @@ mkdir -p /dev/pts /dev/shm /dev/disk
 mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /dev/shm
 hostname "$(word name)"
-for disk in /sys/block/vd*; do
-    serial=$(cat "$disk/serial" 2>/dev/null)
-    if [ -n "$serial" ]; then ln -s "/dev/${disk##*/}" "/dev/disk/lab-$serial"; fi
+for pair in $(word disks | tr , ' '); do
+    ln -s "/dev/${pair%%:*}" "/dev/disk/lab-${pair#*:}"
 done
 tar -C / --no-same-owner -xf /dev/disk/lab-seed
 for module in dm-mod dm-snapshot dm-thin-pool; do modprobe "$module"; done
@@ -19,6 +18,9 @@ if ! [ -e /dev/mapper/control ]; then
     mkdir -p /dev/mapper
     mknod /dev/mapper/control c 10 "$(awk '$2 == "device-mapper" {print $1}' /proc/misc)"
 fi
+for number in 0 1; do # User-Mode Linux calls them so
+    if [ -e "/sys/class/net/vec$number" ]; then ip link set "vec$number" name "eth$number"; fi
+done
 ip addr add 10.0.2.15/24 dev eth0
 ip link set eth0 up
 if [ -n "$(word ip)" ]; then
@@ -27,6 +29,8 @@ if [ -n "$(word ip)" ]; then
 fi
 printf '127.0.0.1 localhost\n10.77.0.1 src\n10.77.0.2 dst\n' >/etc/hosts
 mkdir -p /run/sshd /run/lock/lvm /run/lvm
+# Each command would lock 8 MiB and look for a daemon that watches: most of its time.
+echo 'activation { monitoring=0 reserved_memory=0 reserved_stack=0 }' >/etc/lvm/lvmlocal.conf
 cat >/etc/ssh/sshd_config <<END
 HostKey /etc/ssh/ssh_host_ed25519_key
 UsePAM no

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.conftest import NBD_PORT, figure
-from tests.lab.guest import Done, Guest
+from tests.lab.guest import Guest, Running
 from tests.lab.test_lvm_sources import make_thin, names
 from tests.lab.test_migrate import report
 from tests.machine import BOOT, Machine, machine
@@ -85,16 +85,19 @@ def who_starts_it(dst: Guest, there: Machine, uri: str) -> Iterator[None]:
         thread.join()
 
 
-def move(src: Guest, dst: Guest, there: Machine, *words: str) -> Done:
+@contextlib.contextmanager
+def moving(src: Guest, dst: Guest, there: Machine, **environment: str) -> Iterator[Running]:
+    """Begin to move the guest."""
     uri = f"unix:{there.folder}/memory"
     incoming = f"{EXPORT} && touch /root/wanted; until test -e /root/waits; do sleep 0.1; done"
     live = ["--live", "--qmp", "/root/qmp", "--incoming", incoming, "--uri", uri]
     way = ["--rsh", "ssh", "--remote-command", "blockstream-warm", "--max-downtime", "15"]
     way += ["--on-no-converge", "go"]
     with who_starts_it(dst, there, uri):
-        return src.blockstream(
+        yield src.start_blockstream(
             *("migrate", "vg/vm", "dst:vg/vm", "--create", "--pool", "pool", "--json"),
-            *(*live, *way, *words),
+            *(*live, *way),
+            **environment,
         )
 
 
@@ -135,7 +138,8 @@ def test_a_running_guest_moves_and_counts_on(
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        values = report(move(src, dst, there))
+        with moving(src, dst, there) as running:
+            values = report(running.wait())
         there.wait_beyond(here.last + 20)
     finally:
         done_watching.set()
@@ -157,16 +161,11 @@ def test_a_guest_whose_memory_cannot_go_over_counts_on_here(
     src: Guest, dst: Guest, pair: tuple[Machine, Machine]
 ) -> None:
     here, there = pair
-
-    def kill_it() -> None:
-        while not (there.runs and here_stopped(here)):
-            time.sleep(0.05)
+    with moving(src, dst, there, BLOCKSTREAM_FAILPOINT="migrate.before_start:1:stop") as running:
+        running.wait_for_stop()
         there.kill()
-
-    killer = threading.Thread(target=kill_it)
-    killer.start()
-    done = move(src, dst, there)
-    killer.join()
+        running.signal("CONT")
+        done = running.wait()
     assert done.status == 11, done.err
     assert "QEMU's migration failed" in done.err
     assert "the guest runs here again" in done.err
@@ -174,10 +173,3 @@ def test_a_guest_whose_memory_cannot_go_over_counts_on_here(
     dst.run(STOP_EXPORT)
     ended = src.blockstream("migrate", "--abort", "vg/vm")
     assert ended.status == 0, ended.err
-
-
-def here_stopped(here: Machine) -> bool:
-    """Tell whether it has said nothing for a while."""
-    before = here.last
-    time.sleep(1)
-    return here.last == before

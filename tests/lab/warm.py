@@ -1,9 +1,9 @@
-"""Runs blockstream in a guest without loading it each time, which takes an emulated processor 5 s.
+"""Runs blockstream in a guest without loading it each time, which takes a second there.
 
 Not a test: it is copied into the guest. Each connection brings one line of JSON, {"words": [...],
 "environment": {...}}; a process forks for it, and its end is answered: {"status", "out", "err"}.
-Or the line is words in hex, each ended by a zero byte: the rest of the connection is the standard
-input and output of that process then, which is what `blockstream-warm` in a guest uses.
+Or the line says how many words follow, each ended by a zero byte: the rest of the connection is
+the standard input and output of that process then. So does `blockstream-warm` in a guest.
 """
 
 import gc
@@ -59,11 +59,9 @@ def serve() -> None:
 
 def answer(connection: socket.socket) -> None:
     """Run one command and tell how it ended."""
-    line = bytearray()
-    while not line.endswith(b"\n"):
-        line += connection.recv(1)  # what follows is not ours
-    if not line.startswith(b"{"):
-        converse(connection, bytes.fromhex(line.decode()).decode().split("\0")[:-1])
+    line = until(connection, b"\n")
+    if not line.startswith("{"):
+        converse(connection, [until(connection, b"\0") for _ in range(int(line))])
     order = json.loads(line)
     files = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115  # the process ends soon
     pid = os.fork()
@@ -83,6 +81,16 @@ def answer(connection: socket.socket) -> None:
     out, err = texts
     values = {"status": os.waitstatus_to_exitcode(status), "out": out, "err": err}
     connection.sendall(json.dumps(values).encode() + b"\n")
+
+
+def until(connection: socket.socket, end: bytes) -> str:
+    """Read up to a byte, and none of what follows: that is not ours."""
+    text = bytearray()
+    while (byte := connection.recv(1)) != end:
+        if not byte:
+            os._exit(1)
+        text += byte
+    return text.decode()
 
 
 def converse(connection: socket.socket, words: list[str]) -> None:

@@ -1,6 +1,7 @@
 """Sizes, holes, zeroing and queue limits are what the kernel says they are."""
 
 import errno
+import fcntl
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from blockstream.linux.block import (
     data_ranges,
     discard,
     diskseq_of,
+    is_locked,
     logical_block_of,
     punch_hole,
     queue_limits_of,
@@ -49,6 +51,14 @@ def test_the_size_of_a_file(image: Path) -> None:
         assert size_of(file.fileno()) == MIB
         assert logical_block_of(file.fileno()) == 512
         assert diskseq_of(file.fileno()) is None
+
+
+@pytest.mark.parametrize(("how", "seen"), [(fcntl.LOCK_EX, True), (fcntl.LOCK_SH, False)])
+def test_who_keeps_all_others_out_is_seen(image: Path, how: int, seen: bool) -> None:
+    with image.open("rb") as file:
+        fcntl.flock(file, how)
+        assert is_locked(str(image)) == seen
+    assert not is_locked(str(image))
 
 
 @pytest.mark.root

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from blockstream.errors import BlockstreamError, ConnectionLostError, RefusedError
-from blockstream.jobs.peer import PeerOptions, explained
-from blockstream.jobs.targets import status_at
+from blockstream.jobs.peer import LOCK_WAIT_SECONDS, PeerOptions, explained
+from blockstream.jobs.targets import status_at, wait_for_receiver
 from blockstream.linux import lvm
 from blockstream.locations import Remote, open_link
 from blockstream_protocol import Clean, Dirty
@@ -72,10 +72,13 @@ def land(wish: LandingWish, state_dir: Path) -> Landing:
     if os.geteuid() != 0 or shutil.which("lvs") is None:
         return Landing(path, ("LVM is not there, or we are not root",))
     try:
-        there = lvm.volumes(wish.group)
+        there, volume = _found(wish)
+        if volume is not None and volume.is_open:
+            # The receiver of a run that was killed may hold it until it notices.
+            wait_for_receiver(path, LOCK_WAIT_SECONDS)
+            there, volume = _found(wish)
     except BlockstreamError as error:
         return Landing(path, (str(error),))
-    volume = next((each for each in there if each.name == wish.name), None)
     if wish.remove or wish.settle:
         if volume is not None and wish.mark in volume.tags:
             lvm.remove(volume) if wish.remove else lvm.drop_tag(volume, wish.mark)
@@ -83,6 +86,11 @@ def land(wish: LandingWish, state_dir: Path) -> Landing:
     if volume is None:
         return _absent(wish, path, there)
     return _present(wish, path, volume, there, state_dir)
+
+
+def _found(wish: LandingWish) -> tuple[Sequence[lvm.Volume], lvm.Volume | None]:
+    there = lvm.volumes(wish.group)
+    return there, next((each for each in there if each.name == wish.name), None)
 
 
 def _absent(wish: LandingWish, path: str, there: Sequence[lvm.Volume]) -> Landing:
@@ -120,7 +128,7 @@ def _present(
         problems.append(f"{volume} has snapshots, which would be filled or would lie")
     if not volume.is_active:
         problems.append(f"{volume} is not active")
-    if volume.attributes[5:6] == "o":
+    if volume.is_open:
         problems.append(f"{volume} is in use")
     if problems:
         return Landing(path, tuple(problems))

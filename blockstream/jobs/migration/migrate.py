@@ -23,6 +23,7 @@ from blockstream.jobs.migration.volume import Means, Move, MovingVolume
 from blockstream.jobs.send import SendResult
 from blockstream.jobs.supervision import undisturbed
 from blockstream.linux import lvm
+from blockstream.pipeline.failpoints import failpoint
 from blockstream.words import duration_text, size_text
 
 _MOST_OVERFLOWS = 3
@@ -376,6 +377,7 @@ class Migration:
         """
         with undisturbed(self._tell):
             self._record(Phase.STARTING)
+            failpoint("migrate.before_start")
             try:
                 self._guest.start_there()
             except (ConnectionLostError, OutcomeUnknownError) as error:
