@@ -39,6 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(*tools): needs these commands")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # A file stays on one worker, and so do files that share what starts slowly. The longest come
     # first, so that no worker is left alone with one of them.
@@ -46,6 +47,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         file = str(item.path.relative_to(HERE))
         group = next((name for name, files in TOGETHER.items() if file in files), file)
         item.add_marker(pytest.mark.xdist_group(group))
+        if group == "S3" and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(200))  # whoever comes first waits for the servers
     items.sort(key=_rank)
 
 
