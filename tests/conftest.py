@@ -14,22 +14,35 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests import s3_servers
 from tests.s3_servers import S3Server
 from tests.ssh_server import SshServer, ssh_server
 from tests.vsphere_simulator.server import GOVMOMI, Simulator, simulator
 
-HERE = Path(__file__).parent
+# Files that share what starts slowly; each is the name of the group that its first one is.
 TOGETHER = {
-    "moves of guests": {"lab/test_live.py", "lab/test_libvirt.py"},
-    "one host": {"lab/test_lvm_sources.py", "lab/test_faults.py"},
-    "S3": {
-        *("contracts/test_objects.py", "contracts/test_s3_faults.py"),
-        *("end_to_end/test_stores.py", "end_to_end/test_store_keys.py"),
-    },
+    "tests/lab/test_libvirt.py": "tests/lab/test_live.py",
+    "tests/lab/test_lvm_sources.py": "tests/lab/test_faults.py",
+    "tests/contracts/test_s3_faults.py": "tests/contracts/test_objects.py",
+    "tests/end_to_end/test_stores.py": "tests/contracts/test_objects.py",
+    "tests/end_to_end/test_store_keys.py": "tests/contracts/test_objects.py",
 }
-LONGEST_FIRST = ("lab", "end_to_end/test_store", "contracts", "end_to_end", "simulation", "jobs")
+LONGEST_FIRST = ("lab", "contracts", "end_to_end", "simulation", "jobs")
+
+
+class ByFile(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+    """Keeps the tests of a file on one worker of xdist, and so those of files that go together."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return TOGETHER.get(file, file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByFile:
+    """Let xdist use it."""
+    return ByFile(config, log)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -39,23 +52,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(*tools): needs these commands")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # A file stays on one worker, and so do files that share what starts slowly. The longest come
-    # first, so that no worker is left alone with one of them.
-    for item in items:
-        file = str(item.path.relative_to(HERE))
-        group = next((name for name, files in TOGETHER.items() if file in files), file)
-        item.add_marker(pytest.mark.xdist_group(group))
-        if group == "S3" and item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(200))  # whoever comes first waits for the servers
+    # So that no worker is left alone with something long.
     items.sort(key=_rank)
 
 
 def _rank(item: pytest.Item) -> int:
-    file = str(item.path.relative_to(HERE))
-    ranks = (rank for rank, start in enumerate(LONGEST_FIRST) if file.startswith(start))
-    return next(ranks, len(LONGEST_FIRST))
+    folder = item.nodeid.split("/")[1]
+    return LONGEST_FIRST.index(folder) if folder in LONGEST_FIRST else len(LONGEST_FIRST)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

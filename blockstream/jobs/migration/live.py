@@ -27,6 +27,7 @@ _OVER: Final = {"completed", "failed", "cancelled"}
 _CAPABILITIES: Final = ("pause-before-switchover", "return-path", "auto-converge")
 _FULL: Final = 1 << 40  # bytes a second; QEMU's own default would be 128 MiB
 _CRAWL: Final = 10  # about as many pages
+_MEASURED_MS: Final = 250  # within that, QEMU measures its rate twice
 # Of the memory, so much is held back: it lasts for hours, and goes over in seconds.
 _LEAST_KEPT: Final = 256 << 20
 _KEPT_PART: Final = 20
@@ -79,19 +80,37 @@ class LiveGuest:
             qmp.ask("migrate-set-parameters", max_bandwidth=_CRAWL, downtime_limit=downtime)
             qmp.ask("migrate", uri=self.uri)
             self.tell(f"the guest's memory goes to {self.uri}")
-            for said in _polled(qmp, _CONVERGE_SECONDS, "the memory has not gone over"):
-                if said["status"] == "pre-switchover":
-                    self._stopped = qmp.happened("STOP")
-                    return False
-                memory = said.get("ram")
-                if said["status"] != "active" or not memory:
-                    continue
-                kept = max(_LEAST_KEPT, memory["total"] // _KEPT_PART)
-                if memory["remaining"] <= kept or memory["dirty-sync-count"] > 1:
-                    break
+            return self._held_back(qmp, downtime)
+
+    def _held_back(self, qmp: Qmp, downtime: int) -> bool:
+        """Let most of the memory go over; tell whether the guest still runs then.
+
+        Args:
+            qmp: Its monitor.
+            downtime: What QEMU was allowed, in ms.
+        """
+        crawls_since = None
+        for said in _polled(qmp, _CONVERGE_SECONDS, "the memory has not gone over"):
+            if said["status"] == "pre-switchover":
+                self._stopped = qmp.happened("STOP")
+                return False
+            memory = said.get("ram")
+            if said["status"] != "active" or not memory:
+                continue
+            kept = max(_LEAST_KEPT, memory["total"] // _KEPT_PART)
+            if crawls_since is not None:
+                # It stops the guest as soon as the rest would go over within the downtime at the
+                # rate that it measured last (qemu migration_update_counters).
+                would_go = memory["mbps"] * 125 * downtime
+                measured = said["total-time"] > crawls_since + _MEASURED_MS
+                if measured and would_go < memory["remaining"]:
+                    return True
+            elif memory["remaining"] <= kept or memory["dirty-sync-count"] > 1:
+                qmp.ask("migrate-set-parameters", max_bandwidth=_CRAWL)
+                crawls_since = said["total-time"]
+            else:
                 qmp.ask("migrate-set-parameters", max_bandwidth=_FULL)
-            qmp.ask("migrate-set-parameters", max_bandwidth=_CRAWL)
-        return True
+        raise AssertionError("unreachable")
 
     def call_off(self) -> None:
         """Let QEMU forget it; the one that waits over there then ends. See `Guest`."""
