@@ -21,7 +21,7 @@ from tests.s3_servers import S3Server
 from tests.ssh_server import SshServer, ssh_server
 from tests.vsphere_simulator.server import GOVMOMI, Simulator, simulator
 
-# Files that share what starts slowly; each is the name of the group that its first one is.
+# Which file shares a worker with which other one, because both need what starts slowly.
 TOGETHER = {
     "tests/lab/test_libvirt.py": "tests/lab/test_live.py",
     "tests/lab/test_lvm_sources.py": "tests/lab/test_faults.py",
