@@ -1,9 +1,10 @@
-"""Long campaigns: a run does a tenth of them, another one after each commit.
+"""Long campaigns: a run does a tenth of them, another one whenever work was taken up again.
 
 CAMPAIGN=all in the environment does all of it, as `scripts/reliability` does; CAMPAIGN=N does that
 tenth, from 0.
 """
 
+import itertools
 import os
 import subprocess
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar, overload
 
 SHARES = 10
+_PAUSE_SECONDS = 3600
 T = TypeVar("T")
 
 
@@ -33,9 +35,11 @@ def _turn() -> int:
         return int(said)
     # What is no checkout has the first turn.
     done = subprocess.run(
-        ["git", "rev-list", "--count", "HEAD"],  # noqa: S607  # whichever is installed
+        ["git", "log", "--format=%at"],  # noqa: S607  # whichever is installed
         cwd=Path(__file__).parent,
         capture_output=True,
         check=False,
     )
-    return int(done.stdout or 0)
+    times = [int(line) for line in done.stdout.split()]
+    # Commits close to each other are tested as one, so to count them would leave some turns out.
+    return sum(later - earlier > _PAUSE_SECONDS for later, earlier in itertools.pairwise(times))

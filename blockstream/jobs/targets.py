@@ -168,7 +168,10 @@ def wait_for_receiver(device: str, seconds: float) -> None:
 
     def look() -> None:
         if is_locked(device):
-            raise BusyError(f"{device} is written by another transfer")
+            raise BusyError(
+                f"{device} is written by another transfer, also after {seconds:.0f} s; wait for "
+                "it to end, or end it there"
+            )
 
     patiently(look, seconds)
 

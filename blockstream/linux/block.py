@@ -58,12 +58,15 @@ def diskseq_of(fd: int) -> int | None:
 def is_locked(path: str) -> bool:
     """Tell whether a process holds the lock that keeps all others from a file or device.
 
-    A shared one, such as udev holds while it probes, is none.
+    A shared one, such as udev holds while it probes, is none. What is not there is not locked.
 
     Raises:
         OSError: If it cannot be opened.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return False
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

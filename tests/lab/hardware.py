@@ -65,17 +65,20 @@ class Hardware:
             for port, ours in self.forwards.items()
         )
 
-    def boot_words(self, disk: str, first: str) -> list[str]:
-        """Return what `main.sh` reads from the kernel's command line.
+    @property
+    def lan_ports(self) -> tuple[int, int]:
+        """Its own port in that network, and the other host's."""
+        (other,) = (port for name, port in self.lan.items() if name != self.name)
+        return self.lan[self.name], other
+
+    def boot_words(self, disk: str) -> list[str]:
+        """Return what the guest's scripts read from the kernel's command line.
 
         Args:
-            disk: What the kernel calls disks, without their letter.
-            first: The letter of the first one.
+            disk: What the kernel calls disks, without their letter; `a` is the root disk.
         """
-        names = (
-            f"{disk}{chr(ord(first) + number)}:{name}" for number, name in enumerate(self.drives)
-        )
-        words = [f"lab.name={self.name}", f"lab.disks={','.join(names)}"]
+        names = (f"{disk}{chr(ord('b') + n)}:{name}" for n, name in enumerate(self.drives))
+        words = [f"lab.root={disk}a", f"lab.name={self.name}", f"lab.disks={','.join(names)}"]
         return [*words, f"lab.ip={ADDRESSES[self.name]}"] if self.lan else words
 
     def make_disks(self) -> None:

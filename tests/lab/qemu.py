@@ -29,22 +29,19 @@ def _command(hardware: Hardware, image: Image) -> list[str]:
         *("-device", "virtio-net-pci,netdev=ctl,romfile="),
     ]
     for disk in hardware.disks:
-        # These tests are about logic; what a power cut loses is tested elsewhere.
-        how = "cache=unsafe,discard=unmap,detect-zeroes=off,aio=threads"
+        how = "cache=writeback,discard=unmap,detect-zeroes=off,aio=threads"
         words += _drive(disk.name, hardware.path(disk.name), how)
     if hardware.lan:
         words += ["-netdev", _lan(hardware)]
         words += ["-device", f"virtio-net-pci,netdev=lan,romfile=,mac={hardware.card}"]
-    line = ["console=ttyS0", "quiet", "panic=-1", "lab.root=vda", *hardware.boot_words("vd", "b")]
+    line = ["console=ttyS0", "quiet", "panic=-1", *hardware.boot_words("vd")]
     return [*words, "-append", " ".join(line)]
 
 
 def _lan(hardware: Hardware) -> str:
-    ours = hardware.lan[hardware.name]
-    (theirs,) = (port for name, port in hardware.lan.items() if name != hardware.name)
     ends = [
         f"{end}.type=inet,{end}.host=127.0.0.1,{end}.port={port}"
-        for end, port in (("local", ours), ("remote", theirs))
+        for end, port in zip(("local", "remote"), hardware.lan_ports, strict=True)
     ]
     return ",".join(["dgram,id=lan", *ends])
 

@@ -11,7 +11,6 @@ import pytest
 from tests.lab.conftest import figure
 from tests.lab.guest import Done, Guest
 from tests.lab.test_lvm_sources import MAKERS, digest, make_thick, make_thin, names, scribble
-from tests.rotation import share
 
 WRITER = (Path(__file__).parent / "writer.py").read_bytes()
 BLOCK = 4096
@@ -172,9 +171,7 @@ def test_all_that_is_wrong_is_said_at_once_and_nothing_is_done(src: Guest, dst: 
     assert names(dst) == {"vm"}
 
 
-@pytest.mark.parametrize(
-    "point", share(["send.first_data", "send.before_intent", "send.after_end"])
-)
+@pytest.mark.parametrize("point", ["send.first_data", "send.before_intent", "send.after_end"])
 def test_a_run_that_was_killed_is_gone_on_with(writer: Guest, dst: Guest, point: str) -> None:
     src = writer
     make_thin(src)

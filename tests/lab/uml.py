@@ -70,8 +70,7 @@ def _command(hardware: Hardware, image: Image, card: int) -> list[str]:
     ]
     if hardware.lan:
         words.append(_lan(hardware))
-    more = ["lab.root=ubda", f"lab.modules={UML_MODULES}"]
-    return [*words, *more, *hardware.boot_words("ubd", "b")]
+    return [*words, f"lab.modules={UML_MODULES}", *hardware.boot_words("ubd")]
 
 
 def _processor(name: str) -> int:
@@ -85,8 +84,7 @@ def _processor(name: str) -> int:
 
 
 def _lan(hardware: Hardware) -> str:
-    ours = hardware.lan[hardware.name]
-    (theirs,) = (port for name, port in hardware.lan.items() if name != hardware.name)
+    ours, theirs = hardware.lan_ports
     # A pair of sockets would do, but not after `ip link set eth1 down`: the driver closes it.
     tunnel = f"src=127.0.0.1,dst=127.0.0.1,udp=1,srcport={ours},dstport={theirs}"
     session = "tx_session=0x77,rx_session=0x77"

@@ -59,6 +59,7 @@ def test_who_keeps_all_others_out_is_seen(image: Path, how: int, seen: bool) -> 
         fcntl.flock(file, how)
         assert is_locked(str(image)) == seen
     assert not is_locked(str(image))
+    assert not is_locked(f"{image}.gone")
 
 
 @pytest.mark.root

@@ -73,7 +73,7 @@ def land(wish: LandingWish, state_dir: Path) -> Landing:
         return Landing(path, ("LVM is not there, or we are not root",))
     try:
         there, volume = _found(wish)
-        if volume is not None and volume.is_open:
+        if volume is not None and volume.is_open and not wish.settle:
             # The receiver of a run that was killed may hold it until it notices.
             wait_for_receiver(path, LOCK_WAIT_SECONDS)
             there, volume = _found(wish)
