@@ -8,6 +8,7 @@ import pytest
 from blockstream.errors import BusyError
 from blockstream.jobs import targets
 from blockstream.jobs.targets import wait_for_receiver
+from blockstream.linux.block import is_locked
 
 
 @pytest.fixture
@@ -27,7 +28,6 @@ def test_a_receiver_that_ends_is_waited_for(disk: Path, monkeypatch: pytest.Monk
             file.close()
             return seen[-1]
 
-        is_locked = targets.is_locked
         monkeypatch.setattr(targets, "is_locked", look)
         wait_for_receiver(str(disk), 60)
     assert seen == [True, False]
