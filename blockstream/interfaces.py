@@ -3,7 +3,7 @@
 Each interface has one contract suite in tests/contracts; an implementation is one parameter of it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -149,19 +149,25 @@ class ObjectInfo:
     Attributes:
         key: Its name.
         size: Its size in bytes.
-        modified: When it was written, in seconds since 1970.
+        modified: When it was written, in seconds since 1970, by the store's clock.
+        stray: Whether it is none of ours: it lies at another depth, or is a link, a folder or a
+            device where a file must be. Nobody may read or delete it.
     """
 
     key: str
     size: int
     modified: float
+    stray: bool = False
 
 
 class Objects(Protocol):
     """A store of objects, each written once and whole. Methods may be called from several threads.
 
-    A key is words between slashes. Every method raises StoreError if the store fails, and
-    StoreDamagedError if an object is not what it must be.
+    A key is words between slashes; a folder is a key with a slash at its end. Others may write the
+    store, too, so that nothing there is taken for what it seems: no link is followed.
+
+    Every method raises StoreError if the store fails, and StoreDamagedError if an object is not
+    what it must be.
     """
 
     @property
@@ -181,15 +187,38 @@ class Objects(Protocol):
     def upload(self, key: str) -> "Upload":
         """Begin to write a large object under a key that nobody else uses."""
 
-    def read(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
-        """Return a range of an object; all of it without `length`.
+    def read(self, key: str, offset: int, length: int) -> bytes:
+        """Return a range of an object.
 
         Raises:
             StoreDamagedError: If it is not there, or ends too early.
         """
 
-    def listed(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
-        """Give the objects whose keys begin so and come after that key, in order of their keys."""
+    def read_whole(self, key: str, most: int) -> bytes:
+        """Return all of an object.
+
+        Args:
+            key: Its key.
+            most: Its size at most, in bytes.
+
+        Raises:
+            StoreDamagedError: If it is not there, or larger; then it was not read.
+        """
+
+    def info(self, key: str) -> ObjectInfo | None:
+        """Return what the store says of an object; None if it is not there."""
+
+    def listed(self, folder: str, depth: int = 1) -> Iterator[ObjectInfo]:
+        """Give the objects of a folder, in order of their keys; none if it is not there.
+
+        Args:
+            folder: The folder.
+            depth: How many words their keys have below it. What has more comes once, by the first
+                so many, as a stray; so does what has fewer.
+        """
+
+    def folders(self, folder: str) -> Iterator[str]:
+        """Give the names of the folders in a folder, in any order."""
 
     def delete(self, key: str) -> None:
         """Remove an object; nothing happens if it is not there."""
@@ -197,12 +226,16 @@ class Objects(Protocol):
     def locked(self, key: str) -> bool:
         """Tell whether an object is to be kept yet, as whoever owns the store has told it."""
 
-    def forget_unfinished(self, prefix: str, before: float) -> int:
-        """Give up uploads of others below a prefix that nobody finished.
+    def forget_unfinished(
+        self, folder: str, depth: int, before: float, spared: Collection[str] = ()
+    ) -> int:
+        """Give up uploads of others that nobody finished.
 
         Args:
-            prefix: What their keys begin with.
+            folder: The folder.
+            depth: How many words their keys have below it.
             before: When they began at the latest, in seconds since 1970.
+            spared: Folders in it that are left alone.
 
         Returns:
             How many there were.

@@ -18,6 +18,7 @@ from blockstream.jobs.disk_set import push_set
 from blockstream.jobs.holdings import held_here, held_there
 from blockstream.jobs.peer import PeerOptions, compared, push
 from blockstream.jobs.receive import ReceiveRequest
+from blockstream.jobs.stores.memory import Memory
 from blockstream.jobs.stores.repository import Repository
 from blockstream.jobs.stores.save import save
 from blockstream.jobs.supervision import Work, supervised
@@ -63,7 +64,8 @@ def machine_target(
         if options["verify_cbt"]:
             raise UsageError(f"a store verifies by --audit 1; --verify-cbt is for {_DISKS}")
         store = stack.enter_context(opened_store(stored.store, options["access"]))
-        return _InStore(store, stored, bool(place.disk), options["audit"], voice)
+        memory = Memory(options["access"].state_dir)
+        return _InStore(store, stored, memory, bool(place.disk), options["audit"], voice)
     if options["access"].given or options["audit"]:
         raise UsageError("--endpoint-url, --identity and --audit are for a store")
     many = target.endswith("/")
@@ -108,6 +110,7 @@ class _InStore:
 
     store: Repository
     place: StorePlace
+    memory: Memory
     single: bool
     audit: int
     voice: Voice
@@ -126,6 +129,7 @@ class _InStore:
         stale: list[StaleViewError] = []
         for each in disks:
             disk = self.store.disk(self._named(each.name))
+            self.memory.check(disk)
             progress = Progress()
             self.voice.warn_of(each.source)
             try:
@@ -134,6 +138,7 @@ class _InStore:
                 )
             finally:
                 cleared(self.voice.shown)
+            self.memory.remember(disk, saved.point)
             shown = replace(self.place, disk=disk.name)
             try:
                 show_saved(saved, shown, as_json=self.voice.as_json, quiet=self.voice.quiet)

@@ -1,5 +1,6 @@
 """`blockstream points`."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 
@@ -8,9 +9,12 @@ import click
 from blockstream.cli.console import result, say, show
 from blockstream.cli.stores import (
     StoreAccess,
+    check_doubts,
+    doubts_of,
     is_store,
     opened_store,
     place_of,
+    show_strays,
     whole_store,
     with_store_access,
 )
@@ -29,6 +33,9 @@ def command(place: str, access: StoreAccess, as_json: bool) -> None:
 
     The lag is how long after its moment a point could be restored: what it took to save it.
 
+    Exit 19 if newer points may be missing: there is data of one without a manifest, or this host
+    has seen a newer one before.
+
     \b
     Example:
       blockstream points dir:/var/backups/blockstream/vm
@@ -43,13 +50,19 @@ def command(place: str, access: StoreAccess, as_json: bool) -> None:
     with opened_store(found.store, access) as repository:
         disk = repository.disk(found.disk)
         points, verified = _points_of(disk, found.store), disk.marks(VERIFIED)
+        doubts = doubts_of(disk, access)
     if as_json:
         for point in points:
             result("point", **asdict(point), verified=verified.get(point.seq))
-        return
-    if not points:
+    elif points:
+        _show(points, verified)
+    elif not doubts:
         say(f"{found} has no point yet; `blockstream points {found.store}` lists the disks")
-        return
+    show_strays(disk.strays)
+    check_doubts(doubts)
+
+
+def _show(points: Sequence[Point], verified: Mapping[int, float]) -> None:
     heads = ("kind", "disk", "changed", "stored", "lag")
     head = "{:<9}{:>10}{:>12}{:>12}{:>9}".format(*heads)
     show(f"point   {'time (UTC)':<20}   {head}   {'verified':<10}   state\n")
@@ -71,7 +84,7 @@ def command(place: str, access: StoreAccess, as_json: bool) -> None:
 
 def _list_disks(store: str, access: StoreAccess, *, as_json: bool) -> None:
     with opened_store(store, access) as repository:
-        names = repository.disks()
+        names, strays = repository.disks(), repository.strays()
     for name in names:
         if as_json:
             result("disk", name=name, place=f"{store}/{name}")
@@ -79,6 +92,7 @@ def _list_disks(store: str, access: StoreAccess, *, as_json: bool) -> None:
             show(f"{store}/{name}\n")
     if not names and not as_json:
         say(f"{store} has no disk yet")
+    show_strays(strays)
 
 
 def _points_of(disk: StoredDisk, store: str) -> list[Point]:

@@ -11,7 +11,14 @@ from blockstream.cli.console import event, saving_text, say
 from blockstream.cli.options import cleared, reporters, with_progress, with_state_dir
 from blockstream.cli.peers import peer_options, refuse_peer_options, with_peer_options
 from blockstream.cli.recv_cmd import TARGET_FLAGS, show_received, with_target_options
-from blockstream.cli.stores import StoreAccess, opened_store, place_of, with_store_access
+from blockstream.cli.stores import (
+    StoreAccess,
+    check_doubts,
+    doubts_of,
+    opened_store,
+    place_of,
+    with_store_access,
+)
 from blockstream.errors import StoreDamagedError
 from blockstream.jobs.copy import copy
 from blockstream.jobs.peer import push
@@ -47,6 +54,8 @@ def command(
     that is not younger. TARGET then holds that state, so that increments can go onto it. Run
     again, the same command goes on where it was interrupted.
 
+    Exit 19 if TARGET holds the point, and newer ones may be missing in the store.
+
     \b
     Examples:
       blockstream restore dir:/var/backups/blockstream/vm /dev/vg/vm
@@ -66,12 +75,18 @@ def command(
         disk = stack.enter_context(opened_store(place.store, access)).disk(place.disk)
         stack.enter_context(_what_next(place, target))
         found = disk.find(place.point)
+        newest = not place.point.isdecimal() and found == disk.last()
+        doubts = doubts_of(disk, access, newest=newest)
+        if not quiet:
+            for each in doubts:
+                say(f"newer points may be missing: {each}")
         source = stack.enter_context(contextlib.closing(opened_point(disk, found)))
         request = SendRequest(source=str(place), state_dir=state_dir, goal=found.state)
         if host is None:
             result = copy(request, source, where, Progress(), shown)
             cleared(shown)
             show_received(result, target, as_json=as_json, quiet=quiet)
+            check_doubts(doubts)
             return
         peer = peer_options(options, as_json=as_json)
         sent = push(request, source, host, where, peer, Progress(), shown)
@@ -81,6 +96,7 @@ def command(
     elif not quiet:
         saving = saving_text(sent.counts, full=True)
         say(f"restored: {target} holds {found.state}: {saving}, in {duration_text(sent.seconds)}")
+    check_doubts(doubts)
 
 
 @contextlib.contextmanager

@@ -40,6 +40,7 @@ from blockstream.jobs.rehearsal import rehearsed_here, rehearsed_there
 from blockstream.jobs.send import SendRequest, planned, send
 from blockstream.jobs.session import send_session
 from blockstream.jobs.snapshots import SnapshotWish, opened
+from blockstream.jobs.stores.memory import Memory
 from blockstream.jobs.stores.save import estimated, save
 from blockstream.locations import Remote, StorePlace
 from blockstream.pipeline.compression import CompressionChoice
@@ -362,7 +363,10 @@ def _save(
     ):
         voice.warn_of(disk)
         where, cycle = store.disk(place.disk), options["audit"]
+        memory = Memory(options["access"].state_dir)
+        memory.check(where)
         saved = save(request, disk, where, Progress(), voice.shown, audit_cycle=cycle)
+        memory.remember(where, saved.point)
     cleared(voice.shown)
     show_saved(saved, place, as_json=voice.as_json, quiet=voice.quiet)
 
@@ -442,6 +446,7 @@ def _rehearse_saving(
         opened_store(place.store, access) as store,
         opened(request, wish, rehearsal=True) as (source, asked),
     ):
+        Memory(access.state_dir).check(store.disk(place.disk))
         show_plan(request.source, planned(asked, source), as_json=voice.as_json)
         cost = estimated(asked, source, store.disk(place.disk))
     if voice.as_json:

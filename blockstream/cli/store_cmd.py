@@ -12,23 +12,26 @@ from blockstream.cli.console import event, result, say, show
 from blockstream.cli.options import cleared, reporters, with_json, with_progress
 from blockstream.cli.stores import (
     StoreAccess,
+    check_doubts,
     is_store,
     opened_objects,
     opened_store,
     place_of,
+    show_strays,
     whole_store,
     with_store_access,
 )
 from blockstream.errors import (
-    BusyError,
     NotFoundError,
     PartlyDoneError,
+    RefusedError,
     StoreDamagedError,
     UsageError,
 )
 from blockstream.jobs.stores.compaction import compact
 from blockstream.jobs.stores.healing import heal
 from blockstream.jobs.stores.keys import StoreKeys
+from blockstream.jobs.stores.memory import REPLACED, Memory
 from blockstream.jobs.stores.pins import Pins
 from blockstream.jobs.stores.policy import Role, policy
 from blockstream.jobs.stores.prune import prune
@@ -81,8 +84,10 @@ def init(store: str, recipients: tuple[str, ...], access: StoreAccess) -> None:
     command needs an --identity then, or a key of KMS that it may use.
     """
     with opened_objects(whole_store(store), access) as objects:
-        Repository.create(objects, recipients)
+        header = Repository.create(objects, recipients)
         name = objects.name
+        if not header.encrypted:  # else its key is remembered as well
+            Memory(access.state_dir).trust(Repository(objects))
     say(f"{name} is a store now; `blockstream send DISK {name}/NAME` saves a disk")
     if recipients:
         say("Whoever loses every identity that opens it has lost what it holds: keep one elsewhere")
@@ -112,20 +117,28 @@ def verify(
     """Read what the points of a disk, or of all disks, are made of.
 
     What is damaged is named, with the ranges of the disk that it holds, and so are the points that
-    are whole all the same. Exit 12 if anything is.
+    are whole all the same. Exit 12 if anything is, or if there is data of a newer point without a
+    manifest; 19 if this host has seen a newer point before.
     """
     shown = reporters("verify", as_json=as_json, quiet=quiet, progress_fd=progress_fd)
     found: list[Verified] = []
+    doubts = list[str]()
     for store, name in _disks_of(place, access):
         with opened_store(store, access) as repository:
             disk = repository.disk(name)
             found.append(verify_disk(disk, Progress(), shown, newest=newest, part=percent / 100))
+            whole = not found[-1].damages
+            doubt = Memory(access.state_dir).doubt(disk) if whole else ""
+            doubts += [f"{doubt}: {REPLACED}"] if doubt else []
         cleared(shown)
         _show_verified(found[-1], as_json=as_json, quiet=quiet)
-    broken = [each for each in found if each.damages or each.broken]
+    broken = [each for each in found if each.damages or each.broken or each.unnamed]
     if broken:
         names = ", ".join(each.disk for each in broken)
-        raise StoreDamagedError(f"{place}: what is kept of {names} is damaged; see the lines above")
+        raise StoreDamagedError(
+            f"{place}: what is kept of {names} is damaged, or incomplete; see the lines above"
+        )
+    check_doubts(doubts)
 
 
 @command.command("prune", short_help="Hide, then delete, the points that no rule keeps.")
@@ -156,7 +169,10 @@ def prune_points(
     """
     rules = parse_rules(keep)
 
+    memory = Memory(access.state_dir)
+
     def pruned(disk: StoredDisk) -> None:
+        memory.check(disk)
         result = prune(disk, rules, grace=grace * 3600, dry_run=dry_run)
         if as_json:
             event("pruned", **asdict(result))
@@ -167,10 +183,16 @@ def prune_points(
             return
         text += f"hidden {_numbers(result.hidden)}; deleted {_numbers(result.deleted)}, "
         say(text + f"{size_text(result.freed)}")
+        if result.doubtful:
+            say(
+                f"  {counted(result.doubtful, 'object')} that no point names: deleted by a later "
+                "prune, if whoever wrote them gives no sign of life until then"
+            )
         if result.unfinished:
             say(f"  {result.unfinished} uploads of runs that died were given up")
         if result.locked:
             say(f"  {result.locked} objects are locked by the store until later")
+        show_strays(result.strays)
 
     _with_each(place, access, pruned)
 
@@ -185,12 +207,15 @@ def compact_points(place: str, access: StoreAccess) -> None:
     the server of a bucket or the file system where these can, and by this host where the store is
     encrypted. Until the older points are pruned, that takes room in addition.
     """
+    memory = Memory(access.state_dir)
 
     def compacted(disk: StoredDisk) -> None:
+        memory.check(disk)
         made = compact(disk)
         if made is None:
             say(f"{disk.name}: its newest point needs no other")
             return
+        memory.remember(disk, made.point)
         text = f"{disk.name}: point {made.point.seq} is {made.point.state}, and needs no other"
         packs = f"{made.rewritten} pack{'s' if made.rewritten > 1 else ''}"
         copied = f"; {size_text(made.copied)} of {packs} copied within the store"
@@ -296,11 +321,13 @@ def trust(store: str, access: StoreAccess) -> None:
     """Take the STORE that lies there now for the right one, on this host.
 
     The first encrypted store that is used in a place is remembered. Another one there is refused,
-    because whoever may write the place could have put it there: with a key of his own.
+    because whoever may write the place could have put it there: with a key of his own. How far each
+    disk was is remembered, too; `send` and `prune` refuse a store that is older than that.
     """
     with opened_objects(whole_store(store), access) as objects:
         repository = Repository(objects, access.identity)
         Pins(access.state_dir).trust(repository)
+        Memory(access.state_dir).trust(repository)
     if repository.encrypted:
         say(f"{objects.name} is trusted here; its fingerprint is {repository.fingerprint}")
     else:
@@ -378,7 +405,7 @@ def _with_each(place: str, access: StoreAccess, work: Callable[[StoredDisk], Non
         try:
             with opened_store(store, access) as repository:
                 work(repository.disk(name))
-        except (StoreDamagedError, BusyError) as error:
+        except (StoreDamagedError, RefusedError) as error:
             if len(disks) == 1:
                 raise
             say(f"{name}: {error}")
@@ -418,7 +445,13 @@ def _show_verified(found: Verified, *, as_json: bool, quiet: bool) -> None:
             say(f"  {size_text(length)} of the disk at offset {offset}")
         if len(damage.extents) > _MOST_EXTENTS:
             say(f"  and {len(damage.extents) - _MOST_EXTENTS} more")
-    if quiet and not found.damages:
+    for owner in found.unnamed:
+        say(
+            f"{found.disk}: {owner} is newer than the newest point, and has no manifest: a run "
+            "died, and the next `send` makes it good, or the manifest is lost"
+        )
+    show_strays(found.strays)
+    if quiet and not (found.damages or found.unnamed):
         return
     whole, broken = _numbers(found.whole), _numbers(found.broken)
     text = f"{found.disk}: {size_text(found.checked)} read"

@@ -2,8 +2,9 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ from click.core import ParameterSource
 
 from blockstream.cli.console import event, saving_text, say
 from blockstream.errors import StaleViewError, UsageError
+from blockstream.formats.store_names import began
 from blockstream.interfaces import Objects
 from blockstream.jobs.stores.keys import StoreHeader
+from blockstream.jobs.stores.memory import REPLACED, Memory
 from blockstream.jobs.stores.pins import Pins
-from blockstream.jobs.stores.repository import Repository
+from blockstream.jobs.stores.repository import Repository, StoredDisk
 from blockstream.jobs.stores.save import SaveResult
 from blockstream.linux.state_directory import default_state_directory
 from blockstream.locations import StorePlace, open_objects, store_place
-from blockstream.words import duration_text, size_text
+from blockstream.words import counted, duration_text, size_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,7 @@ class StoreAccess:
     Attributes:
         endpoint: URL of another S3 server than AWS; empty for what botocore's settings say.
         identity: File with an identity that opens an encrypted store.
-        state_dir: Where it is remembered which encrypted store was used.
+        state_dir: Where it is remembered which stores were used, and how far they were.
         given: Whether endpoint or identity were given on the command line.
     """
 
@@ -81,6 +84,50 @@ def opened_objects(store: str, access: StoreAccess) -> Iterator[Objects]:
     """Open what a store lies in, and close it."""
     with contextlib.closing(open_objects(store, access.endpoint)) as objects:
         yield objects
+
+
+def doubts_of(disk: StoredDisk, access: StoreAccess, *, newest: bool = True) -> list[str]:
+    """Return why newer points may be missing than those that are there; note the newest.
+
+    Args:
+        disk: The disk.
+        access: Has the state directory.
+        newest: Whether the newest point is meant; else only an older store is a doubt.
+
+    Raises:
+        StoreDamagedError: If the newest manifest is damaged.
+    """
+    memory = Memory(access.state_dir)
+    doubt = memory.doubt(disk)
+    if not doubt:
+        memory.remember(disk, disk.last())
+    found = [f"{doubt}: {REPLACED}"] if doubt else []
+    unnamed = disk.unnamed() if newest else []
+    if unnamed:
+        begun = datetime.fromtimestamp(began(unnamed[-1]), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        found.append(
+            f"{disk.objects.name}/{disk.name} has data newer than its newest point, of "
+            f"{counted(len(unnamed), 'run')}, the last begun at {begun}, and no manifest of it: "
+            "the run died, which the next `send` makes good, or the manifest of a newer point is "
+            "lost, which `store repair --from COPY` puts back"
+        )
+    return found
+
+
+def check_doubts(doubts: Sequence[str]) -> None:
+    """End with what may be missing.
+
+    Raises:
+        StaleViewError: If there is anything.
+    """
+    if doubts:
+        raise StaleViewError(f"newer points may be missing: {'; and '.join(doubts)}")
+
+
+def show_strays(keys: Iterable[str]) -> None:
+    """Name what lies in a store and is none of ours."""
+    for key in sorted(keys):
+        say(f"{key} is nothing of blockstream's: it is left alone")
 
 
 def place_of(word: str) -> StorePlace:

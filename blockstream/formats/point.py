@@ -4,6 +4,7 @@ What it names is there and whole; what nothing names is garbage.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -13,9 +14,11 @@ from typing import Any, Final
 from blake3 import blake3
 
 from blockstream.errors import StoreDamagedError
+from blockstream.formats.store_names import DISK, IDENTITY, PACK, owner_of
+from blockstream_protocol import ALIGNMENT, DEVICE_BYTES
 
 FORMAT: Final = 1
-_MOST_BYTES: Final = 16 << 20
+MANIFEST_BYTES: Final = 16 << 20
 _MALFORMED: Final = (
     *(ValueError, TypeError, KeyError, AttributeError),
     *(OverflowError, RecursionError),
@@ -54,6 +57,11 @@ class Pack:
 
     key: str
     size: int
+
+    @property
+    def owner(self) -> str:
+        """The id of the point that wrote it."""
+        return owner_of(self.key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +130,7 @@ class Point:
     @property
     def own_packs(self) -> tuple[Pack, ...]:
         """The packs that were written for it."""
-        return tuple(pack for pack in self.packs if pack.key.startswith(f"{self.id}/"))
+        return tuple(pack for pack in self.packs if pack.owner == self.id)
 
     @property
     def stored(self) -> int:
@@ -150,7 +158,7 @@ class Point:
             StoreDamagedError: If it is none, or of a format that this version does not know.
         """
         try:
-            found = cls(**_checked(json.loads(data[:_MOST_BYTES])))
+            found = cls(**_checked(json.loads(data)))
         except _MALFORMED as error:
             raise StoreDamagedError(f"it is no manifest: {error}") from error
         if found.encode() != data:
@@ -161,11 +169,10 @@ class Point:
 
 
 _OPTIONAL: Final = frozenset({"missed", "audits"})
-_TYPES: Final = {
-    **dict.fromkeys(("seq", "size", "frames", "total", "data", "milliseconds"), int),
-    **dict.fromkeys(("disk", "id", "created", "state", "base", "transfer", "chain"), str),
-    **dict.fromkeys(("index", "index_digest", "root", "software", "check"), str),
-}
+_COUNTS: Final = ("seq", "size", "frames", "total", "data", "milliseconds")
+_DIGESTS: Final = ("transfer", "chain", "index_digest", "root", "check")
+_TEXTS: Final = ("disk", "id", "created", "state", "base", "index", "software", *_DIGESTS)
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 
 def _checked(values: dict[str, Any]) -> dict[str, Any]:
@@ -177,14 +184,14 @@ def _checked(values: dict[str, Any]) -> dict[str, Any]:
     if values.pop("format") != FORMAT:
         raise ValueError("it is of a later format")
     values.setdefault("check", "")
-    for name, kind in _TYPES.items():
-        if type(values[name]) is not kind:
-            raise ValueError(f"its {name} is no {kind.__name__}")
-        if kind is int and not 0 <= values[name] < 1 << 63:
-            raise ValueError(f"its {name} is no count")
-    for name in _OPTIONAL & values.keys():
-        if type(values[name]) is not int or not 0 < values[name] < 1 << 63:
-            raise ValueError(f"its {name} is no count")
+    for name in _TEXTS:
+        if type(values[name]) is not str:
+            raise ValueError(f"its {name} is no text")
+    for name in (*_COUNTS, *(_OPTIONAL & values.keys())):
+        _check_count(values[name], name, least=int(name in {"seq", *_OPTIONAL}))
+    for name in _DIGESTS:
+        if values[name] and not _DIGEST.fullmatch(values[name]):
+            raise ValueError(f"its {name} is no digest")
     datetime.fromisoformat(values["created"])
     values["kind"] = Kind(values["kind"])
     source = values["source"]
@@ -192,17 +199,56 @@ def _checked(values: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("its source is no text")
     parent = values["parent"]
     if parent is not None:
-        values["parent"] = Parent(int(parent.pop("seq")), str(parent.pop("digest")))
-        if not 0 < values["parent"].seq < values["seq"]:
-            raise ValueError("its parent comes after it")
+        values["parent"] = Parent(parent.pop("seq"), parent.pop("digest"))
         _nothing_more(parent)
+        _check_parent(values["parent"], values["seq"])
     values["packs"] = tuple(_pack(each) for each in _items(values["packs"]))
+    _check_names(values)
+    _check_sizes(values)
     return values
 
 
+def _check_count(value: Any, name: str, *, least: int = 0) -> None:
+    if type(value) is not int or not least <= value <= DEVICE_BYTES:
+        raise ValueError(f"its {name} is no count")
+
+
+def _check_parent(parent: Parent, seq: int) -> None:
+    _check_count(parent.seq, "parent", least=1)
+    if parent.seq >= seq:
+        raise ValueError("its parent comes after it")
+    if not _DIGEST.fullmatch(parent.digest):
+        raise ValueError("its parent has no digest")
+
+
+def _check_names(values: Mapping[str, Any]) -> None:
+    """Let nothing that it names lie elsewhere than it lies."""
+    if not DISK.fullmatch(values["disk"]):
+        raise ValueError("its disk is no name")
+    if not IDENTITY.fullmatch(values["id"]):
+        raise ValueError("its id is none")
+    if values["index"] not in {"", f"index/{values['id']}.index"}:
+        raise ValueError("its index is not its own")
+    if len({pack.key for pack in values["packs"]}) < len(values["packs"]):
+        raise ValueError("it names a pack twice")
+
+
+def _check_sizes(values: Mapping[str, Any]) -> None:
+    """Compare its counts with what a disk of its size can need."""
+    if values["total"] > values["size"]:
+        raise ValueError("it covers more than the disk")
+    if values["frames"] > values["size"] // ALIGNMENT + 1:
+        raise ValueError("it has more frames than the disk has sectors")
+    if len(values["packs"]) and not values["index"]:
+        raise ValueError("it has packs without an index")
+
+
 def _pack(values: Any) -> Pack:
-    found = Pack(str(values.pop("key")), int(values.pop("size")))
+    found = Pack(values.pop("key"), values.pop("size"))
     _nothing_more(values)
+    _check_count(found.size, "pack")
+    if not PACK.fullmatch(found.key):
+        raise ValueError("its pack is no name")
     return found
 
 

@@ -15,8 +15,11 @@ from blake3 import blake3
 
 from blockstream.errors import StoreDamagedError
 from blockstream_protocol import (
+    ALIGNMENT,
+    DEVICE_BYTES,
     DIGEST_BYTES,
     EXTENTS_BYTES,
+    FRAME_EXTENTS,
     Buffer,
     Codec,
     Decompress,
@@ -30,6 +33,9 @@ from blockstream_protocol import (
 MAGIC: Final = b"BSINDEX1"
 _HEAD: Final = struct.Struct("<8sQQQ")  # magic, bytes of the disk, frames, rows
 _LEVEL: Final = 3
+# Digests do not pack at all, and regular extents to a 33rd; a bomb, to far less.
+_MOST_RATIO: Final = 256
+_ANY_BYTES: Final = 64 << 10
 _MOST_BYTES: Final = 4 << 30  # unpacked: 60 million frames, or 200 million extents
 _FRAME_COLUMNS: Final = ("<u4", "<u8", "<u4", "<u4", "u1")  # pack, offset, wire, raw, codec
 _ROW_COLUMNS: Final = ("<u8", "<u8", "<u4", "<u4", "u1")  # offset, length, frame, start, kind
@@ -167,16 +173,22 @@ class PointIndex:
         return zstandard.ZstdCompressor(level=_LEVEL).compress(b"".join(parts))
 
     @classmethod
-    def decode(cls, data: bytes) -> "PointIndex":
+    def decode(
+        cls, data: bytes, *, size: int = DEVICE_BYTES, frames: int = DEVICE_BYTES
+    ) -> "PointIndex":
         """Read it.
 
+        Args:
+            data: As it is stored.
+            size: Bytes of the disk, at most.
+            frames: How many frames it may have.
+
         Raises:
-            StoreDamagedError: If it is no index, or contradicts itself.
+            StoreDamagedError: If it is no index, contradicts itself, or is larger than that; then
+                nothing was unpacked.
         """
-        raw = _unpacked(data)
+        raw = _unpacked(data, size, frames)
         _, size, frames, rows = _HEAD.unpack_from(raw)
-        if size >= 1 << 63:
-            raise StoreDamagedError("it is larger than any disk")
         reader = _Reader(raw)
         pack, offset, wire, length, codec = (reader.column(kind, frames) for kind in _FRAME_COLUMNS)
         offsets, lengths, numbers, starts, kinds = (
@@ -293,8 +305,23 @@ def index_bytes(frames: int, rows: int) -> int:
     return _HEAD.size + frames * (widths[0] + DIGEST_BYTES) + rows * widths[1]
 
 
-def _unpacked(data: bytes) -> bytes:
-    """Unpack it, and take no more memory than its own counts need.
+def most_index_bytes(size: int, frames: int) -> int:
+    """Return how many bytes an index has at most, as it is stored.
+
+    Args:
+        size: Bytes of the disk.
+        frames: How many frames it has.
+    """
+    most = min(index_bytes(frames, _most_rows(size)), _MOST_BYTES)
+    return most + (most >> 7) + 1024  # what zstd adds where nothing packs
+
+
+def _most_rows(size: int) -> int:
+    return size // ALIGNMENT + FRAME_EXTENTS  # the rest for the ends of odd disks
+
+
+def _unpacked(data: bytes, most_size: int, most_frames: int) -> bytes:
+    """Unpack it, and take no more memory than what it may be needs.
 
     Raises:
         StoreDamagedError: If it is no zstd frame of that size.
@@ -305,7 +332,11 @@ def _unpacked(data: bytes) -> bytes:
             head = reader.read(_HEAD.size)
             if len(head) < _HEAD.size or head[:8] != MAGIC:
                 raise StoreDamagedError("it is no index")
-            _, _, frames, rows = _HEAD.unpack(head)
+            _, disk, frames, rows = _HEAD.unpack(head)
+            if disk > most_size or frames > most_frames or rows > _most_rows(disk):
+                raise StoreDamagedError("it is larger than that of its disk can be")
+            if size > _MOST_RATIO * len(data) + _ANY_BYTES:
+                raise StoreDamagedError("it unpacks to more than an index can")
             if size != index_bytes(frames, rows) or size > _MOST_BYTES:
                 raise StoreDamagedError("it ends too early, or too late")
             rest = reader.read(size - _HEAD.size)

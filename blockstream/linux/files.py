@@ -6,7 +6,6 @@ import os
 import struct
 from pathlib import Path
 
-_AT_FDCWD = -100  # fcntl.h
 _GETFLAGS = 0x80086601  # linux/fs.h: FS_IOC_GETFLAGS
 _KEPT = 0x10 | 0x20  # FS_IMMUTABLE_FL, FS_APPEND_FL
 _RENAME_NOREPLACE = 1  # linux/fs.h; Python has no name for it
@@ -36,8 +35,8 @@ def write_durably(path: Path, data: bytes) -> None:
     sync_directory(path.parent)
 
 
-def rename_new(old: Path, new: Path) -> None:
-    """Rename a file, and replace nothing.
+def rename_new(folder: int, old: str, new: str) -> None:
+    """Rename a file within a directory, given by its descriptor, and replace nothing.
 
     Raises:
         FileExistsError: If the new name is taken.
@@ -45,9 +44,9 @@ def rename_new(old: Path, new: Path) -> None:
     """
     libc = ctypes.CDLL(None, use_errno=True)
     names = (os.fsencode(old), os.fsencode(new))
-    if libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_NOREPLACE):
+    if libc.renameat2(folder, names[0], folder, names[1], _RENAME_NOREPLACE):
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), str(new))
+        raise OSError(number, os.strerror(number), new)
 
 
 def is_immutable(fd: int) -> bool:

@@ -128,13 +128,13 @@ def index_in(objects: Objects, key: str, size: int) -> PointIndex:
     if len(trailer) < TRAILER.size or not trailer.startswith(TRAILER_MAGIC):
         raise StoreDamagedError(f"{objects.name}: {key} does not end with its index")
     length, digest = TRAILER.unpack(trailer)[2:]
-    count = -(-length // EXTENTS_BYTES)
+    count = min(-(-length // EXTENTS_BYTES), len(footer) // HEAD_BYTES)
     step = EXTENTS_BYTES + HEAD_BYTES
     pieces = [footer[each * step + HEAD_BYTES : (each + 1) * step] for each in range(count)]
-    index = b"".join(pieces)[:length]
+    index = b"".join(pieces)[:length]  # no more than there is of it, whatever it says
     if blake3(index).digest() != digest:
         raise StoreDamagedError(f"{objects.name}: the index of {key} is damaged")
-    return PointIndex.decode(index)
+    return PointIndex.decode(index, frames=size // HEAD_BYTES)
 
 
 def fillers(length: int) -> Iterator[bytes]:

@@ -10,7 +10,7 @@ import secrets
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -65,12 +65,10 @@ class EncryptedObjects:
         inner = self._inner.upload(key)
         return EncryptedUpload(inner, seal, Ranges(self), lambda: self._forget(key))
 
-    def read(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
+    def read(self, key: str, offset: int, length: int) -> bytes:
         """Return a range of an object."""
         if length == 0:
             return b""
-        if length is None:
-            return self._whole(key)[offset:]
         known = self._met(key)
         if offset + length > known.size:
             raise StoreDamagedError(
@@ -84,10 +82,25 @@ class EncryptedObjects:
             data = known.seal.opened(sealed, first, last=end == sealed_size(known.size))
         return data[offset - first * SEGMENT_BYTES :][:length]
 
-    def listed(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
-        """Give the objects whose keys begin so, with the sizes of what is in them."""
-        for info in self._inner.listed(prefix, after):
-            yield replace(info, size=max(0, plain_size(info.size)))
+    def read_whole(self, key: str, most: int) -> bytes:
+        """Return all of an object."""
+        sealed = self._inner.read_whole(key, sealed_size(most))
+        with self._damage(key):
+            seal = _Seal.of(self._key, key, sealed[:_HEADER_BYTES])
+            return seal.opened(sealed[_HEADER_BYTES:], 0, last=True)
+
+    def info(self, key: str) -> ObjectInfo | None:
+        """Return what the store says of an object, with the size of what is in it."""
+        found = self._inner.info(key)
+        return _inside(found) if found is not None else None
+
+    def listed(self, folder: str, depth: int = 1) -> Iterator[ObjectInfo]:
+        """Give the objects of a folder, with the sizes of what is in them."""
+        yield from map(_inside, self._inner.listed(folder, depth))
+
+    def folders(self, folder: str) -> Iterator[str]:
+        """Give the names of the folders in a folder."""
+        return self._inner.folders(folder)
 
     def delete(self, key: str) -> None:
         """Remove an object."""
@@ -98,9 +111,11 @@ class EncryptedObjects:
         """Tell whether an object is to be kept yet."""
         return self._inner.locked(key)
 
-    def forget_unfinished(self, prefix: str, before: float) -> int:
+    def forget_unfinished(
+        self, folder: str, depth: int, before: float, spared: Collection[str] = ()
+    ) -> int:
         """Give up uploads of others that nobody finished."""
-        return self._inner.forget_unfinished(prefix, before)
+        return self._inner.forget_unfinished(folder, depth, before, spared)
 
     def close(self) -> None:
         """Give everything back."""
@@ -110,20 +125,14 @@ class EncryptedObjects:
         seal = _Seal.new(self._key, key)
         return seal.header + b"".join(seal.closed(memoryview(data), 0, last=True))
 
-    def _whole(self, key: str) -> bytes:
-        sealed = self._inner.read(key)
-        with self._damage(key):
-            seal = _Seal.of(self._key, key, sealed[:_HEADER_BYTES])
-            return seal.opened(sealed[_HEADER_BYTES:], 0, last=True)
-
     def _met(self, key: str) -> "_Known":
         """Return an object's key and size, which two small requests tell the first time."""
         with self._lock:
             if key in self._known:
                 self._known.move_to_end(key)
                 return self._known[key]
-        info = next(iter(self._inner.listed(key)), None)
-        if info is None or info.key != key:
+        info = self._inner.info(key)
+        if info is None:
             raise StoreDamagedError(f"{self.name} has no {key}")
         with self._damage(key):
             seal = _Seal.of(self._key, key, self._inner.read(key, 0, _HEADER_BYTES))
@@ -282,6 +291,10 @@ class _Seal:
             )
             for each in range(count)
         )
+
+
+def _inside(info: ObjectInfo) -> ObjectInfo:
+    return replace(info, size=max(0, plain_size(info.size)))
 
 
 def sealed_size(size: int) -> int:

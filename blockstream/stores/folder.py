@@ -3,19 +3,24 @@
 import contextlib
 import errno
 import os
+import re
 import secrets
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Collection, Iterator, Sequence
 from io import FileIO
 from pathlib import Path
+from typing import Final
 
 from blockstream.errors import StoreDamagedError, StoreError
 from blockstream.interfaces import ObjectInfo
+from blockstream.linux.beneath import Beneath, ElsewhereError, entered
 from blockstream.linux.buffers import write_stream
-from blockstream.linux.files import is_immutable, rename_new, sync_directory
+from blockstream.linux.files import is_immutable, rename_new
 from blockstream.stores.ranges import Ranges
 
-_UNFINISHED = ".part"
-_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
+_UNFINISHED: Final = re.compile(r"\..+\.[0-9a-f]{12}\.part", re.DOTALL)
+_NO_LINKS: Final = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
+_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class FolderObjects:
@@ -23,74 +28,84 @@ class FolderObjects:
 
     A file gets its name only when it is whole and durable: by a hard link where it must be new,
     which fails if the name is taken, on NFS as well; where there are none, as on FAT, by a rename
-    that replaces nothing.
+    that replaces nothing. Who may read and write it is what the folder's owner and umask say.
     """
 
     def __init__(self, root: Path) -> None:
         """Use the folder, which need not be there."""
-        self._root = root
+        self._beneath = Beneath(root)
         self.name = f"dir:{root}"
 
     def put_new(self, key: str, data: bytes) -> bool:
         """Write an object that nobody has written."""
-        path = self._path(key)
-        with self._temporary(path, data) as temporary:
+        with self._temporary(key, data) as (folder, temporary, name):
             try:
-                _name_new(temporary, path)
+                _name_new(folder, temporary, name)
             except FileExistsError:
                 # NFS says so, too, if it was done already and only the reply was lost.
-                if not _is_same(temporary, path):
+                if not _is_same(folder, temporary, name):
                     return False
-            sync_directory(path.parent)
+            os.fsync(folder)
         return True
 
     def put(self, key: str, data: bytes) -> None:
         """Write an object, in place of an older one."""
-        path = self._path(key)
-        with self._temporary(path, data) as temporary:
-            temporary.replace(path)
-            sync_directory(path.parent)
+        with self._temporary(key, data) as (folder, temporary, name):
+            os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+            os.fsync(folder)
 
     def upload(self, key: str) -> "FolderUpload":
         """Begin to write a large object."""
-        path = self._path(key)
-        with self._failures(key):
-            _make(path.parent)
-            return FolderUpload(path, self)
+        with self.failures(key), self._beneath.holding(key, make=True) as (folder, name):
+            return FolderUpload(self, key, os.dup(folder), name)
 
-    def read(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
+    def read(self, key: str, offset: int, length: int) -> bytes:
         """Return a range of an object."""
-        with self._failures(key), self.opened(key) as file:
-            want = os.fstat(file.fileno()).st_size - offset if length is None else length
-            data = bytearray(max(0, want))
-            view = memoryview(data)
-            while view:
-                with _bad_medium(self.name, key, offset):
-                    count = os.preadv(file.fileno(), [view], offset)
-                if not count:
-                    raise StoreDamagedError(f"{self.name}: {key} ends before byte {offset}")
-                view, offset = view[count:], offset + count
-        return bytes(data)
+        with self.failures(key), self.opened(key) as file:
+            return self._read(file, key, offset, length)
 
-    def listed(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
-        """Give the objects whose keys begin so."""
-        with self._failures(prefix):
-            found = sorted(self._walked(prefix.rpartition("/")[0]))
-        for key in found:
-            if key.startswith(prefix) and key > after:
-                with self._failures(key):
-                    info = self._info(key)
-                if info is not None:
-                    yield info
+    def read_whole(self, key: str, most: int) -> bytes:
+        """Return all of an object."""
+        with self.failures(key), self.opened(key) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > most:
+                raise StoreDamagedError(f"{self.name}: {key} has more than {most} bytes")
+            return self._read(file, key, 0, size)
+
+    def info(self, key: str) -> ObjectInfo | None:
+        """Return what there is to say of an object."""
+        with self.failures(key):
+            try:
+                with self.opened(key) as file:
+                    found = os.fstat(file.fileno())
+            except StoreDamagedError:
+                return None
+        return ObjectInfo(key, found.st_size, found.st_mtime)
+
+    def listed(self, folder: str, depth: int = 1) -> Iterator[ObjectInfo]:
+        """Give the objects of a folder."""
+        with self.failures(folder), contextlib.suppress(FileNotFoundError):
+            # Who looks for what nothing names must not take a folder that cannot be read for empty.
+            with self._beneath.folder(folder) as fd:
+                found = sorted(_listed(fd, folder, depth), key=lambda info: info.key)
+            yield from found
+
+    def folders(self, folder: str) -> Iterator[str]:
+        """Give the names of the folders in a folder."""
+        with self.failures(folder), contextlib.suppress(FileNotFoundError):
+            with self._beneath.folder(folder) as fd, os.scandir(fd) as entries:
+                found = [each.name for each in entries if each.is_dir(follow_symlinks=False)]
+            yield from found
 
     def delete(self, key: str) -> None:
         """Remove an object."""
-        path = self._path(key)
-        with self._failures(key), contextlib.suppress(FileNotFoundError):
-            path.unlink()
-            sync_directory(path.parent)
-            with contextlib.suppress(OSError):
-                path.parent.rmdir()  # only if it is empty
+        with self.failures(key), contextlib.suppress(FileNotFoundError):
+            with self._beneath.holding(key) as (folder, name):
+                os.unlink(name, dir_fd=folder)
+                os.fsync(folder)
+            inner = key.rpartition("/")[0]
+            with contextlib.suppress(OSError), self._beneath.holding(inner) as (folder, name):
+                os.rmdir(name, dir_fd=folder)  # only if it is empty
 
     def locked(self, key: str) -> bool:
         """Tell whether a file is immutable: chattr +i."""
@@ -100,16 +115,14 @@ class FolderObjects:
         except (StoreDamagedError, OSError):
             return False
 
-    def forget_unfinished(self, prefix: str, before: float) -> int:
+    def forget_unfinished(
+        self, folder: str, depth: int, before: float, spared: Collection[str] = ()
+    ) -> int:
         """Give up uploads of others that nobody finished."""
-        folder, count = self._root / prefix.rpartition("/")[0], 0
-        with self._failures(prefix):
-            for path in folder.rglob(f"*{_UNFINISHED}"):
-                with contextlib.suppress(FileNotFoundError):  # finished meanwhile
-                    if path.stat().st_mtime <= before:
-                        path.unlink()
-                        count += 1
-        return count
+        missing = contextlib.suppress(FileNotFoundError)
+        with self.failures(folder), missing, self._beneath.folder(folder) as fd:
+            return _forget(fd, depth, before, spared)
+        return 0
 
     def close(self) -> None:
         """Nothing is held."""
@@ -118,75 +131,97 @@ class FolderObjects:
         """Open an object to be read.
 
         Raises:
-            StoreDamagedError: If it is not there.
+            StoreDamagedError: If it is not there, or no file.
             OSError: If it cannot be read.
         """
         try:
-            return self._path(key).open("rb", buffering=0)
+            return self._beneath.opened(key)
         except FileNotFoundError as error:
             raise StoreDamagedError(f"{self.name} has no {key}") from error
-
-    def _info(self, key: str) -> ObjectInfo | None:
-        try:
-            stat = (self._root / key).stat()
-        except FileNotFoundError:
-            return None  # deleted meanwhile
-        return ObjectInfo(key, stat.st_size, stat.st_mtime)
-
-    def _path(self, key: str) -> Path:
-        return self._root / key
-
-    def _walked(self, folder: str) -> Iterator[str]:
-        # Who looks for what nothing names must not take a folder that cannot be read for empty.
-        for place, _, files in os.walk(self._root / folder, onerror=_unless_missing):
-            for name in files:
-                if not name.endswith(_UNFINISHED):
-                    yield str((Path(place) / name).relative_to(self._root))
+        except ElsewhereError as error:
+            raise self._elsewhere(key, error) from error
 
     @contextlib.contextmanager
-    def _temporary(self, path: Path, data: bytes) -> Iterator[Path]:
-        """Write a file beside its place, durably, and take it away if it was not renamed."""
-        with self._failures(path.name):
-            _make(path.parent)
-            temporary = _beside(path)
-            try:
-                with temporary.open("xb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                yield temporary
-            finally:
-                temporary.unlink(missing_ok=True)
+    def failures(self, key: str) -> Iterator[None]:
+        """Say what failed.
 
-    @contextlib.contextmanager
-    def _failures(self, key: str) -> Iterator[None]:
+        Raises:
+            StoreDamagedError: If something there is not what it must be.
+            StoreError: If it cannot be reached.
+        """
         try:
             yield
+        except ElsewhereError as error:
+            raise self._elsewhere(key, error) from error
         except OSError as error:
             raise StoreError(f"{self.name}: {key}: {error.strerror}; nothing was done") from error
+
+    def _elsewhere(self, key: str, error: ElsewhereError) -> StoreDamagedError:
+        return StoreDamagedError(
+            f"{self.name}: {key}: {error.filename}: {error.strerror}; nothing in a store is "
+            "followed elsewhere; put back what belongs there"
+        )
+
+    def _read(self, file: FileIO, key: str, offset: int, length: int) -> bytes:
+        size = os.fstat(file.fileno()).st_size
+        if offset + length > size:  # before there is room for what may never come
+            raise StoreDamagedError(f"{self.name}: {key} ends at byte {size}")
+        data = bytearray(length)
+        view = memoryview(data)
+        while view:
+            with _bad_medium(self.name, key, offset):
+                count = os.preadv(file.fileno(), [view], offset)
+            if not count:
+                raise StoreDamagedError(f"{self.name}: {key} ends before byte {offset}")
+            view, offset = view[count:], offset + count
+        return bytes(data)
+
+    @contextlib.contextmanager
+    def _temporary(self, key: str, data: bytes) -> Iterator[tuple[int, str, str]]:
+        """Write a file beside its place, durably, and take it away if it was not renamed.
+
+        Gives the descriptor of its folder, its name there, and the name that it is to have.
+        """
+        with self.failures(key), self._beneath.holding(key, make=True) as (folder, name):
+            temporary = _beside(name)
+            try:
+                fd = os.open(temporary, _NEW, 0o666, dir_fd=folder)
+                with FileIO(fd, "w") as file:
+                    write_stream(file.fileno(), [memoryview(data)])
+                    os.fsync(file.fileno())
+                yield folder, temporary, name
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(temporary, dir_fd=folder)
 
 
 class FolderUpload:
     """A file under way. See `interfaces.Upload`."""
 
-    def __init__(self, path: Path, objects: FolderObjects) -> None:
+    def __init__(self, objects: FolderObjects, key: str, folder: int, name: str) -> None:
         """Begin it beside its place.
 
         Args:
-            path: Its place.
             objects: Where that is, and what may be copied.
+            key: Its key.
+            folder: Descriptor of its folder, which is closed with this.
+            name: Its name there.
         """
-        self._path = path
         self._objects = objects
+        self._key = key
         self._ranges = Ranges(objects)
-        self._temporary = _beside(path)
-        self._fd = os.open(
-            self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
-        )
+        self._folder = folder
+        self._name = name
+        self._temporary = _beside(name)
+        try:
+            self._fd = os.open(self._temporary, _NEW, 0o666, dir_fd=folder)
+        except OSError:
+            os.close(folder)
+            raise
 
     def write(self, parts: Sequence[memoryview]) -> None:
         """Append bytes."""
-        with self._failures():
+        with self._objects.failures(self._key):
             write_stream(self._fd, list(parts))
 
     def copy(self, key: str, offset: int, length: int) -> None:
@@ -198,20 +233,23 @@ class FolderUpload:
 
     def finish(self) -> None:
         """Make it visible and durable."""
-        with self._failures():
+        with self._objects.failures(self._key):
             os.fsync(self._fd)
-            os.close(self._fd)
-            self._fd = -1
-            self._temporary.replace(self._path)
-            sync_directory(self._path.parent)
+            os.rename(self._temporary, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+            os.fsync(self._folder)
+        self._close()
 
     def abort(self) -> None:
         """Forget it."""
         if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-        with contextlib.suppress(OSError):
-            self._temporary.unlink()
+            with contextlib.suppress(OSError):
+                os.unlink(self._temporary, dir_fd=self._folder)
+            self._close()
+
+    def _close(self) -> None:
+        os.close(self._fd)
+        os.close(self._folder)
+        self._fd = -1
 
     def _copied(self, key: str, offset: int, length: int) -> int:
         """Let the kernel copy; return how many bytes it has copied until it could not go on.
@@ -228,14 +266,47 @@ class FolderUpload:
                 done += count
         return done
 
-    @contextlib.contextmanager
-    def _failures(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise StoreError(
-                f"{self._path} cannot be written: {error.strerror}; nothing of it is visible"
-            ) from error
+
+def _listed(fd: int, folder: str, depth: int) -> Iterator[ObjectInfo]:
+    """Give what lies in a folder, in any order."""
+    with os.scandir(fd) as entries:
+        for entry in entries:
+            key = folder + entry.name
+            try:
+                found = entry.stat(follow_symlinks=False)
+                if depth > 1 and stat.S_ISDIR(found.st_mode):
+                    with entered(fd, entry.name) as inner:
+                        yield from _listed(inner, f"{key}/", depth - 1)
+                    continue
+            except FileNotFoundError:
+                continue  # deleted meanwhile
+            is_file = stat.S_ISREG(found.st_mode)
+            if is_file and _UNFINISHED.fullmatch(entry.name):
+                continue
+            key += "/" if stat.S_ISDIR(found.st_mode) else ""
+            stray = depth > 1 or not is_file
+            yield ObjectInfo(key, found.st_size, found.st_mtime, stray=stray)
+
+
+def _forget(fd: int, depth: int, before: float, spared: Collection[str]) -> int:
+    """Remove the unfinished files of a folder; return how many."""
+    count = 0
+    with os.scandir(fd) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # finished meanwhile
+                found = entry.stat(follow_symlinks=False)
+                if depth > 1:
+                    if stat.S_ISDIR(found.st_mode) and entry.name not in spared:
+                        with entered(fd, entry.name) as inner:
+                            count += _forget(inner, depth - 1, before, ())
+                elif (
+                    stat.S_ISREG(found.st_mode)
+                    and _UNFINISHED.fullmatch(entry.name)
+                    and found.st_mtime <= before
+                ):
+                    os.unlink(entry.name, dir_fd=fd)
+                    count += 1
+    return count
 
 
 @contextlib.contextmanager
@@ -255,7 +326,7 @@ def _bad_medium(name: str, key: str, offset: int) -> Iterator[None]:
         ) from error
 
 
-def _name_new(temporary: Path, path: Path) -> None:
+def _name_new(folder: int, temporary: str, name: str) -> None:
     """Give a file a name that nobody has.
 
     Raises:
@@ -263,34 +334,21 @@ def _name_new(temporary: Path, path: Path) -> None:
         OSError: If it cannot be done.
     """
     try:
-        os.link(temporary, path)
+        os.link(temporary, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        rename_new(temporary, path)
+        rename_new(folder, temporary, name)
 
 
-def _is_same(one: Path, other: Path) -> bool:
+def _is_same(folder: int, one: str, other: str) -> bool:
     """Tell whether two names are those of one file."""
     try:
-        return one.samefile(other)
+        found = [os.stat(each, dir_fd=folder, follow_symlinks=False) for each in (one, other)]
     except FileNotFoundError:
         return False
+    return os.path.samestat(*found)
 
 
-def _unless_missing(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):
-        raise error
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(6)}{_UNFINISHED}")
-
-
-def _make(folder: Path) -> None:
-    """Make a folder and its parents, durably."""
-    if folder.is_dir():
-        return
-    _make(folder.parent)
-    folder.mkdir(exist_ok=True)
-    sync_directory(folder.parent)
+def _beside(name: str) -> str:
+    return f".{name}.{secrets.token_hex(6)}.part"

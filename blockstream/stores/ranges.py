@@ -31,8 +31,8 @@ class Ranges:
             StoreDamagedError: If the object is not there, or ends too early.
         """
         if key not in self._sizes:
-            info = next(iter(self._objects.listed(key)), None)
-            if info is None or info.key != key:
+            info = self._objects.info(key)
+            if info is None:
                 raise StoreDamagedError(f"{self._objects.name} has no {key}")
             self._sizes[key] = info.size
         if offset + length > self._sizes[key]:

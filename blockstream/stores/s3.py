@@ -12,9 +12,10 @@ import threading
 import time
 import urllib.parse
 import zlib
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from aiobotocore.config import AioConfig
@@ -95,7 +96,7 @@ class S3Objects:
             self._put(key, data, IfNoneMatch="*")
         except _TakenError:
             # The first attempt's reply may have been lost.
-            return self.read(key) == data
+            return self._holds(key, data)
         return True
 
     def put(self, key: str, data: bytes) -> None:
@@ -106,25 +107,40 @@ class S3Objects:
         """Begin to write a large object."""
         return S3Upload(self, key)
 
-    def read(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
+    def read(self, key: str, offset: int, length: int) -> bytes:
         """Return a range of an object."""
         if length == 0:
             return b""
         return self.run(self._read(key, offset, length))
 
-    def listed(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
-        """Give the objects whose keys begin so, a page at a time."""
-        more: dict[str, str] = {}
-        if after:
-            more["StartAfter"] = self._prefix + after
-        while True:
-            page = self._call(prefix, "list_objects_v2", key_word="Prefix", **more)
-            for each in page.get("Contents", []):
-                key = each["Key"].removeprefix(self._prefix)
-                yield ObjectInfo(key, each["Size"], each["LastModified"].timestamp())
-            if not page.get("IsTruncated"):
-                return
-            more = {"ContinuationToken": page["NextContinuationToken"]}
+    def read_whole(self, key: str, most: int) -> bytes:
+        """Return all of an object."""
+        return self.run(self._read(key, 0, None, most))
+
+    def info(self, key: str) -> ObjectInfo | None:
+        """Return what the server says of an object."""
+        # Of a missing one, HEAD says 403 to whoever may not list.
+        page = self._call(key, "list_objects_v2", key_word="Prefix", MaxKeys=1)
+        found = map(self._info, page.get("Contents", []))
+        return next((info for info in found if info.key == key), None)
+
+    def listed(self, folder: str, depth: int = 1) -> Iterator[ObjectInfo]:
+        """Give the objects of a folder, a page at a time."""
+        last = ""
+        for page in self._pages(folder, **({"Delimiter": "/"} if depth == 1 else {})):
+            found = [self._info(each) for each in page.get("Contents", [])]
+            found += [self._folder(each) for each in page.get("CommonPrefixes", [])]
+            for info in sorted(found, key=lambda info: info.key):
+                placed = _placed(info, folder, depth)
+                if placed is not None and placed.key != last:
+                    yield placed
+                    last = placed.key
+
+    def folders(self, folder: str) -> Iterator[str]:
+        """Give the names of the folders in a folder."""
+        for page in self._pages(folder, Delimiter="/"):
+            for each in page.get("CommonPrefixes", []):
+                yield self._folder(each).key.removeprefix(folder).rstrip("/")
 
     def delete(self, key: str) -> None:
         """Remove an object."""
@@ -140,14 +156,18 @@ class S3Objects:
         held = found.get("ObjectLockLegalHoldStatus") == "ON"
         return held or (until is not None and until.timestamp() > time.time())
 
-    def forget_unfinished(self, prefix: str, before: float) -> int:
+    def forget_unfinished(
+        self, folder: str, depth: int, before: float, spared: Collection[str] = ()
+    ) -> int:
         """Give up uploads of others that nobody finished."""
         count, more = 0, dict[str, str]()
         while True:
-            page = self._call(prefix, "list_multipart_uploads", key_word="Prefix", **more)
+            page = self._call(folder, "list_multipart_uploads", key_word="Prefix", **more)
             for each in page.get("Uploads", []):
-                if each["Initiated"].timestamp() <= before:
-                    key = each["Key"].removeprefix(self._prefix)
+                key = each["Key"].removeprefix(self._prefix)
+                words = key.removeprefix(folder).split("/")
+                ours = len(words) == depth and words[0] not in spared
+                if ours and each["Initiated"].timestamp() <= before:
                     self._call(key, "abort_multipart_upload", UploadId=each["UploadId"])
                     count += 1
             if not page.get("IsTruncated"):
@@ -204,16 +224,42 @@ class S3Objects:
         # Each attempt has a payload of its own, because it is closed once it was sent.
         self.run(_patiently(lambda: self.request(key, "put_object", **_body(data), **words)))
 
+    def _holds(self, key: str, data: bytes) -> bool:
+        """Tell whether an object is these bytes."""
+        try:
+            return self.read_whole(key, len(data)) == data
+        except StoreDamagedError:
+            return False
+
+    def _pages(self, folder: str, **words: str) -> Iterator[dict[str, Any]]:
+        """List what begins so."""
+        while True:
+            page = self._call(folder, "list_objects_v2", key_word="Prefix", **words)
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            words["ContinuationToken"] = page["NextContinuationToken"]
+
+    def _info(self, each: dict[str, Any]) -> ObjectInfo:
+        """Return what a listing says of an object."""
+        key = each["Key"].removeprefix(self._prefix)
+        return ObjectInfo(key, each["Size"], each["LastModified"].timestamp())
+
+    def _folder(self, each: dict[str, Any]) -> ObjectInfo:
+        """Return what a listing says of all that begins with the same words."""
+        return ObjectInfo(each["Prefix"].removeprefix(self._prefix), 0, 0.0, stray=True)
+
     def _call(self, key: str, what: str, **words: Any) -> Any:
         return self.run(_patiently(lambda: self.request(key, what, **words)))
 
-    async def _read(self, key: str, offset: int, length: int | None) -> bytes:
-        """Read a range, and go on where a body ended too early."""
-        pieces, have = list[bytes](), 0
+    async def _read(self, key: str, offset: int, length: int | None, most: int = 0) -> bytes:
+        """Read a range, or all of it, and go on where a body ended too early."""
+        pieces, have, most = list[bytes](), 0, most if length is None else length
         for _ in range(_ATTEMPTS):
             last = "" if length is None else str(offset + length - 1)
             try:
-                whole = await self._body(key, f"bytes={offset + have}-{last}", pieces)
+                wanted = f"bytes={offset + have}-{last}"
+                whole = await self._body(key, wanted, pieces, most - have)
             except _BeyondEndError as error:
                 raise StoreDamagedError(
                     f"{self.name}: {key} ends at byte {offset + have}, or before that"
@@ -227,13 +273,19 @@ class S3Objects:
                 return b"".join(pieces)
         raise StoreError(f"{self.name}: {key} does not come whole; run it again")
 
-    async def _body(self, key: str, wanted: str, pieces: list[bytes]) -> bool:
-        """Append what comes of a range; tell whether all came that was announced."""
+    async def _body(self, key: str, wanted: str, pieces: list[bytes], most: int) -> bool:
+        """Append what comes of a range; tell whether all came that was announced.
+
+        Raises:
+            StoreDamagedError: If more is announced than there may be.
+        """
         words = {} if wanted == "bytes=0-" else {"Range": wanted}
         reply = await self.request(key, "get_object", **words)
         left = int(reply["ContentLength"])
         body = reply["Body"]
         try:
+            if left > most:
+                raise StoreDamagedError(f"{self.name}: {key} has more than {most} bytes")
             # `read` would hold it twice, and costs half as much again.
             async for piece in body.raw_stream.content.iter_any():
                 pieces.append(piece)  # what came before an error counts
@@ -484,6 +536,20 @@ async def _patiently(attempt: Callable[[], Awaitable[T]]) -> T:
         except _AgainError:
             await asyncio.sleep(min(0.2 * 2**number, 5.0))
     return await attempt()
+
+
+def _placed(info: ObjectInfo, folder: str, depth: int) -> ObjectInfo | None:
+    """Return an object as `listed` gives it; None for a folder that stands for itself.
+
+    Browsers of buckets make such objects.
+    """
+    words = info.key.removeprefix(folder).split("/")
+    if not words[-1] and not info.stray and len(words) <= depth:
+        return None
+    if len(words) == depth and all(words):
+        return info
+    key = folder + "/".join(words[:depth])
+    return replace(info, key=key + ("/" if len(words) > depth else ""), stray=True)
 
 
 class _Payload(io.BytesIO):

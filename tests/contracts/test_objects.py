@@ -31,7 +31,7 @@ def in_folder(tmp_path: Path, _request: pytest.FixtureRequest) -> Objects:
 def without_links(tmp_path: Path, request: pytest.FixtureRequest) -> Objects:
     """As on FAT, where the kernel cannot copy all of a file either."""
 
-    def refused(*_words: object) -> None:
+    def refused(*_words: object, **_options: object) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     copy_some = os.copy_file_range
@@ -72,8 +72,16 @@ def objects(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Objects]
         yield objects
 
 
-def keys(objects: Objects, prefix: str, after: str = "") -> list[str]:
-    return [info.key for info in objects.listed(prefix, after)]
+def keys(objects: Objects, folder: str, depth: int = 1) -> list[str]:
+    return [info.key for info in objects.listed(folder, depth) if not info.stray]
+
+
+def strays(objects: Objects, folder: str, depth: int = 1) -> list[str]:
+    return [info.key for info in objects.listed(folder, depth) if info.stray]
+
+
+def sizes(objects: Objects, folder: str) -> list[int]:
+    return [info.size for info in objects.listed(folder)]
 
 
 def put(objects: Objects, key: str, data: bytes) -> None:
@@ -84,17 +92,26 @@ def put(objects: Objects, key: str, data: bytes) -> None:
 
 def test_what_was_put_is_read(objects: Objects) -> None:
     objects.put("a/b/c", b"0123456789")
-    assert objects.read("a/b/c") == b"0123456789"
+    assert objects.read_whole("a/b/c", 10) == b"0123456789"
     assert objects.read("a/b/c", 3, 4) == b"3456"
     assert objects.read("a/b/c", 10, 0) == b""
     objects.put("a/b/c", b"other")
-    assert objects.read("a/b/c") == b"other"
+    assert objects.read_whole("a/b/c", 100) == b"other"
+
+
+def test_what_is_larger_than_it_may_be_is_not_read(objects: Objects) -> None:
+    for size in (0, 1, 100_000):
+        objects.put("a/b", bytes(size))
+        assert objects.read_whole("a/b", size) == bytes(size)
+        if size:
+            with pytest.raises(StoreDamagedError, match="a/b"):
+                objects.read_whole("a/b", size - 1)
 
 
 def test_what_is_new_is_written_once(objects: Objects) -> None:
     assert objects.put_new("a/one", b"first")
     assert not objects.put_new("a/one", b"second")
-    assert objects.read("a/one") == b"first"
+    assert objects.read_whole("a/one", 100) == b"first"
 
 
 def test_of_many_writers_one_wins(objects: Objects) -> None:
@@ -102,12 +119,12 @@ def test_of_many_writers_one_wins(objects: Objects) -> None:
         for turn in range(10):
             won = list(pool.map(lambda n: objects.put_new(f"race/{turn}", b"%d" % n), range(16)))  # noqa: B023
             assert won.count(True) == 1
-            assert objects.read(f"race/{turn}") == b"%d" % won.index(True)
+            assert objects.read_whole(f"race/{turn}", 100) == b"%d" % won.index(True)
 
 
 def test_what_is_not_there_or_too_short_is_said(objects: Objects) -> None:
     with pytest.raises(StoreDamagedError, match="a/none"):
-        objects.read("a/none")
+        objects.read_whole("a/none", 100)
     objects.put("a/short", b"0123")
     for offset, length in ((0, 5), (3, 2), (5, 1)):
         with pytest.raises(StoreDamagedError, match="a/short"):
@@ -115,14 +132,32 @@ def test_what_is_not_there_or_too_short_is_said(objects: Objects) -> None:
 
 
 def test_they_are_listed_in_order(objects: Objects) -> None:
-    for key in ("p/2", "p/10", "p/1", "p/3/deep", "pq/1", "o/9"):
+    for key in ("p/2", "p/10", "p/1", "p/3/deep", "p/3/er", "pq/1", "o/9"):
         objects.put(key, b"x" * len(key))
-    assert keys(objects, "p/") == ["p/1", "p/10", "p/2", "p/3/deep"]
-    assert keys(objects, "p") == ["p/1", "p/10", "p/2", "p/3/deep", "pq/1"]
-    assert keys(objects, "p/1") == ["p/1", "p/10"]
-    assert keys(objects, "p/", after="p/10") == ["p/2", "p/3/deep"]
-    assert keys(objects, "nothing/") == []
-    assert [info.size for info in objects.listed("p/3")] == [8]
+    assert keys(objects, "p/") == ["p/1", "p/10", "p/2"]
+    assert strays(objects, "p/") == ["p/3/"]
+    assert sizes(objects, "p/")[:3] == [3, 4, 3]
+    assert keys(objects, "nothing/") == strays(objects, "nothing/") == []
+
+
+def test_a_listing_is_so_many_folders_deep(objects: Objects) -> None:
+    """As `pack/ID/NUMBER.pack`; what lies elsewhere is named, and nothing below it."""
+    for key in ("p/b-c/1", "p/b/2", "p/b/1", "p/b/in/1", "p/b/in/2", "p/file"):
+        objects.put(key, b"x")
+    assert keys(objects, "p/", 2) == ["p/b-c/1", "p/b/1", "p/b/2"]
+    assert strays(objects, "p/", 2) == ["p/b/in/", "p/file"]
+    assert sorted(objects.folders("p/")) == ["b", "b-c"]
+    assert list(objects.folders("nothing/")) == []
+
+
+def test_one_is_asked_for(objects: Objects) -> None:
+    objects.put("a/b", b"x" * 5)
+    objects.put("a/bc", b"y" * 6)
+    found = objects.info("a/b")
+    assert found is not None
+    assert (found.key, found.size, found.stray) == ("a/b", 5, False)
+    assert abs(found.modified - time.time()) < 3600
+    assert objects.info("a/") is objects.info("a/c") is objects.info("b/c/d") is None
 
 
 def test_what_was_deleted_is_gone(objects: Objects) -> None:
@@ -187,7 +222,7 @@ def test_an_upload_is_seen_when_it_is_finished(objects: Objects) -> None:
     assert keys(objects, "big/") == []
     upload.finish()
     assert keys(objects, "big/") == ["big/one"]
-    assert objects.read("big/one") == piece * 20
+    assert objects.read_whole("big/one", 32 * MIB) == piece * 20
 
 
 def test_an_upload_that_is_given_up_leaves_nothing(objects: Objects) -> None:
@@ -204,18 +239,19 @@ def test_uploads_that_nobody_finished_are_given_up(objects: Objects) -> None:
     other = objects.upload("alive/one")
     for upload in (*dead, other):
         upload.write([memoryview(data)])
-    assert objects.forget_unfinished("dead/", time.time() - 3600) == 0
-    assert objects.forget_unfinished("dead/", time.time() + 60) == 3
-    assert objects.forget_unfinished("dead/", time.time() + 60) == 0
+    assert objects.forget_unfinished("dead/", 1, time.time() - 3600) == 0
+    assert objects.forget_unfinished("dead/", 1, time.time() + 60) == 3
+    assert objects.forget_unfinished("dead/", 1, time.time() + 60) == 0
     other.finish()
-    assert keys(objects, "") == ["alive/one"]
+    assert keys(objects, "alive/") == ["alive/one"]
+    assert keys(objects, "dead/") == []
     for upload in dead:
         upload.abort()
 
 
 def test_an_empty_upload_is_an_empty_object(objects: Objects) -> None:
     objects.upload("big/none").finish()
-    assert objects.read("big/none") == b""
+    assert objects.read_whole("big/none", 0) == b""
 
 
 Copied = bytes | tuple[int, int]
@@ -260,8 +296,8 @@ def test_ranges_of_another_object_are_appended(objects: Objects, parts: list[Cop
             want += SOURCE[part[0] : sum(part)]
     assert keys(objects, "big/") == []
     upload.finish()
-    assert objects.read("big/copy") == want
-    assert [info.size for info in objects.listed("big/")] == [len(want)]
+    assert objects.read_whole("big/copy", 64 * MIB) == want
+    assert sizes(objects, "big/") == [len(want)]
 
 
 def test_ranges_of_several_objects_are_appended(objects: Objects) -> None:
@@ -279,7 +315,10 @@ def test_ranges_of_several_objects_are_appended(objects: Objects) -> None:
     upload.finish()
     other = SOURCE[::-1]
     short = SOURCE[100:110] + other[100:110] + SOURCE[105:115]
-    assert objects.read("big/copy") == short + other[3:][: 6 * MIB] + SOURCE[3:][: 6 * MIB]
+    assert (
+        objects.read_whole("big/copy", 64 * MIB)
+        == short + other[3:][: 6 * MIB] + SOURCE[3:][: 6 * MIB]
+    )
 
 
 @pytest.mark.parametrize(

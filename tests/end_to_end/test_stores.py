@@ -5,11 +5,14 @@ import random
 import shutil
 import signal
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from blockstream.formats.point import Pack, Point
 from blockstream.interfaces import Objects
+from blockstream.jobs.stores.repository import FOLDERS
 from blockstream.locations import open_objects
 from tests.end_to_end.hosts import Ended, Host, wait_until
 from tests.rotation import share
@@ -193,15 +196,15 @@ def test_a_repair_that_was_killed_is_done_again(
     disk = host.disk("disk", SIZE)
     ok(host.run("send", disk, f"{either}/vm"))
     with closing(opened_raw(host, either, monkeypatch)) as objects:
-        (pack,) = [info.key for info in objects.listed("bs1/disk/vm/pack/")]
+        (pack,) = [info.key for info in objects.listed("bs1/disk/vm/pack/", 2)]
         (index,) = [info.key for info in objects.listed("bs1/disk/vm/index/")]
-        before = objects.read(pack)
+        before = objects.read_whole(pack, 1 << 30)
         damaged(objects, pack, "altered")
         damaged(objects, index, "missing")  # each pack has its part of it
         line = ("store", "repair", f"{either}/vm", "--from", disk)
         killed = host.run(*line, environment={"BLOCKSTREAM_FAILPOINT": f"{point}:1:kill"})
         assert killed.status == -9, killed.err
-        assert len(objects.read(pack)) == len(before)
+        assert len(objects.read_whole(pack, 1 << 30)) == len(before)
         said = ok(host.run(*line)).err
         assert ("made anew from" in said) == (point == "repair.before_finish")
     ok(host.run("store", "verify", either))
@@ -280,7 +283,7 @@ def test_of_two_that_send_at_once_one_is_told(
     assert told.status == 10, told.err
     assert "another blockstream has committed point 2 of vm meanwhile; nothing of ours" in told.err
     with closing(opened_raw(host, anywhere, monkeypatch)) as objects:
-        assert len(list(objects.listed("bs1/disk/vm/pack/"))) == 2  # nor is it in the way
+        assert len(list(objects.listed("bs1/disk/vm/pack/", 2))) == 2  # nor is it in the way
     ok(host.run("store", "verify", anywhere))
     again = host.run("send", disk, *words, "b")
     assert (again.status, "holds state 'c' of vm last" in again.err) == (10, True), again.err
@@ -362,6 +365,7 @@ def test_many_packs_outlive_whoever_dies_at_work_on_them(
             assert len(list(root.rglob("*.pack"))) >= 5
         shutil.rmtree(root)
         shutil.copytree(spare, root)
+        ok(host.run("store", "trust", store))  # older than it was
 
 
 @pytest.mark.slow
@@ -591,7 +595,7 @@ def opened_raw(host: Host, store: str, monkeypatch: pytest.MonkeyPatch) -> Objec
 
 
 def damaged(objects: Objects, key: str, how: str) -> None:
-    data = bytearray(objects.read(key))
+    data = bytearray(objects.read_whole(key, 1 << 30))
     match how:
         case "missing":
             objects.delete(key)
@@ -626,7 +630,7 @@ def test_damaged_frames_are_made_anew_from_a_disk(
     ok(host.run("send", disk, f"{store}/vm", *words))
     repair = ("store", "repair", f"{store}/vm", "--from")
     with closing(opened_raw(host, store, monkeypatch)) as objects:
-        packs = [info.key for info in objects.listed("bs1/disk/vm/pack/")]
+        packs = [info.key for info in objects.listed("bs1/disk/vm/pack/", 2)]
         ways = ("missing", "cut", "altered", "zeroed", "its end", "longer")
         for how in ways if store.startswith("dir:") else ways[:1]:
             damaged(objects, packs[0], how)
@@ -643,7 +647,7 @@ def test_damaged_frames_are_made_anew_from_a_disk(
             assert "points that can be restored: 1 to 2\n" in healed
         damaged(objects, packs[1], "missing")
         assert "of 1 more it holds something else" in host.run(*repair, first).err
-        assert not list(objects.listed(packs[1]))
+        assert objects.info(packs[1]) is None
         ok(host.run(*repair, disk))
         assert "made anew" not in ok(host.run(*repair, disk)).err
     for point, state in (("a", first.read_bytes()), ("b", bytes(content))):
@@ -655,22 +659,25 @@ def test_damaged_frames_are_made_anew_from_a_disk(
 
 
 @pytest.mark.slow
-def test_what_a_bad_medium_holds_is_named_and_made_anew(
+def test_a_link_in_the_place_of_a_pack_is_named_and_made_anew(
     host: Host, store: str, tmp_path: Path
 ) -> None:
-    """The kernel says EIO of /proc/self/mem where no memory is, as of a bad sector."""
+    """It is not followed, although it leads to the same bytes."""
     disk = host.disk("disk", SIZE)
     ok(host.run("send", disk, f"{store}/vm"))
     (pack,) = (tmp_path / "store").rglob("*.pack")
-    pack.unlink()
-    pack.symlink_to("/proc/self/mem")
+    moved = pack.rename(tmp_path / "moved")
+    pack.symlink_to(moved)
+    before = moved.read_bytes()
     checked = host.run("store", "verify", store)
     assert checked.status == 12, checked.err
-    assert f"{pack.name} cannot be read from byte" in checked.err
+    assert f"{pack.name}: it is a link" in checked.err
+    assert f"{pack.name} is nothing of blockstream's: it is left alone" in checked.err
     assert "points that can be restored: none; that cannot: 1" in checked.err
     ok(host.run("store", "repair", f"{store}/vm", "--from", disk))
     ok(host.run("restore", f"{store}/vm", tmp_path / "copy", "--create"))
     assert (tmp_path / "copy").read_bytes() == disk.read_bytes()
+    assert (moved.read_bytes(), pack.is_symlink()) == (before, False)
 
 
 def test_a_disk_that_a_store_does_not_have_is_said(host: Host, store: str, tmp_path: Path) -> None:
@@ -807,13 +814,22 @@ def test_a_rehearsal_says_what_it_would_cost_and_stores_nothing(
     disk, listed = tmp_path / "disk", tmp_path / "changes.json"
     disk.write_bytes(random.Random(1).randbytes(SIZE))  # noqa: S311
     said = ok(host.run("send", "-n", disk, f"{store}/vm")).err
-    assert "3.0 MiB at most would be stored, with about 3 requests" in said
+    assert "3.0 MiB at most would be stored, with about 4 requests" in said
     listed.write_text("[]")
     words = ("send", "-n", disk, f"{store}/vm", "--base", "a", "--goal", "b", "--extents", listed)
     assert "holds no point of vm last" in host.run(*words).err
     ok(host.run("send", disk, f"{store}/vm", "--goal", "a"))
-    assert "0 B at most would be stored, with about 1 requests" in ok(host.run(*words)).err
+    assert "0 B at most would be stored, with about 2 requests" in ok(host.run(*words)).err
     assert len(list((tmp_path / "store").rglob("*.json"))) == 2
+
+
+def sizes(objects: Objects) -> dict[str, int]:
+    """Return the size of all there is of a disk."""
+    return {
+        info.key: info.size
+        for what, (depth, _) in FOLDERS.items()
+        for info in objects.listed(f"bs1/disk/vm/{what}/", depth)
+    }
 
 
 @pytest.mark.slow
@@ -852,11 +868,11 @@ def test_a_rehearsal_foresees_requests_and_bytes(
                 for each in ok(host.run(*words, "-n", "--json")).events
                 if each["event"] == "would-store"
             ]
-            before = {info.key: info.size for info in objects.listed("bs1/disk/vm/")}
+            before = sizes(objects)
             between.requests.clear()
             ok(host.run(*words, "--endpoint-url", between.url))
             writing = [each for each in between.requests if each[0] in {"PUT", "POST"}]
-            after = {info.key: info.size for info in objects.listed("bs1/disk/vm/")}
+            after = sizes(objects)
             stored = sum(size for key, size in after.items() if key not in before)
             assert said["requests"] == len(writing), (states, writing)
             assert 0.95 * (stored - 2000) < int(str(said["bytes"])) < 1.05 * stored + 2000, states
@@ -903,3 +919,211 @@ def test_times_mean_the_newest_point_that_is_not_younger(
     early = host.run("restore", f"{store}/vm@1999-01-01T10:00", tmp_path / "copy2", "--create")
     assert early.status == 17
     assert "has no point 1999-01-01T10:00 of vm" in early.err
+
+
+def saved(host: Host, store: str, disk: Path, count: int) -> list[bytes]:
+    """Save so many states of a disk; return them."""
+    states = []
+    for number in range(count):
+        states.append(random.Random(number).randbytes(SIZE))  # noqa: S311  # the same each time
+        disk.write_bytes(states[-1])
+        ok(host.run("send", disk, f"{store}/vm", "--goal", f"s{number}"))
+    return states
+
+
+def test_a_newest_manifest_that_is_lost_is_said(host: Host, either: str, tmp_path: Path) -> None:
+    """What it named is there yet; a host that never saw it says so, too."""
+    store, disk, copy = either, tmp_path / "disk", tmp_path / "copy"
+    states = saved(host, store, disk, 2)
+    manifest = tmp_path / "store/bs1/disk/vm/point/0000000002.json"
+    kept = manifest.rename(tmp_path / "kept")
+    for fresh in (False, True):
+        more = ("--state-dir", tmp_path / "fresh") if fresh else ()
+        environment = {"BLOCKSTREAM_STATE_DIR": str(tmp_path / "fresh")} if fresh else {}
+        shown = host.run("points", f"{store}/vm", environment=environment)
+        assert shown.status == 19, shown.err
+        assert b"s0" in shown.out
+        assert "newer points may be missing" in shown.err
+        assert "has data newer than its newest point, of 1 run" in shown.err
+        assert ("this host has seen its point 2" in shown.err) is not fresh
+        ended = host.run("restore", f"{store}/vm", copy, "--create", *more, environment=environment)
+        assert ended.status == 19, ended.err
+        assert copy.read_bytes() == states[0]
+        copy.unlink()
+        ended = host.run("restore", f"{store}/vm@1", copy, "--create", environment=environment)
+        assert ended.status == (0 if fresh else 19), ended.err  # that one was asked for
+        copy.unlink()
+        checked = host.run("store", "verify", store, environment=environment)
+        assert checked.status == 12, checked.err
+        assert "is newer than the newest point, and has no manifest" in checked.err
+    kept.rename(manifest)
+    ok(host.run("points", f"{store}/vm"))
+    ok(host.run("store", "verify", store))
+
+
+def test_whoever_is_at_work_is_not_taken_for_a_lost_point(
+    host: Host, store: str, tmp_path: Path
+) -> None:
+    disk = host.disk("disk", SIZE)
+    ok(host.run("send", disk, f"{store}/vm"))
+    disk.write_bytes(b"x" * SIZE)
+    words: list[str | Path] = ["send", disk, f"{store}/vm"]
+    stopped = host.start(words, environment=stopping("store.before_commit"))
+    wait_until(lambda: len(list((tmp_path / "store").rglob("*.index"))) == 2)
+    ok(host.run("points", f"{store}/vm"))
+    ok(host.run("store", "verify", store))
+    stopped.signal(signal.SIGKILL)
+    stopped.wait()
+
+
+def test_a_store_that_was_rolled_back_is_read_with_a_warning_and_not_written(
+    host: Host, either: str, tmp_path: Path
+) -> None:
+    store, disk, root, old = either, tmp_path / "disk", tmp_path / "store", tmp_path / "old"
+    saved(host, store, disk, 1)
+    shutil.copytree(root, old)
+    disk.write_bytes(b"newer" * 1000)
+    ok(host.run("send", disk, f"{store}/vm"))
+    shutil.rmtree(root)
+    old.rename(root)
+    before = sorted(path for path in root.rglob("*") if path.is_file())
+    refusal = "store was rolled back, or replaced; nothing was done; put back what is missing"
+    for words in (
+        ("send", disk, f"{store}/vm"),
+        ("send", "-n", disk, f"{store}/vm"),
+        ("store", "prune", store, "--keep", "last=1"),
+        ("store", "prune", f"{store}/vm", "--keep", "last=1"),
+        ("store", "compact", store),
+    ):
+        ended = host.run(*words)
+        assert ended.status == 10, (words, ended.err)
+        assert refusal in ended.err, words
+    for reading in (
+        ("points", f"{store}/vm"),
+        ("restore", f"{store}/vm@1", tmp_path / "copy", "--create"),
+        ("store", "verify", store),
+    ):
+        ended = host.run(*reading)
+        assert ended.status == 19, (reading, ended.err)
+        assert "this host has seen its point 2" in ended.err
+    after = sorted(path for path in root.rglob("*") if path.is_file())
+    assert [path for path in after if "verified" not in path.name] == before
+    said = ok(host.run("store", "trust", store)).err
+    assert "is trusted here" in said
+    ok(host.run("points", f"{store}/vm"))
+    ok(host.run("send", disk, f"{store}/vm"))
+
+
+def test_another_history_is_no_newer_one(host: Host, store: str, tmp_path: Path) -> None:
+    """Somebody rolled it back, and has saved as many points since."""
+    disk, root, old = tmp_path / "disk", tmp_path / "store", tmp_path / "old"
+    saved(host, store, disk, 1)
+    shutil.copytree(root, old)
+    for content in (b"x", b"y"):
+        disk.write_bytes(content * 4096)
+        ok(host.run("send", disk, f"{store}/vm"))
+    shutil.rmtree(root)
+    old.rename(root)
+    for number in range(3):
+        disk.write_bytes(b"%d" % number * 4096)
+        elsewhere = {"BLOCKSTREAM_STATE_DIR": str(tmp_path / "elsewhere")}
+        ok(host.run("send", disk, f"{store}/vm", environment=elsewhere))
+    ended = host.run("points", f"{store}/vm")
+    assert ended.status == 19
+    assert "point 3 of" in ended.err
+    assert "is another one than this host has seen" in ended.err
+
+
+def test_stores_take_turns_in_one_place(host: Host, store: str, tmp_path: Path) -> None:
+    """As USB disks do: a new one is trusted when it is made, or once."""
+    disk, root = tmp_path / "disk", tmp_path / "store"
+    saved(host, store, disk, 3)
+    root.rename(tmp_path / "first")
+    ok(host.run("store", "init", store))
+    saved(host, store, disk, 1)
+    root.rename(tmp_path / "second")
+    for name in ("first", "second", "first"):
+        (tmp_path / name).rename(root)
+        ok(host.run("points", f"{store}/vm"))
+        ok(host.run("send", disk, f"{store}/vm"))
+        root.rename(tmp_path / name)
+    elsewhere = {"BLOCKSTREAM_STATE_DIR": str(tmp_path / "elsewhere")}
+    ok(host.run("store", "init", store, environment=elsewhere))
+    ended = host.run("send", disk, f"{store}/vm")
+    assert ended.status == 10
+    assert "is another store than this host has used there" in ended.err
+    ok(host.run("store", "trust", store))
+    ok(host.run("send", disk, f"{store}/vm"))
+
+
+def test_strays_are_named_once_and_left_alone(host: Host, store: str, tmp_path: Path) -> None:
+    """A copy of marks in a folder of their own hid the newest point, and prune deleted it."""
+    disk = tmp_path / "disk"
+    states = saved(host, store, disk, 2)
+    below = tmp_path / "store/bs1/disk"
+    planted = {
+        below / "vm/mark/@eaDir/0000000002.pruned.json": "bs1/disk/vm/mark/@eaDir/",
+        below / "vm/point/0000000002.json (copy)": "bs1/disk/vm/point/0000000002.json (copy)",
+        below / "vm/pack/@eaDir/x.pack": "bs1/disk/vm/pack/@eaDir/",
+    }
+    for path in planted:
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_bytes(b"{}")
+    (below / "lost+found").mkdir()
+    (below / "@eaDir").mkdir()
+    (below / "link").symlink_to(tmp_path)
+    for words in (
+        ("points", f"{store}/vm"),
+        ("store", "verify", store),
+        ("store", "prune", store, "--keep", "last=1", "--grace", "0"),
+    ):
+        said = ok(host.run(*words)).err
+        for key in planted.values():
+            assert said.count(f"{key} is nothing of blockstream's: it is left alone") == 1, words
+    listed = ok(host.run("points", store))
+    assert listed.out.decode().split() == [f"{store}/vm"]
+    assert "bs1/disk/@eaDir/ is nothing of blockstream's" in listed.err
+    assert "bs1/disk/link is nothing of blockstream's" in listed.err
+    assert all(path.exists() for path in planted)
+    ok(host.run("restore", f"{store}/vm", tmp_path / "copy", "--create"))
+    assert (tmp_path / "copy").read_bytes() == states[1]
+
+
+def test_a_mark_that_nobody_with_the_key_made_is_none(
+    host: Host, encrypted: str, tmp_path: Path
+) -> None:
+    saved(host, encrypted, tmp_path / "disk", 2)
+    mark = tmp_path / "store/bs1/disk/vm/mark/0000000001.pruned.json"
+    mark.parent.mkdir(exist_ok=True)
+    mark.write_bytes(b'{"at": 0}')
+    assert len(ok(host.run("points", f"{encrypted}/vm", "--json")).out.splitlines()) == 2
+    words = (word.format(store=encrypted) for word in PRUNE)
+    assert "deleted 1," in ok(host.run(*words)).err  # by the rule
+    assert not mark.exists()
+
+
+def test_what_a_manifest_names_lies_in_the_store(host: Host, store: str, tmp_path: Path) -> None:
+    """Its `index` was `../../..`: `store repair` overwrote a file."""
+    disk, other = host.disk("disk", SIZE), tmp_path / "other"
+    copy: tuple[str | Path, ...] = ("restore", f"{store}/vm", tmp_path / "copy", "--create")
+    ok(host.run("send", disk, f"{store}/vm"))
+    shutil.copytree(tmp_path / "store", other)
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    manifest = tmp_path / "store/bs1/disk/vm/point/0000000001.json"
+    point = Point.decode(manifest.read_bytes())
+    for changes in (
+        {"index": "../../../../victim"},
+        {"packs": (Pack("../../../../../victim", 8),)},
+    ):
+        manifest.write_bytes(replace(point, **changes, check="").encode())
+        for words in (
+            ("store", "verify", store),
+            ("store", "repair", store, "--from", f"dir:{other}"),
+            ("store", "repair", f"{store}/vm", "--from", disk),
+            ("store", "prune", store, "--keep", "last=1"),
+            copy,
+        ):
+            ended = host.run(*words)
+            assert ended.status in {0, 12}, (words, ended.err)
+        assert victim.read_bytes() == b"precious"

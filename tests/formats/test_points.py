@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from blockstream.errors import StoreDamagedError
 from blockstream.formats.point import Kind as PointKind
 from blockstream.formats.point import Pack, Parent, Point, rooted
-from blockstream.formats.point_index import Frames, PointIndex, Rows, starts_of
+from blockstream.formats.point_index import Frames, PointIndex, Rows, most_index_bytes, starts_of
 from blockstream.formats.point_map import flattened, merged
-from blockstream_protocol import Kind
+from blockstream_protocol import Kind, table_bytes
 
 SIZE = 64
 BASE = Point(
     disk="vm",
     seq=2,
     kind=PointKind.INCREMENT,
-    id="0123-ab",
+    id="0123456789ab-0123456789abcdef",
     created="2026-11-20T03:15:00Z",
     state="b",
     base="a",
@@ -34,9 +34,9 @@ BASE = Point(
     chain="22" * 32,
     total=64,
     data=64,
-    index="index/0123-ab.index",
+    index="index/0123456789ab-0123456789abcdef.index",
     index_digest="33" * 32,
-    packs=(Pack("0000.pack", 123),),
+    packs=(Pack("0123456789ab-0123456789abcdef/0000.pack", 123),),
     root="44" * 32,
     milliseconds=12,
     software="blockstream",
@@ -131,8 +131,56 @@ def test_an_index_that_would_take_all_memory_is_refused() -> None:
         PointIndex.decode(zstandard.ZstdCompressor().compress(head))
 
 
+def test_what_unpacks_to_far_more_than_an_index_can_is_refused() -> None:
+    """131 KB took 10.9 GiB."""
+    rows = 1 << 22
+    empty = np.zeros(rows, np.int64)
+    bomb = replace(
+        WHOLE, size=rows * 512, rows=Rows(empty, empty, empty, empty, empty.astype(np.uint8))
+    ).encode()
+    assert len(bomb) < 100_000
+    with pytest.raises(StoreDamagedError, match="more than an index can"):
+        PointIndex.decode(bomb)
+
+
+def test_an_index_has_no_more_than_its_disk_and_its_manifest_allow() -> None:
+    data = WHOLE.encode()
+    assert same(PointIndex.decode(data, size=SIZE, frames=2), WHOLE)
+    for size, frames in ((SIZE - 1, 2), (SIZE, 1)):
+        with pytest.raises(StoreDamagedError, match="larger"):
+            PointIndex.decode(data, size=size, frames=frames)
+    rows = index_of([(16 * n, 16, Kind.DATA) for n in range(5000)], size=80_000)
+    with pytest.raises(StoreDamagedError, match="larger"):
+        PointIndex.decode(replace(rows, size=64).encode())
+
+
+def test_the_finest_index_of_a_disk_is_read() -> None:
+    """Each second sector, in frames that are full: nothing that can be saved is refused."""
+    count = 200_000
+    rows = np.arange(count)
+    frame = rows // 2048
+    kind = np.full(count, Kind.DATA, np.uint8)
+    offset, length = rows * 1024, np.full(count, 512)
+    start, frames = starts_of(offset, length, frame, kind), int(frame[-1]) + 1
+    index = PointIndex(
+        count * 1024,
+        Frames(
+            np.zeros(frames, np.int64),
+            np.arange(frames) * 2000,
+            np.full(frames, 1000),
+            np.full(frames, table_bytes(2048) + (1 << 20)),
+            np.zeros(frames, np.uint8),
+            np.frombuffer(random.Random(1).randbytes(frames * 32), np.uint8).reshape(-1, 32),  # noqa: S311
+        ),
+        Rows(offset, length, frame, start, kind),
+    )
+    data = index.encode()
+    assert len(data) <= most_index_bytes(index.size, frames)
+    assert same(PointIndex.decode(data, size=index.size, frames=frames), index)
+
+
 def test_a_manifest_comes_back() -> None:
-    for point in (BASE, replace(BASE, parent=None, base="", packs=(), index="")):
+    for point in (BASE, replace(BASE, parent=None, base="", packs=(), index="", frames=0)):
         assert Point.decode(point.encode()) == point
 
 
@@ -140,6 +188,23 @@ def test_a_manifest_comes_back() -> None:
     ("old", "new"),
     [
         (b'"format":1', b'"format":2'),
+        (b'"index":"index/', b'"index":"../index/'),
+        (b'"index":"index/0123456789ab', b'"index":"index/1123456789ab'),
+        (b'"index":"index/0123456789ab-0123456789abcdef.index"', b'"index":""'),
+        (b'"key":"', b'"key":"../'),
+        (b"/0000.pack", b"/../0000.pack"),
+        (b"/0000.pack", b"/0000.pack\\u0000"),
+        (b'"packs":[{', b'"packs":[{"key":"0123456789ab-0123456789abcdef/0000.pack","size":1},{'),
+        (b'"size":123', b'"size":-1'),
+        (b'"size":123', b'"size":"123"'),
+        (b'"size":123', b'"size":1e3'),
+        (b'"id":"0', b'"id":"/'),
+        (b'"disk":"vm"', b'"disk":"../vm"'),
+        (b'"total":64', b'"total":65'),
+        (b'"frames":1', b'"frames":2'),
+        (b'"chain":"22', b'"chain":"xx'),
+        (b'"transfer":"11', b'"transfer":"1'),
+        (b'"digest":"00', b'"digest":"00xx'),
         (b'"seq":2', b'"seq":"2"'),
         (b'"seq":2', b'"seq":-2'),
         (b'"seq":2', b'"seq":true'),

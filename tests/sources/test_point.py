@@ -43,9 +43,9 @@ class CountingObjects(FolderObjects):
         super().__init__(root)
         self.requests: list[tuple[str, int, int]] = []
 
-    def read(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
+    def read(self, key: str, offset: int, length: int) -> bytes:
         if key.endswith(".pack"):
-            self.requests.append((key, offset, length or 0))
+            self.requests.append((key, offset, length))
         return super().read(key, offset, length)
 
 

@@ -14,10 +14,11 @@ import numpy as np
 from blake3 import blake3
 
 from blockstream import __version__
-from blockstream.errors import BlockstreamError, BusyError
+from blockstream.errors import BlockstreamError, BusyError, StoreError
 from blockstream.formats.point import Kind, Pack, Point, rooted
 from blockstream.formats.point_index import Numbers, PointIndex
 from blockstream.formats.point_map import flattened
+from blockstream.jobs.stores.alive import alive
 from blockstream.jobs.stores.repository import StoredDisk, new_id
 from blockstream.pipeline.failpoints import failpoint
 from blockstream.pipeline.packs import PACK_BYTES, footer, frames_end
@@ -71,18 +72,19 @@ def compact(
     if last.parent is None and len(packs) == len(last.packs) and not thin.any():
         return None
     moving = _Moving(disk, new_id(), index, packs, thin)
-    try:
-        moving.copy(pack_bytes)
-        point = _written(disk, last, moving)
-    except BaseException:
-        disk.discard(moving.identity, moving.made)
-        raise
-    failpoint("compact.before_commit")
-    try:
-        disk.commit(point)
-    except BusyError:
-        disk.discard(moving.identity, moving.made)
-        raise
+    with alive(disk, moving.identity):
+        try:
+            moving.copy(pack_bytes)
+            point = _written(disk, last, moving)
+        except BaseException:
+            disk.discard(moving.identity, moving.made)
+            raise
+        failpoint("compact.before_commit")
+        try:
+            disk.commit(point)
+        except (BusyError, StoreError):
+            disk.discard(moving.identity, moving.made)
+            raise
     failpoint("compact.after_commit")
     return Compacted(point, int(thin.sum()), moving.copied)
 

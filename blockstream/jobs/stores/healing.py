@@ -13,7 +13,7 @@ from blockstream.errors import SourceError, StoreDamagedError
 from blockstream.formats.point import Kind, Point
 from blockstream.formats.point_index import PointIndex
 from blockstream.interfaces import PART_BYTES, Objects, Source
-from blockstream.jobs.stores.repair import Repaired, readable
+from blockstream.jobs.stores.repair import Repaired
 from blockstream.jobs.stores.repository import StoredDisk
 from blockstream.jobs.stores.verify import sound_parts, verify_disk
 from blockstream.jobs.supervision import Reporter
@@ -73,7 +73,7 @@ def _damaged(disk: StoredDisk, reporters: list[Reporter]) -> list[str]:
 
 def _index_healed(disk: StoredDisk, key: str) -> bool:
     """Make an index anew from the parts of it that the packs have; tell whether it is the same."""
-    for point in readable(disk):
+    for point in disk.readable():
         if disk.folder + point.index != key or point.kind is Kind.SYNTHETIC:
             continue
         try:
@@ -128,7 +128,7 @@ class _Healing:
         self._frames: dict[int, list[_Recorded]] = {}
         self._healed = self._lost = 0
         self._gained = self._filled = False
-        points = readable(disk)
+        points = disk.readable()
         self._is_certain = len(points) == len(disk.numbers())
         for point in points:
             self._note(disk, point)
@@ -142,8 +142,8 @@ class _Healing:
         """
         if not self._frames or (self._own is None and not self._is_certain):
             return False
-        sizes = [i.size for i in self._objects.listed(self._key) if i.key == self._key]
-        self._gained = bool(sizes) and sizes[0] > self._size
+        there = self._objects.info(self._key)
+        self._gained = there is not None and there.size > self._size
         # Around frames that stay lost, nothing is worth a new pack.
         worth = any(self._healed for _ in self._pieces()) or (self._gained and not self._lost)
         if worth:

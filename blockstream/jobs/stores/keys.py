@@ -7,6 +7,7 @@
 import base64
 import importlib.util
 import json
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +28,9 @@ FORMAT: Final = 1
 _STORE: Final = "bs1/store.json"
 _KNOWN: Final = {"format", "id", "created", "needs", "recipient", "wrapped"}
 _ENCRYPTION: Final = "aes-256-gcm"
+_MOST_BYTES: Final = 1 << 20
+_ID: Final = re.compile(r"[0-9a-f]{32}")
+_KEY: Final = re.compile(r"[0-9a-f]{32}\.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +55,10 @@ class StoreHeader:
             RefusedError: If a later version made it.
         """
         try:
-            values = _checked(objects.read(_STORE))
+            values = _checked(objects.read_whole(_STORE, _MOST_BYTES))
             needs = set(values.get("needs", ()))
             known = values["format"] == FORMAT and needs <= {_ENCRYPTION}
-            found = cls(str(values["id"]), bool(needs))
+            found = cls(_id(values["id"]), bool(needs))
         except StoreDamagedError as error:
             if StoredIds.of(objects).disks:
                 raise StoreDamagedError(
@@ -106,9 +110,20 @@ class StoredIds:
     @classmethod
     def of(cls, objects: Objects) -> "StoredIds":
         """Look for it."""
-        keys = (info.key.split("/") for info in objects.listed("bs1/key/"))
-        disks = next(iter(objects.listed("bs1/disk/")), None) is not None
-        return cls(disks, frozenset(words[2] for words in keys if len(words) > 3))
+        disks = any(True for _ in objects.folders("bs1/disk/"))
+        return cls(disks, frozenset(filter(_ID.fullmatch, objects.folders("bs1/key/"))))
+
+
+def _id(word: str) -> str:
+    """Return a store's id, which names a folder.
+
+    Raises:
+        ValueError: If it is none.
+        TypeError: If it is no text.
+    """
+    if not _ID.fullmatch(word):
+        raise ValueError("its id is none")
+    return word
 
 
 def _with_digest(values: dict[str, object]) -> bytes:
@@ -240,8 +255,10 @@ class StoreKeys:
         """Return those that can be read, and say of the others what is wrong with them."""
         found = []
         for info in self.objects.listed(self._folder):
+            if info.stray or not _KEY.fullmatch(info.key.removeprefix(self._folder)):
+                continue
             try:
-                found.append(WrappedKey.decode(self.objects.read(info.key)))
+                found.append(WrappedKey.decode(self.objects.read_whole(info.key, _MOST_BYTES)))
             except StoreDamagedError as error:
                 damages.append(f"{self.objects.name}: {info.key}: {error}")
         return found

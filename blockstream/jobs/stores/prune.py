@@ -2,6 +2,9 @@
 
 Nothing that was committed is ever changed. A point is hidden by a mark, and deleted when the mark
 is older than whoever may still be reading it; what it is made of is deleted when nothing names it.
+
+What a run left that died looks like what a slow one is about to name. It is marked first, and
+deleted by a later prune, if it is old by the store's clock and there was no sign of life between.
 """
 
 import contextlib
@@ -9,15 +12,25 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from blockstream.errors import AuthenticationError, BusyError
+from blockstream.errors import AuthenticationError, BusyError, StoreDamagedError
 from blockstream.formats.point import Point
+from blockstream.formats.store_names import UNNAMED, owner_of
 from blockstream.jobs.stores.compaction import compact
-from blockstream.jobs.stores.repository import PRUNED, VERIFIED, StoredDisk
+from blockstream.jobs.stores.repository import (
+    ALIVE_SECONDS,
+    FOLDERS,
+    PRUNED,
+    VERIFIED,
+    Owned,
+    StoredDisk,
+)
 from blockstream.jobs.stores.retention import Rules, kept
 from blockstream.pipeline.failpoints import failpoint
 
-# Whoever has written nothing of a point for longer than this has failed.
+# Whoever has given no sign of life for longer than this has failed.
 _LONGEST_JOB_SECONDS: Final = 7 * 86_400.0
+# A clock that jumps makes all of it old at once: so it is looked at twice, with room for a sign.
+_BETWEEN_SECONDS: Final = 6 * ALIVE_SECONDS
 _LONGEST_CHAIN: Final = 32  # indexes that a restore reads
 
 
@@ -33,6 +46,9 @@ class Pruned:
         freed: Bytes that were deleted.
         locked: Objects that the store does not let go yet.
         unfinished: Uploads of runs that died, given up now.
+        doubtful: Objects that no point names and that look old; they go when a later prune sees no
+            sign of life of whoever wrote them.
+        strays: Keys of what lies among its objects and is none of ours: it stays.
     """
 
     disk: str
@@ -42,6 +58,8 @@ class Pruned:
     freed: int = 0
     locked: int = 0
     unfinished: int = 0
+    doubtful: int = 0
+    strays: list[str] = field(default_factory=list)
 
 
 def prune(disk: StoredDisk, rules: Rules, *, grace: float, dry_run: bool = False) -> Pruned:
@@ -59,9 +77,11 @@ def prune(disk: StoredDisk, rules: Rules, *, grace: float, dry_run: bool = False
     points = list(disk.points())
     keep = kept(points, rules)
     result = Pruned(disk.name, sorted(keep))
-    marks = disk.marks()
+    numbers = disk.numbers()
+    marks = disk.hidden(numbers)
     unwanted = [point.seq for point in points if point.seq not in keep]
-    result.hidden = sorted({*marks, *unwanted} & set(disk.numbers()))
+    result.hidden = sorted({*marks, *unwanted} & set(numbers))
+    result.strays = sorted(disk.strays)
     if dry_run:
         return result
     now = disk.now()
@@ -78,6 +98,7 @@ def prune(disk: StoredDisk, rules: Rules, *, grace: float, dry_run: bool = False
             compact(disk, worth=0)
     old = {seq for seq, when in marks.items() if now - when >= grace}
     _delete(disk, old, now, result)
+    result.strays = sorted(disk.strays)
     return result
 
 
@@ -121,22 +142,49 @@ def _sweep(
 ) -> None:
     """Delete packs and indexes that no point names, and that nobody can be about to name."""
     named, named_before = set(_names(disk, left)), set(_names(disk, gone))
-    found, newest = [], dict[str, float]()
-    for folder in ("pack/", "index/"):
-        for info in disk.objects.listed(disk.folder + folder):
-            owner = info.key.removeprefix(disk.folder + folder).split("/")[0].partition(".")[0]
-            found.append((owner, info))
-            newest[owner] = max(newest.get(owner, 0.0), info.modified)
-    # Whoever wrote anything lately may still be at work, however long ago it began.
-    owners = {point.id for point in gone}
-    owners |= {owner for owner, at in newest.items() if now - at > _LONGEST_JOB_SECONDS}
-    for owner, info in found:
-        # A map may have been the last to need what was written for points that went long ago.
-        if info.key not in named and (owner in owners or info.key in named_before):
-            _let_go(disk, info.key, info.size, result)
-            failpoint("prune.after_object")
+    living = {point.id for point in left}
+    ours, waiting = {point.id for point in gone}, set[str]()
+    for owner, owned in disk.owned().items():
+        doomed = owner in ours
+        if owner not in ours | living:
+            doomed = _is_dead(disk, owner, owned, now, result)
+            waiting |= set() if doomed else {owner}
+        sign = disk.alive_key(owner) if owner in living else ""
+        for info in owned.objects:
+            # A map may have been the last to need what was written for points that went long ago.
+            unwanted = doomed or info.key in named_before or info.key == sign
+            if unwanted and info.key not in named:
+                _let_go(disk, info.key, info.size, result)
+                failpoint("prune.after_object")
+    for name, info in disk.listed("mark"):
+        if UNNAMED.fullmatch(name) and owner_of(name) not in waiting:
+            _let_go(disk, info.key, 0, result)
     before = now - _LONGEST_JOB_SECONDS
-    result.unfinished = disk.objects.forget_unfinished(disk.folder, before)
+    for what, (depth, _) in FOLDERS.items():
+        folder = f"{disk.folder}{what}/"
+        result.unfinished += disk.objects.forget_unfinished(folder, depth, before, waiting)
+
+
+def _is_dead(disk: StoredDisk, owner: str, owned: Owned, now: float, result: Pruned) -> bool:
+    """Tell whether what nothing names is old, and a prune long before saw the same."""
+    if now - owned.newest <= _LONGEST_JOB_SECONDS:
+        return False
+    key = disk.unnamed_key(owner)
+    seen = disk.objects.info(key)
+    if seen is not None and _is_noted(disk, key, owned.digest):
+        if now - seen.modified > _BETWEEN_SECONDS:
+            return True
+    else:
+        disk.objects.put(key, owned.digest.encode())
+    result.doubtful += len(owned.objects)
+    return False
+
+
+def _is_noted(disk: StoredDisk, key: str, digest: str) -> bool:
+    try:
+        return disk.objects.read_whole(key, len(digest)) == digest.encode()
+    except StoreDamagedError:
+        return False
 
 
 def _names(disk: StoredDisk, points: Iterable[Point]) -> Iterable[str]:

@@ -3,10 +3,8 @@
 from dataclasses import dataclass, field
 
 import numpy as np
-from blake3 import blake3
 
 from blockstream.errors import NotFoundError, StoreDamagedError
-from blockstream.formats.point import Point
 from blockstream.interfaces import PART_BYTES, Objects
 from blockstream.jobs.stores.repository import StoredDisk
 from blockstream.jobs.stores.verify import Verified, runs, verify_disk
@@ -92,7 +90,7 @@ def _is_good(disk: StoredDisk, twin: StoredDisk, key: str) -> bool:
 def _is_good_point(disk: StoredDisk, twin: StoredDisk, seq: int) -> bool:
     """Compare a manifest with what points here say of it, if one does."""
     candidate = twin.point(seq)
-    for point in readable(disk):
+    for point in disk.readable():
         if point.parent is not None and point.parent.seq == seq:
             return point.parent.digest == candidate.digest
         if point.seq == seq:
@@ -100,22 +98,22 @@ def _is_good_point(disk: StoredDisk, twin: StoredDisk, seq: int) -> bool:
     # Nobody here goes onto it: it is the newest, or was; its own parent must be the same.
     parent = candidate.parent
     return parent is None or any(
-        point.seq == parent.seq and point.digest == parent.digest for point in readable(disk)
+        point.seq == parent.seq and point.digest == parent.digest for point in disk.readable()
     )
 
 
 def _is_good_index(disk: StoredDisk, twin: StoredDisk, key: str) -> bool:
-    digest = blake3(twin.objects.read(key)).hexdigest()
-    return any(
-        disk.folder + point.index == key and point.index_digest == digest
-        for point in readable(disk)
-    )
+    for point in disk.readable():
+        if disk.folder + point.index == key:
+            twin.index(point)
+            return True
+    return False
 
 
 def _is_good_pack(disk: StoredDisk, twin: StoredDisk, key: str) -> bool:
     """Compare the frames of a pack with what our own indexes say of them; no index, no pack."""
     known, decompress = False, Decompressor()
-    for point in readable(disk):
+    for point in disk.readable():
         numbers = [n for n in range(len(point.packs)) if disk.pack_key(point, n) == key]
         if not numbers:
             continue
@@ -133,24 +131,15 @@ def _is_good_pack(disk: StoredDisk, twin: StoredDisk, key: str) -> bool:
     return known
 
 
-def readable(disk: StoredDisk) -> list[Point]:
-    """Return the points whose manifests are good."""
-    found = []
-    for seq in disk.numbers():
-        try:
-            found.append(disk.point(seq))
-        except StoreDamagedError:
-            continue
-    return found
-
-
 def _copy(source: Objects, target: Objects, key: str) -> None:
     """Copy an object, in place of what is there."""
-    size = next(info.size for info in source.listed(key) if info.key == key)
+    found = source.info(key)
+    if found is None:
+        raise StoreDamagedError(f"{source.name} has no {key} any more")
     upload = target.upload(key)
     try:
-        for start in range(0, size, PART_BYTES):
-            data = source.read(key, start, min(PART_BYTES, size - start))
+        for start in range(0, found.size, PART_BYTES):
+            data = source.read(key, start, min(PART_BYTES, found.size - start))
             upload.write([memoryview(data)])
         upload.finish()
     except BaseException:

@@ -7,13 +7,14 @@ In an encrypted store, all objects below `bs1/disk/` are encrypted.
 """
 
 import contextlib
+import itertools
 import json
 import re
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -30,17 +31,37 @@ from blockstream.errors import (
     StoreDamagedError,
     StoreError,
 )
-from blockstream.formats.point import Pack, Point, rooted
-from blockstream.formats.point_index import PointIndex
-from blockstream.interfaces import Objects
+from blockstream.formats.point import MANIFEST_BYTES, Pack, Point, rooted
+from blockstream.formats.point_index import PointIndex, most_index_bytes
+from blockstream.formats.store_names import (
+    ALIVE,
+    CLOCK,
+    DISK,
+    IDENTITY,
+    INDEX,
+    MARK,
+    PACK,
+    POINT,
+    UNNAMED,
+    owner_of,
+)
+from blockstream.interfaces import ObjectInfo, Objects
 from blockstream.jobs.stores.keys import StoredIds, StoreHeader, StoreKeys, encrypted
 
 _AT_ONCE: Final = 8  # small objects that are asked for side by side
 PRUNED: Final = "pruned"
 VERIFIED: Final = "verified"
 _FINGERPRINT: Final = "blockstream: fingerprint of a store"
-_POINT: Final = re.compile(r"(\d{10})\.json")
-_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}")
+_DISKS: Final = "bs1/disk/"
+ALIVE_SECONDS: Final = 600.0  # whoever gave no sign for so long is dead, or cut off
+_MARK_BYTES: Final = 4096
+# Folders of a disk: how many words the names in it have, and which names are ours.
+FOLDERS: Final = {
+    "point": (1, (POINT,)),
+    "mark": (1, (MARK, UNNAMED, CLOCK)),
+    "pack": (2, (PACK, ALIVE)),
+    "index": (1, (INDEX,)),
+}
 _TIME: Final = re.compile(r"\d{4}-\d{2}-\d{2}([T ]\d{2}(:\d{2}(:\d{2})?)?)?")
 
 
@@ -49,6 +70,7 @@ class Repository:
 
     Attributes:
         objects: What it holds, as it can be read.
+        id: The store's id; of an encrypted one, its fingerprint.
         encrypted: Whether that takes a key.
         fingerprint: What no other encrypted store has; `unencrypted` for one that is not.
     """
@@ -75,15 +97,16 @@ class Repository:
         self.objects = objects
         self.encrypted = header.encrypted
         self.fingerprint = "unencrypted"
+        self.id = header.id
         if header.encrypted:
             key = StoreKeys(objects, header.id).opened(identity)
             self.objects = encrypted(objects, key)
             named = blake3(key, derive_key_context=_FINGERPRINT).update(header.id.encode())
-            self.fingerprint = named.hexdigest(16)
+            self.id = self.fingerprint = named.hexdigest(16)
 
     @classmethod
-    def create(cls, objects: Objects, recipients: Sequence[str] = ()) -> None:
-        """Make a store, where its promises hold.
+    def create(cls, objects: Objects, recipients: Sequence[str] = ()) -> StoreHeader:
+        """Make a store, where its promises hold; return what it says of itself.
 
         Where there are disks, and only what says that it is a store was lost, that is made anew.
 
@@ -114,11 +137,20 @@ class Repository:
             StoreKeys(objects, header.id).create(recipients, now_text())
         if not header.write(objects, now_text()):
             raise RefusedError(f"{objects.name} is a store already; nothing was done")
+        return header
 
     def disks(self) -> list[str]:
         """Return the names of the disks that it holds points of."""
-        keys = (info.key.split("/") for info in self.objects.listed("bs1/disk/"))
-        return sorted({words[2] for words in keys if len(words) > 3 and words[3] == "point"})
+        named = [name for name in self.objects.folders(_DISKS) if DISK.fullmatch(name)]
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            there = list(pool.map(lambda name: bool(self.disk(name).numbers()), named))
+        return sorted(itertools.compress(named, there))
+
+    def strays(self) -> list[str]:
+        """Return what lies among the disks that is none."""
+        found = [info.key.removeprefix(_DISKS) for info in self.objects.listed(_DISKS)]
+        is_disk = [each.endswith("/") and DISK.fullmatch(each[:-1]) for each in found]
+        return [_DISKS + each for each, ours in zip(found, is_disk, strict=True) if not ours]
 
     def disk(self, name: str) -> "StoredDisk":
         """Return one of its disks, which need not have a point yet.
@@ -126,11 +158,11 @@ class Repository:
         Raises:
             RefusedError: If that is no name.
         """
-        if not _NAME.fullmatch(name):
+        if not DISK.fullmatch(name):
             raise RefusedError(
                 f"{name!r} is no name for a disk: letters, digits and _ . + - are; nothing was done"
             )
-        return StoredDisk(self.objects, name)
+        return StoredDisk(self.objects, name, self.id, sealed=self.encrypted)
 
 
 def _lost_header(objects: Objects, before: StoredIds, recipients: Sequence[str]) -> StoreHeader:
@@ -155,10 +187,18 @@ class StoredDisk:
     Attributes:
         objects: Where they lie.
         name: The disk's name.
+        store_id: The store's id.
+        sealed: Whether only who has the store's key can have written what lies there: then a mark
+            that cannot be read is none.
+        strays: Keys of what the listings so far found among its objects that is none of ours. Of a
+            folder, only itself.
     """
 
     objects: Objects
     name: str
+    store_id: str
+    sealed: bool = False
+    strays: set[str] = field(default_factory=set, compare=False)
 
     @property
     def folder(self) -> str:
@@ -171,8 +211,9 @@ class StoredDisk:
         Raises:
             StoreDamagedError: If a manifest is damaged.
         """
-        marks = self.marks()
-        yield from self._read([seq for seq in self.numbers() if seq not in marks])
+        numbers = self.numbers()
+        hidden = self.hidden(numbers)
+        yield from self._read([seq for seq in numbers if seq not in hidden])
 
     def everything(self) -> list[Point]:
         """Return its points, pruned ones as well, as long as they are there.
@@ -191,19 +232,51 @@ class StoredDisk:
 
     def numbers(self) -> list[int]:
         """Return the numbers of all manifests that are there, in order."""
-        listed = self.objects.listed(f"{self.folder}point/")
-        # Others may leave files there: rsync, NFS, a browser of buckets.
-        names = (_POINT.fullmatch(info.key.rpartition("/")[2]) for info in listed)
-        return [int(name[1]) for name in names if name is not None]
+        return sorted(int(name.partition(".")[0]) for name, _ in self.listed("point"))
+
+    def hidden(self, numbers: Sequence[int]) -> dict[int, float]:
+        """Return which of these points were pruned, and when each was, in seconds since 1970.
+
+        Never the newest, whatever a mark says: it is what the next one goes onto.
+        """
+        marks = self.marks()
+        return {seq: marks[seq] for seq in sorted(numbers)[:-1] if seq in marks}
 
     def marks(self, kind: str = PRUNED) -> dict[int, float]:
         """Return the points with a mark, and when each got it, in seconds since 1970."""
-        found, ending = {}, f".{kind}.json"
-        for info in self.objects.listed(f"{self.folder}mark/"):
-            number = info.key.rpartition("/")[2].removesuffix(ending)
-            if info.key.endswith(ending) and number.isdecimal():
-                found[int(number)] = info.modified
-        return found
+        found = {}
+        for name, info in self.listed("mark"):
+            named = MARK.fullmatch(name)
+            if named is not None and named[2] == kind:
+                found[int(named[1])] = info
+        if self.sealed:
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                sound = list(pool.map(self._is_sound, found.values()))
+            found = dict(itertools.compress(found.items(), sound))
+        return {seq: info.modified for seq, info in found.items()}
+
+    def listed(self, what: str) -> Iterator[tuple[str, ObjectInfo]]:
+        """Give names and objects in one of its `FOLDERS`, in order; note what is none of ours.
+
+        Others may leave things there: rsync, a NAS, a browser of buckets.
+        """
+        depth, ours = FOLDERS[what]
+        folder = f"{self.folder}{what}/"
+        for info in self.objects.listed(folder, depth):
+            name = info.key.removeprefix(folder)
+            if not info.stray and any(each.fullmatch(name) for each in ours):
+                yield name, info
+                continue
+            outer, slash, _ = name.partition("/")
+            is_ours = IDENTITY.fullmatch(outer) is not None
+            self.strays.add(info.key if is_ours else folder + outer + slash)
+
+    def _is_sound(self, info: ObjectInfo) -> bool:
+        try:
+            self.objects.read_whole(info.key, _MARK_BYTES)
+        except StoreDamagedError:
+            return False
+        return True
 
     def mark(self, seq: int, kind: str = PRUNED) -> None:
         """Give a point a mark: PRUNED hides it, VERIFIED says that it was read and is whole."""
@@ -216,15 +289,23 @@ class StoredDisk:
         """
         key = f"{self.folder}mark/clock"
         self.objects.put(key, b"")
-        found = [info.modified for info in self.objects.listed(key) if info.key == key]
+        found = self.objects.info(key)
         with contextlib.suppress(AuthenticationError):  # then the next one takes its place
             self.objects.delete(key)
         # Somebody else who asks at the same time may have deleted it: then nothing is old.
-        return found[0] if found else 0.0
+        return found.modified if found is not None else 0.0
 
     def mark_key(self, seq: int, kind: str = PRUNED) -> str:
         """Return the key of a mark."""
         return f"{self.folder}mark/{seq:010d}.{kind}.json"
+
+    def alive_key(self, identity: str) -> str:
+        """Return the key of the sign of life of whoever writes a point."""
+        return f"{self.folder}pack/{identity}/alive"
+
+    def unnamed_key(self, identity: str) -> str:
+        """Return the key of the mark of what lies there of a point without a manifest."""
+        return f"{self.folder}mark/{identity}.unnamed.json"
 
     def point_key(self, seq: int) -> str:
         """Return the key of a point's manifest."""
@@ -246,8 +327,8 @@ class StoredDisk:
         if word in {"", "last"}:
             found = self.last()
         elif word.isdecimal():
-            seq = int(word)
-            there = seq in self.numbers() and seq not in self.marks()
+            seq, numbers = int(word), self.numbers()
+            there = seq in numbers and seq not in self.hidden(numbers)
             found = self.point(seq) if there else None
         else:
             found = self._among(word)
@@ -283,7 +364,7 @@ class StoredDisk:
         """
         key = self.point_key(seq)
         try:
-            point = Point.decode(self.objects.read(key))
+            point = Point.decode(self.objects.read_whole(key, MANIFEST_BYTES))
         except StoreDamagedError as error:
             raise StoreDamagedError(f"{self.objects.name}: {key}: {error}") from error
         if point.disk != self.name or point.seq != seq:
@@ -342,11 +423,11 @@ class StoredDisk:
         if not point.index:
             return PointIndex.empty(point.size)
         key = self.folder + point.index
-        data = self.objects.read(key)
+        data = self.objects.read_whole(key, most_index_bytes(point.size, point.frames))
         if blake3(data).hexdigest() != point.index_digest:
             raise StoreDamagedError(f"{self.objects.name}: {key} is not what was stored")
         try:
-            found = PointIndex.decode(data)
+            found = PointIndex.decode(data, size=point.size, frames=point.frames)
         except StoreDamagedError as error:
             raise StoreDamagedError(f"{self.objects.name}: {key}: {error}") from error
         if found.size != point.size or int(found.frames.pack.max(initial=-1)) >= len(point.packs):
@@ -357,9 +438,11 @@ class StoredDisk:
         """Make a point visible, now that all that it names is there.
 
         Raises:
+            StoreError: If something that it names is not there any more; then nothing is visible.
             BusyError: If somebody else has committed a point of that number.
             OutcomeUnknownError: If the store failed, so that nobody knows.
         """
+        self._check_there(point)
         try:
             ours = self.objects.put_new(self.point_key(point.seq), point.checked().encode())
         except StoreError as error:
@@ -372,6 +455,60 @@ class StoredDisk:
                 f"another blockstream has committed point {point.seq} of {self.name} meanwhile; "
                 "nothing of ours is visible; send again"
             )
+
+    def _check_there(self, point: Point) -> None:
+        """Look for what a point names: whoever stood still for days may have been taken for dead.
+
+        Raises:
+            StoreError: If something is missing.
+        """
+        sizes = dict[str, int]()
+        for owner in sorted({pack.owner for pack in point.packs}):
+            listed = self.objects.listed(f"{self.folder}pack/{owner}/")
+            sizes |= {info.key: info.size for info in listed}
+        wanted = {f"{self.folder}pack/{pack.key}": pack.size for pack in point.packs}
+        gone = [key for key, size in wanted.items() if sizes.get(key) != size]
+        if point.index and self.objects.info(self.folder + point.index) is None:
+            gone.append(self.folder + point.index)
+        if gone:
+            raise StoreError(
+                f"{self.objects.name}: {gone[0]} was deleted before point {point.seq} of "
+                f"{self.name} named it, as `store prune` deletes what a run left that died; "
+                "nothing of the point is visible; send again"
+            )
+
+    def unnamed(self) -> list[str]:
+        """Return the ids of points that are newer than the newest, and have no manifest.
+
+        Either whoever wrote them died before, or the manifest is lost. Not of those at work yet.
+        """
+        newest, now = self.last(), time.time()
+        after = newest.id if newest is not None else ""
+        found = {
+            owner
+            for owner, owned in self.owned().items()
+            if owner > after and not owned.is_alive(now)
+        }
+        if found:  # a writer whose clock was ahead has a later id than the points after it
+            for point in self.readable():
+                found -= {point.id, *(pack.owner for pack in point.packs)}
+        return sorted(found)
+
+    def owned(self) -> dict[str, "Owned"]:
+        """Return what lies there of each point, with a manifest or without, by its id."""
+        found = dict[str, Owned]()
+        for what in ("pack", "index"):
+            for name, info in self.listed(what):
+                found.setdefault(owner_of(name), Owned()).objects.append(info)
+        return found
+
+    def readable(self) -> list[Point]:
+        """Return the points whose manifests are good, pruned ones as well."""
+        found = []
+        for seq in self.numbers():
+            with contextlib.suppress(StoreDamagedError):
+                found.append(self.point(seq))
+        return found
 
     def discard(self, identity: str, packs: Iterable[Pack]) -> None:
         """Delete what no manifest will name, if the key may; else pruning finds it.
@@ -388,6 +525,35 @@ class StoredDisk:
     def pack_key(self, point: Point, number: int) -> str:
         """Return the key of one of a point's packs."""
         return f"{self.folder}pack/{point.packs[number].key}"
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """What lies there of one point: packs, an index, a sign of life of whoever writes it.
+
+    Attributes:
+        objects: All of it.
+    """
+
+    objects: list[ObjectInfo] = field(default_factory=list)
+
+    @property
+    def newest(self) -> float:
+        """When anything of it was written last, in seconds since 1970."""
+        return max(info.modified for info in self.objects)
+
+    @property
+    def digest(self) -> str:
+        """What is another one after any sign of life."""
+        text = repr(sorted((info.key, info.size, info.modified) for info in self.objects))
+        return blake3(text.encode()).hexdigest()
+
+    def is_alive(self, now: float) -> bool:
+        """Tell whether there was a sign of life lately."""
+        return any(
+            info.key.endswith("/alive") and now - info.modified < ALIVE_SECONDS
+            for info in self.objects
+        )
 
 
 def new_id() -> str:

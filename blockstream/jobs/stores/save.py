@@ -14,6 +14,7 @@ from blockstream.errors import (
     BusyError,
     InterruptedTransferError,
     RefusedError,
+    StoreError,
 )
 from blockstream.extents import ExtentMap
 from blockstream.formats.extent_lists import ExtentList, Meaning
@@ -22,6 +23,7 @@ from blockstream.formats.point import Parent, Point, rooted
 from blockstream.formats.point_index import PointIndex, index_bytes
 from blockstream.interfaces import PART_BYTES, Source
 from blockstream.jobs.send import SendPlan, SendRequest, one_way, planned
+from blockstream.jobs.stores.alive import alive
 from blockstream.jobs.stores.audit import Audit, audit
 from blockstream.jobs.stores.repository import StoredDisk, new_id, now_text
 from blockstream.jobs.supervision import Reporter, Work, supervised
@@ -61,14 +63,15 @@ def estimated(request: SendRequest, source: Source, disk: StoredDisk) -> SaveEst
     for piece in what.extents.pieces():
         frames, rows = frames + 1, rows + len(piece.offsets)
     if not frames:
-        return SaveEstimate(0, 1)
+        return SaveEstimate(0, 2)
     stream = what.data_bytes + len(what.extents) * ROW_BYTES
     stream += frames * (HEAD_BYTES + table_bytes(0)) + rows * (table_bytes(1) - table_bytes(0))
     index = index_bytes(frames, rows)
     packs = -(-stream // PACK_BYTES)
     sizes = [PACK_BYTES] * (packs - 1) + [stream - (packs - 1) * PACK_BYTES]
-    # Each pack ends with its part of the index. Then the whole index, and the manifest.
-    requests = sum(_requests(size + index // packs) for size in sizes) + _requests(0) * 2
+    # Each pack ends with its part of the index. Then the whole index, and the manifest; and a sign
+    # of life, once a minute.
+    requests = sum(_requests(size + index // packs) for size in sizes) + _requests(0) * 3
     return SaveEstimate(stream + 2 * index, requests)
 
 
@@ -126,48 +129,49 @@ def save(
         found = audit(source, disk, parent, what.extents, audit_cycle, reporters)
         what = _with_missed(what, request, source, found.missed)
     identity = new_id()
-    outlet = PackOutlet(
-        disk.objects, f"{disk.folder}pack/{identity}/", source.size, request.limiter, progress
-    )
-    try:
-        committed = _streamed(request, what, source, outlet, progress, reporters)
-        key, digest = _put_index(outlet.finish(), disk, identity)
-        counts = progress.snapshot()
-        point = Point(
-            disk=disk.name,
-            seq=last.seq + 1 if last is not None else 1,
-            kind=PointKind.INCREMENT if parent is not None else PointKind.FULL,
-            id=identity,
-            created=now_text(),
-            state=committed.goal,
-            base=what.opening.base,
-            parent=Parent(parent.seq, parent.digest) if parent is not None else None,
-            size=source.size,
-            source={"name": source.name, "identity": source.identity.key},
-            transfer=committed.transfer,
-            frames=committed.frames,
-            chain=committed.chain,
-            total=committed.total,
-            data=counts.data,
-            index=key,
-            index_digest=digest,
-            packs=tuple(outlet.packs),
-            root=rooted(parent, committed.chain),
-            milliseconds=round((time.monotonic() - began) * 1000),
-            software=f"blockstream {__version__}",
-            missed=found.missed.total() if found is not None else 0,
-            audits=(last.audits if last is not None else 0) + (found is not None),
+    with alive(disk, identity):
+        outlet = PackOutlet(
+            disk.objects, f"{disk.folder}pack/{identity}/", source.size, request.limiter, progress
         )
-    except BaseException:
-        _discard(outlet, disk, identity)
-        raise
-    failpoint("store.before_commit")
-    try:
-        disk.commit(point)
-    except BusyError:
-        _discard(outlet, disk, identity)
-        raise
-    failpoint("store.after_commit")
+        try:
+            committed = _streamed(request, what, source, outlet, progress, reporters)
+            key, digest = _put_index(outlet.finish(), disk, identity)
+            counts = progress.snapshot()
+            point = Point(
+                disk=disk.name,
+                seq=last.seq + 1 if last is not None else 1,
+                kind=PointKind.INCREMENT if parent is not None else PointKind.FULL,
+                id=identity,
+                created=now_text(),
+                state=committed.goal,
+                base=what.opening.base,
+                parent=Parent(parent.seq, parent.digest) if parent is not None else None,
+                size=source.size,
+                source={"name": source.name, "identity": source.identity.key},
+                transfer=committed.transfer,
+                frames=committed.frames,
+                chain=committed.chain,
+                total=committed.total,
+                data=counts.data,
+                index=key,
+                index_digest=digest,
+                packs=tuple(outlet.packs),
+                root=rooted(parent, committed.chain),
+                milliseconds=round((time.monotonic() - began) * 1000),
+                software=f"blockstream {__version__}",
+                missed=found.missed.total() if found is not None else 0,
+                audits=(last.audits if last is not None else 0) + (found is not None),
+            )
+        except BaseException:
+            _discard(outlet, disk, identity)
+            raise
+        failpoint("store.before_commit")
+        try:
+            disk.commit(point)
+        except (BusyError, StoreError):
+            _discard(outlet, disk, identity)
+            raise
+        failpoint("store.after_commit")
     return SaveResult(point, counts, found)
 
 

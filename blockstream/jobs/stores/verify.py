@@ -61,6 +61,8 @@ class Verified:
         damages: What is wrong.
         checked: Bytes that were read.
         part: Of the frames, how many were read: 1 for all.
+        unnamed: Ids of points newer than the newest, of which there is no manifest.
+        strays: Keys of what lies among its objects and is none of ours.
     """
 
     disk: str
@@ -69,6 +71,8 @@ class Verified:
     damages: list[Damage] = field(default_factory=list)
     checked: int = 0
     part: float = 1.0
+    unnamed: list[str] = field(default_factory=list)
+    strays: list[str] = field(default_factory=list)
 
 
 def verify_disk(
@@ -93,6 +97,7 @@ def verify_disk(
     """
     job = _Verifying(disk, progress, newest=newest, part=part)
     supervised(job.run, Work(job.stop), progress, reporters)
+    job.found.strays = sorted(disk.strays)
     return job.found
 
 
@@ -119,8 +124,7 @@ class _Verifying:
         points = self._points()
         self._progress.total = self._progress.size = sum(point.stored for point in points)
         indexes = {point.seq: self._index(point) for point in points}
-        listed = self._disk.objects.listed(f"{self._disk.folder}pack/")
-        self._sizes = {info.key: info.size for info in listed}
+        self._sizes = {info.key: info.size for _, info in self._disk.listed("pack")}
         for point in points:
             index = indexes[point.seq]
             if index is not None:
@@ -152,6 +156,8 @@ class _Verifying:
             except StoreDamagedError as error:
                 self._damaged(seq, self._disk.point_key(seq), str(error))
                 self.found.broken.append(seq)
+        with contextlib.suppress(StoreDamagedError):  # of the newest manifest, which was named
+            self.found.unnamed = self._disk.unnamed()
         newest = max(numbers, default=0)
         for seq in marked:
             if seq > newest:  # pruning never takes the newest

@@ -34,7 +34,7 @@ class CountingObjects(FolderObjects):
         super().__init__(root)
         self.read_of_packs = 0
 
-    def read(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
+    def read(self, key: str, offset: int, length: int) -> bytes:
         self.read_of_packs += key.endswith(".pack")
         return super().read(key, offset, length)
 

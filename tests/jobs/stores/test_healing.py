@@ -1,5 +1,8 @@
 """Damaged frames are made anew from a disk, also where only a map knows of them."""
 
+import errno
+import os
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -8,6 +11,8 @@ import pytest
 from blockstream.extents import ExtentMap
 from blockstream.jobs.stores.healing import heal
 from blockstream.jobs.stores.repair import Repaired
+from blockstream.jobs.stores.verify import verify_disk
+from blockstream.pipeline.progress import Progress
 from blockstream.sources.disk import DiskSource
 from blockstream_protocol import HEAD_BYTES
 from tests.jobs.stores.test_prune import BLOCK, BLOCKS, Model
@@ -59,6 +64,27 @@ def test_a_disk_that_ends_before_is_no_source(tmp_path: Path, size: int) -> None
     assert found.after.broken == [1]
     found = healed(model, bytes(model.content) + b"more")
     assert (found.healed, found.lost) == (1, 0)
+    model.check()
+
+
+def test_what_a_bad_medium_holds_is_named_and_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model(tmp_path, 1)
+    model.send(full=True, count=BLOCKS)
+    (key,) = model.keys("pack")
+    bad, read = (tmp_path / "store" / key).stat().st_ino, os.preadv
+
+    def failing(fd: int, buffers: Sequence[memoryview], offset: int, *flags: int) -> int:
+        if os.fstat(fd).st_ino == bad:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(fd, buffers, offset, *flags)
+
+    monkeypatch.setattr(os, "preadv", failing)
+    found = verify_disk(model.disk, Progress(), [])
+    assert any(f"{key} cannot be read from byte" in each.text for each in found.damages)
+    assert (found.whole, found.broken) == ([], [1])
+    assert healed(model, bytes(model.content)).replaced == [key]
     model.check()
 
 

@@ -45,5 +45,9 @@ def test_each_byte_of_a_wrapped_key_counts() -> None:
 def test_an_early_store_has_no_digest(tmp_path: Path) -> None:
     path = tmp_path / "bs1" / "store.json"
     path.parent.mkdir()
-    path.write_text('{"created": "x", "format": 1, "id": "1", "needs": []}')
-    assert StoreHeader.read(FolderObjects(tmp_path)) == StoreHeader("1", encrypted=False)
+    path.write_text(
+        '{"created": "x", "format": 1, "id": "8cd561ebce6274d955d3614bab02df16", "needs": []}'
+    )
+    assert StoreHeader.read(FolderObjects(tmp_path)) == StoreHeader(
+        "8cd561ebce6274d955d3614bab02df16", encrypted=False
+    )

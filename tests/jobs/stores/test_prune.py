@@ -12,15 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockstream.errors import BusyError, NotFoundError
+from blockstream.errors import BusyError, NotFoundError, StoreDamagedError, StoreError
 from blockstream.extents import ExtentMap
 from blockstream.formats.extent_lists import ExtentList, Meaning
 from blockstream.formats.point import Kind as PointKind
+from blockstream.formats.point import Point
 from blockstream.jobs.send import SendRequest
 from blockstream.jobs.stores import prune as pruning
+from blockstream.jobs.stores.alive import alive
 from blockstream.jobs.stores.compaction import WORTH, Compacted, compact
-from blockstream.jobs.stores.prune import prune
-from blockstream.jobs.stores.repository import Repository, StoredDisk
+from blockstream.jobs.stores.prune import Pruned, prune
+from blockstream.jobs.stores.repository import Repository, StoredDisk, new_id
 from blockstream.jobs.stores.restore import opened_point
 from blockstream.jobs.stores.retention import parse_rules
 from blockstream.jobs.stores.save import save
@@ -41,7 +43,8 @@ class Model:
     def __init__(self, folder: Path, seed: int, store: Path | None = None) -> None:
         self.folder = folder
         self.rng = random.Random(seed)  # noqa: S311  # the same each time
-        objects = FolderObjects(store or folder / "store")
+        self.store = store or folder / "store"
+        objects = FolderObjects(self.store)
         Repository.create(objects)
         self.disk: StoredDisk = Repository(objects).disk("vm")
         self.content = bytearray(self.rng.randbytes(BLOCK) * BLOCKS)
@@ -117,8 +120,8 @@ class Model:
 
     def keys(self, folder: str) -> list[str]:
         """Return what there is in a folder of the disk; all of it for none."""
-        prefix = f"bs1/disk/vm/{folder}/" if folder else "bs1/disk/vm/"
-        return [info.key for info in self.disk.objects.listed(prefix)]
+        below = self.store / "bs1/disk/vm" / folder
+        return sorted(str(p.relative_to(self.store)) for p in below.rglob("*") if p.is_file())
 
 
 STEPS = st.lists(
@@ -202,7 +205,8 @@ def test_a_clock_that_is_wrong_deletes_nothing_early(
 ) -> None:
     """Neither what was hidden just now, nor what somebody is writing."""
     model.send(full=True)
-    model.disk.objects.put("bs1/disk/vm/pack/00-busy/0000.pack", b"x")
+    busy = new_id()
+    model.disk.objects.put(f"bs1/disk/vm/pack/{busy}/0000.pack", b"x")
     before, real = model.keys("point"), time.time
     with monkeypatch.context() as patched:
         patched.setattr(time, "time", lambda: real() + days * 86_400)
@@ -210,7 +214,7 @@ def test_a_clock_that_is_wrong_deletes_nothing_early(
             found = prune(model.disk, parse_rules("last=1"), grace=3600)
             assert (found.deleted, found.hidden) == ([], [1, 2, 3, 4, 5])
         assert model.keys("point") == before
-        assert any("busy" in key for key in model.keys("pack"))
+        assert any(busy in key for key in model.keys("pack"))
         found = prune(model.disk, parse_rules("last=1"), grace=0)
         assert found.deleted == [5, 4, 3, 2, 1]
 
@@ -263,18 +267,178 @@ def test_a_dry_run_writes_nothing(model: Model) -> None:
     assert model.keys("") == before
 
 
+WEEK = 7 * 86_400
+
+
+class Left:
+    """What a run left that died, or that of one that is slow: no point names it."""
+
+    def __init__(self, model: Model, *names: str) -> None:
+        self.model = model
+        self.id = new_id()
+        self.keys = [f"{model.disk.folder}{name.format(self.id)}" for name in names]
+        for key in self.keys:
+            model.disk.objects.put(key, b"x")
+
+    def age(self, seconds: float, count: int | None = None) -> None:
+        """Let all of it, or so many objects, be that much older."""
+        for key in self.keys[:count]:
+            aged(self.model.store / key, seconds)
+
+    def pass_time(self, seconds: float) -> None:
+        """Let the store's clock go on since the prune before."""
+        for path in (self.model.store / "bs1/disk/vm/mark").glob("*.unnamed.json"):
+            aged(path, seconds)
+
+    @property
+    def there(self) -> bool:
+        return any((self.model.store / key).exists() for key in self.keys)
+
+
+def aged(path: Path, seconds: float) -> None:
+    when = path.stat().st_mtime - seconds
+    os.utime(path, (when, when))
+
+
+def everything(model: Model) -> Pruned:
+    """Prune nothing that is named."""
+    return prune(model.disk, parse_rules("last=9"), grace=1e9)
+
+
 def test_what_nobody_names_is_swept_once_it_is_old(model: Model) -> None:
-    objects = model.disk.objects
-    for key in ("pack/00-dead/0000.pack", "index/00-dead.index"):
-        objects.put(f"bs1/disk/vm/{key}", b"x")
-    prune(model.disk, parse_rules("last=9"), grace=0)
-    assert any("dead" in key for key in model.keys("pack"))  # somebody may be at work
-    for path in (model.folder / "store").rglob("*dead*"):
-        for each in [path] if path.is_file() else path.iterdir():
-            os.utime(each, (0, 0))
-    found = prune(model.disk, parse_rules("last=9"), grace=0)
-    assert found.freed == 2
-    assert not any("dead" in key for key in model.keys(""))
+    left = Left(model, "pack/{}/0000.pack", "index/{}.index", "pack/{}/alive")
+    assert everything(model).doubtful == 0  # somebody may be at work
+    left.age(WEEK + 3600)
+    assert everything(model).doubtful == 3
+    assert left.there  # the clock may have jumped
+    left.pass_time(3500)
+    assert everything(model).doubtful == 3
+    left.pass_time(200)
+    found = everything(model)
+    assert (found.freed, found.doubtful) == (3, 0)
+    assert not left.there
+    assert [key for key in model.keys("mark") if "unnamed" in key] == []
+    model.check()
+
+
+def test_a_sign_of_life_between_two_looks_keeps_all_of_it(model: Model) -> None:
+    """As when the store's clock jumped: what was written a second ago was old at once."""
+    left = Left(model, "pack/{}/0000.pack", "pack/{}/alive")
+    left.age(WEEK + 3600)
+    assert everything(model).doubtful == 2
+    left.pass_time(7200)
+    with alive(model.disk, left.id):
+        left.age(WEEK)
+        assert everything(model).doubtful == 2  # looked at anew
+        left.pass_time(10)
+    assert everything(model).doubtful == 1
+    assert left.there
+    model.check()
+
+
+def test_who_wrote_lately_is_still_at_work_however_long_ago_it_began(model: Model) -> None:
+    names = ("pack/{}/0000.pack", "pack/{}/0001.pack")
+    busy, dead = Left(model, *names), Left(model, *names)
+    busy.age(2 * WEEK, 1)
+    dead.age(2 * WEEK)
+    everything(model)
+    dead.pass_time(2 * 3600)
+    everything(model)
+    assert busy.there
+    assert not dead.there
+
+
+def test_the_sign_of_a_point_that_was_committed_goes(model: Model) -> None:
+    """A key that may not delete leaves it."""
+    last = model.disk.find("last")
+    model.disk.objects.put(model.disk.alive_key(last.id), b"7")
+    everything(model)
+    assert not any("alive" in key for key in model.keys("pack"))
+    model.check()
+
+
+@pytest.mark.parametrize("what", ["pack", "index"])
+def test_nothing_is_committed_whose_packs_are_gone(
+    model: Model, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Whoever stood still for a week may have been taken for dead."""
+    commit = StoredDisk.commit
+
+    def late(disk: StoredDisk, point: Point) -> None:
+        key = disk.folder + (f"pack/{point.packs[0].key}" if what == "pack" else point.index)
+        disk.objects.delete(key)
+        commit(disk, point)
+
+    before = model.keys("")
+    monkeypatch.setattr(StoredDisk, "commit", late)
+    with pytest.raises(StoreError, match="was deleted before point 6"):
+        model.send(full=False, count=3)
+    monkeypatch.setattr(StoredDisk, "commit", commit)
+    assert model.keys("") == before
+    model.check()
+
+
+def test_no_mark_hides_or_deletes_the_newest_point(model: Model) -> None:
+    """A copy of marks in a folder of their own hid it, and prune deleted it."""
+    model.disk.mark(5)
+    model.check()
+    found = prune(model.disk, parse_rules("last=1"), grace=0)
+    assert found.deleted == []
+    assert model.disk.find("5") == model.disk.find("last")
+    model.points = {5: model.points[5]}
+    model.check()
+
+
+STRAYS = {
+    "point/@eaDir/0000000005.json": "point/@eaDir/",
+    "point/0000000005 (copy).json": "point/0000000005 (copy).json",
+    "point/.0000000005.json.Xy12": "point/.0000000005.json.Xy12",
+    "mark/copy/0000000005.pruned.json": "mark/copy/",
+    "mark/5.pruned.json": "mark/5.pruned.json",
+    "pack/@eaDir/0000.pack": "pack/@eaDir/",
+    "pack/@eaDir/more/0000.pack": "pack/@eaDir/",
+    "index/sub/x.index": "index/sub/",
+    "index/x (1).index": "index/x (1).index",
+}
+
+
+def test_what_is_none_of_ours_is_named_once_and_stays(model: Model) -> None:
+    for name in STRAYS:
+        path = model.store / "bs1/disk/vm" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"somebody else's")
+        os.utime(path, (0, 0))
+    wanted = sorted({f"bs1/disk/vm/{name}" for name in STRAYS.values()})
+    found = prune(model.disk, parse_rules("last=1"), grace=0)
+    assert found.strays == wanted
+    disk = Repository(FolderObjects(model.store)).disk("vm")
+    verify_disk(disk, Progress(), [])
+    assert sorted(disk.strays) == wanted
+    assert all((model.store / "bs1/disk/vm" / name).exists() for name in STRAYS)
+    model.points = {5: model.points[5]}
+    model.check()
+
+
+@pytest.mark.root
+def test_prune_follows_no_link(model: Model, tmp_path: Path) -> None:
+    """As root, it deleted the files of another directory."""
+    other = tmp_path / "other"
+    (other / new_id()).mkdir(parents=True)
+    precious = [other / "0000.pack", next(other.iterdir()) / "0000.pack"]
+    for path in precious:
+        path.write_bytes(b"precious")
+        os.utime(path, (0, 0))
+    folder = model.store / "bs1/disk/vm/pack"
+    (folder / new_id()).symlink_to(other)
+    everything(model)
+    moved = folder.rename(folder.with_name("moved"))
+    folder.symlink_to(other)
+    for _ in range(2):
+        with pytest.raises(StoreDamagedError, match="link"):
+            everything(model)
+    assert all(path.read_bytes() == b"precious" for path in precious)
+    folder.unlink()
+    moved.rename(folder)
     model.check()
 
 
@@ -310,32 +474,3 @@ def test_a_point_that_comes_while_a_map_is_made_is_in_nobodys_way(
     model.prune(1, grace=0)
     model.points[6] = bytes(model.content)
     model.check()
-
-
-def test_who_wrote_lately_is_still_at_work_however_long_ago_it_began(tmp_path: Path) -> None:
-    model = Model(tmp_path, 1)
-    model.send(full=True, count=1)
-    week = 8 * 86_400
-    for owner, ages in (("busy", (2 * week, 0)), ("dead", (2 * week, week))):
-        for number, age in enumerate(ages):
-            key = f"{model.disk.folder}pack/{owner}/{number:04d}.pack"
-            model.disk.objects.put(key, b"x")
-            path = tmp_path / "store" / key
-            when = path.stat().st_mtime - age
-            os.utime(path, (when, when))
-    prune(model.disk, parse_rules("last=1"), grace=0)
-    listed = model.disk.objects.listed(f"{model.disk.folder}pack/")
-    left = {info.key.split("/")[-2] for info in listed}
-    assert "busy" in left
-    assert "dead" not in left
-
-
-def test_files_of_others_are_no_points(tmp_path: Path) -> None:
-    model = Model(tmp_path, 1)
-    model.send(full=True, count=1)
-    for name in ("point/.nfs0001", "point/0000000001.json.Xy12", "mark/x.pruned.json", "point/"):
-        path = tmp_path / "store" / model.disk.folder / name
-        path.parent.mkdir(exist_ok=True)
-        if not name.endswith("/"):
-            path.write_bytes(b"")
-    assert [point.seq for point in model.disk.points()] == [1]
