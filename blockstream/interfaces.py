@@ -138,6 +138,28 @@ class Target(Protocol):
             TargetError: If it cannot be read.
         """
 
+    def begin(self) -> None:
+        """Begin a transfer: check that the name stands for what was opened.
+
+        Raises:
+            RefusedError: If it stands for something else, or for nothing.
+        """
+
+    def check_whole(self) -> None:
+        """Compare it with its name, and with itself: the last thing before it is called whole.
+
+        Raises:
+            TargetError: If its name stands for something else, it has another size, or what was
+                written since `begin` is not there.
+        """
+
+    def trace(self) -> str:
+        """Return what the kernel knows of writes to it; empty for nothing. See `linux.traces`.
+
+        Raises:
+            TargetError: If what is in the cache cannot be flushed.
+        """
+
     def close(self) -> None:
         """Give the descriptor back. Nobody may be writing."""
 

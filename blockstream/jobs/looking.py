@@ -11,6 +11,7 @@ from blockstream.linux.streams import WakeableReader
 from blockstream.pipeline.faults import translated
 from blockstream.pipeline.progress import Progress
 from blockstream.pipeline.receiver import Applying, FrameReader, ReceiveEngine
+from blockstream.pipeline.samples import BaseCheck
 from blockstream_protocol import (
     Extent,
     Finish,
@@ -50,6 +51,10 @@ class _Onlooker:
 
     def read_back(self, frame_digest: bytes, extents: list[Extent]) -> None:
         """Compare nothing."""
+
+    def check_base(self, samples: str) -> BaseCheck:
+        """Know of nothing."""
+        return BaseCheck()
 
     def samples(self) -> str:
         """Return nothing."""

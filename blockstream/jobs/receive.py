@@ -135,6 +135,8 @@ class ReceiveResult:
         counts: Final counters.
         seconds: How long it took.
         untouched_tail: Bytes of a larger target behind the end of the source.
+        sampled: Why only samples told that nobody wrote to its base; empty where the kernel did,
+            or nothing had to.
     """
 
     opening: Open
@@ -143,6 +145,7 @@ class ReceiveResult:
     counts: Snapshot
     seconds: float
     untouched_tail: int
+    sampled: str = ""
 
 
 class Answering:
@@ -395,6 +398,7 @@ def _received(
         counts=progress.snapshot(),
         seconds=time.monotonic() - began,
         untouched_tail=everything.target.size - opening.size,
+        sampled=applying.sampled,
     )
 
 
@@ -415,7 +419,7 @@ def _applier(
     def complete() -> None:
         finish_staged(everything)
 
-    staged = StagedApplier(everything.spool_path, everything.spool, direct.samples, complete)
+    staged = StagedApplier(everything.spool_path, everything.spool, direct, complete)
     everything.spool.facts = facts | spool_facts(request.policy)
     spooled = everything.spool.state
     # A sender that hears is told of the unfinished transfer, and continues it.

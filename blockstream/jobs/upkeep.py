@@ -12,7 +12,7 @@ from blockstream.jobs.targets import (
     read_status,
     status_at,
 )
-from blockstream.pipeline.samples import sample
+from blockstream.pipeline.samples import evidence
 from blockstream_protocol import Clean, Dirty, Plan, Unknown, is_id
 
 
@@ -41,6 +41,7 @@ def record_adopted(everything: OpenedTarget, location: str, state_id: str) -> No
     everything.drop_spool()
     everything.drop_undo()
     everything.journal.facts = {"path": absolute_path(location), "apply": "adopted"}
+    found = evidence(everything.target)
     everything.journal.record(
         Clean(
             id=state_id,
@@ -49,8 +50,9 @@ def record_adopted(everything: OpenedTarget, location: str, state_id: str) -> No
             transfer="",
             frames=0,
             chain="",
-            samples=sample(everything.target),
-        )
+            samples=found.samples,
+        ),
+        trace=found.trace,
     )
 
 

@@ -8,7 +8,7 @@ from blockstream.errors import ReadBackError, RefusedError, TargetError
 from blockstream.interfaces import Target
 from blockstream.pipeline.failpoints import failpoint
 from blockstream.pipeline.journal import Journal
-from blockstream.pipeline.samples import sample
+from blockstream.pipeline.samples import BaseCheck, Evidence, base_check, evidence
 from blockstream_protocol import (
     Clean,
     Dirty,
@@ -39,17 +39,19 @@ class DirectApplier:
         self._journal = journal
         self._save_undo = save_undo
         self._dirty = isinstance(journal.state, Dirty)
+        self._trace = ""
 
     def prepare(self, opening: Open, plan: Plan, *, resumed: bool, first: int) -> None:
         """Save what undo needs; the journal itself was preallocated when it was opened."""
         if self._save_undo is not None:
             self._save_undo(opening, plan, resumed)
             failpoint("recv.undo_saved")
+        self._target.begin()
 
     def record(self, state: TargetState) -> None:
         """Record a state; before the first write a full disk is only a refusal."""
         try:
-            self._journal.record(state)
+            self._journal.record(state, trace=self._trace if isinstance(state, Clean) else "")
         except OSError as error:
             if not self._dirty:
                 raise RefusedError(
@@ -99,9 +101,16 @@ class DirectApplier:
             last = extents[-1]
             raise self._differs(extents[0].offset, last.offset + last.length - extents[0].offset)
 
+    def check_base(self, samples: str) -> BaseCheck:
+        """Tell whether somebody wrote to the target since its commit."""
+        return base_check(Evidence(samples, self._journal.trace), evidence(self._target))
+
     def samples(self) -> str:
-        """Sample the target."""
-        return sample(self._target)
+        """Check that the target is whole; sample it, and note what the kernel knows of it."""
+        self._target.check_whole()
+        found = evidence(self._target)
+        self._trace = found.trace
+        return found.samples
 
     def _differs(self, offset: int, length: int) -> ReadBackError:
         return ReadBackError(

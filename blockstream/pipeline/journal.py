@@ -27,6 +27,7 @@ from blockstream_protocol import (
 
 SLOT_BYTES = 8192  # two long ids, and a path of 4096 bytes
 _MAGIC = b"BSJOURN1"
+_TRACE = "trace"  # among the facts, so that older versions read the record as well
 _HEAD = struct.Struct("<8sI32s")
 _ROW = struct.Struct("<QQ")
 _STATES: Mapping[str, type[TargetState]] = {"clean": Clean, "dirty": Dirty, "unknown": Unknown}
@@ -67,7 +68,7 @@ class Entry:
         seq: Its number; the highest valid one counts.
         state: What the target holds.
         size: Bytes of the target.
-        facts: What people want to know: path, mode, what an undo log holds.
+        facts: What people want to know: path, mode, what an undo log holds; and the trace.
     """
 
     seq: int
@@ -100,20 +101,35 @@ class Journal:
         if self.entry.seq:
             self._settle()
         # Kept with every record from here on.
-        self.facts: Mapping[str, str] = self.entry.facts
+        self.facts: Mapping[str, str] = {
+            name: fact for name, fact in self.entry.facts.items() if name != _TRACE
+        }
 
     @property
     def state(self) -> TargetState:
         """The newest durable state."""
         return self.entry.state
 
-    def record(self, state: TargetState, facts: Mapping[str, str] | None = None) -> None:
+    @property
+    def trace(self) -> str:
+        """What the kernel knew of writes to the target when it was CLEAN; empty for nothing."""
+        return self.entry.facts.get(_TRACE, "")
+
+    def record(
+        self, state: TargetState, facts: Mapping[str, str] | None = None, *, trace: str = ""
+    ) -> None:
         """Make `state` durable; only afterwards may anybody be told of it.
+
+        Args:
+            state: What the target holds.
+            facts: What people want to know, of this record.
+            trace: Of CLEAN, what the kernel knows of writes to the target.
 
         Raises:
             OSError: If the journal's disk failed. What is durable then is either record.
         """
-        entry = Entry(self.entry.seq + 1, state, self._size, {**self.facts, **(facts or {})})
+        noted = {**self.facts, **(facts or {})} | ({_TRACE: trace} if trace else {})
+        entry = Entry(self.entry.seq + 1, state, self._size, noted)
         name = self._write_plan(state)
         data = _encoded(entry, name, self._new_digest)
         failpoint("recv.plan_written")

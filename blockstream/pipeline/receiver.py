@@ -16,10 +16,11 @@ from blockstream.pipeline.crew import Crew, CrewStoppedError, Turnstile, default
 from blockstream.pipeline.failpoints import failpoint
 from blockstream.pipeline.faults import code_of, error_for, translated
 from blockstream.pipeline.progress import Progress
+from blockstream.pipeline.samples import BaseCheck
 from blockstream_protocol import (
     EXTENTS_BYTES,
     MAGIC,
-    CheckSamples,
+    CheckBase,
     Code,
     Committed,
     Effect,
@@ -81,8 +82,15 @@ class Applier(Protocol):
             IntegrityError: If it differs, named with the range.
         """
 
+    def check_base(self, samples: str) -> BaseCheck:
+        """Tell whether somebody wrote to the target since its commit, when it had these samples."""
+
     def samples(self) -> str:
-        """Return the digest of the target's samples."""
+        """Check that the target is whole, and return the digest of its samples.
+
+        Raises:
+            TargetError: If it is not what was written to it.
+        """
 
 
 class Applying:
@@ -107,6 +115,8 @@ class Applying:
             keep_frames: Remember the frames since the last barrier, to read them back.
         """
         self.session = session
+        # Why only samples told that the target is its base; empty where the kernel knew.
+        self.sampled = ""
         self.lock = threading.RLock()
         self.finish: Finish | None = None
         self.on_finish: Callable[[], None] = lambda: None
@@ -174,9 +184,10 @@ class Applying:
         match effect:
             case Send(message):
                 self._say(message)
-            case CheckSamples(expected):
-                same = self._applier.samples() == expected
-                return self.event(lambda: session.samples_checked(same))
+            case CheckBase(samples):
+                found = self._applier.check_base(samples)
+                self.sampled = found.sampled
+                return self.event(lambda: session.base_checked(found.written))
             case Prepare(plan, resumed):
                 return self._prepare(plan, resumed=resumed)
             case Record(state):

@@ -1,14 +1,65 @@
-"""Samples of a target: enough of it to notice that somebody wrote to it behind our back."""
+"""Whether somebody wrote to a target behind our back: what the kernel knows of it, and samples."""
 
 import random
+from dataclasses import dataclass
 
 import blake3
 
 from blockstream.interfaces import Target
+from blockstream.linux.traces import Verdict, compared
 
 _EDGE_BYTES = 1 << 20  # partition tables and file system headers, at both ends
 _CHUNKS = 32
 _CHUNK_BYTES = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is noted of a target at its commit, to tell later whether somebody wrote to it.
+
+    Attributes:
+        samples: Digest of samples, hex.
+        trace: What the kernel knows of writes to it; empty for nothing.
+    """
+
+    samples: str
+    trace: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BaseCheck:
+    """What evidence says of a target that should be as it was.
+
+    Attributes:
+        written: How it shows that somebody wrote to it; empty if it does not.
+        sampled: Why only samples tell that nobody did; empty if the kernel does as well.
+    """
+
+    written: str = ""
+    sampled: str = ""
+
+
+def base_check(then: Evidence, now: Evidence) -> BaseCheck:
+    """Compare what was noted of a target with what it is now.
+
+    Samples count even where the kernel says that nobody wrote: it does not see another host.
+    """
+    found = compared(then.trace, now.trace)
+    if found.verdict is Verdict.WRITTEN:
+        return BaseCheck(written=found.reason)
+    if then.samples != now.samples:
+        return BaseCheck(written="sampled ranges differ")
+    return BaseCheck(sampled=found.reason if found.verdict is Verdict.UNKNOWN else "")
+
+
+def evidence(target: Target) -> Evidence:
+    """Take the evidence of a target as it is now.
+
+    Raises:
+        TargetError: If it cannot be read or flushed.
+    """
+    samples = sample(target)
+    return Evidence(samples, target.trace())
 
 
 def sample(target: Target) -> str:

@@ -13,8 +13,10 @@ import blake3
 from blockstream.errors import RefusedError
 from blockstream.linux.files import sync_directory
 from blockstream.pipeline.crew import Turnstile
+from blockstream.pipeline.direct import DirectApplier
 from blockstream.pipeline.failpoints import failpoint
 from blockstream.pipeline.journal import Journal
+from blockstream.pipeline.samples import BaseCheck
 from blockstream_protocol import (
     MAGIC,
     Clean,
@@ -45,7 +47,7 @@ class StagedApplier:
         self,
         path: Path,
         journal: Journal,
-        sample_target: Callable[[], str],
+        target: DirectApplier,
         apply: Callable[[], None],
     ) -> None:
         """Prepare.
@@ -53,10 +55,10 @@ class StagedApplier:
         Args:
             path: The spool.
             journal: The spool's own journal, not the target's.
-            sample_target: Samples the target, whose base is checked before anything is spooled.
+            target: The target, whose base is checked before anything is spooled.
             apply: Brings a complete spool onto the target; returns once that is committed.
         """
-        self._sample_target = sample_target
+        self._target = target
         self._path = path
         self._journal = journal
         self._apply = apply
@@ -131,9 +133,13 @@ class StagedApplier:
     def read_back(self, frame_digest: bytes, extents: list[Extent]) -> None:
         """Do nothing: the spool is verified when it is applied, and the target read back then."""
 
+    def check_base(self, samples: str) -> BaseCheck:
+        """Tell whether somebody wrote to the target since its commit."""
+        return self._target.check_base(samples)
+
     def samples(self) -> str:
-        """Sample the target, which still holds its base."""
-        return self._sample_target()
+        """Return nothing: the target is sampled once the spool is applied."""
+        return ""
 
     def close(self) -> None:
         """Close the spool."""

@@ -3,9 +3,11 @@
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import stat
 import threading
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from blockstream.linux.batch import FEWEST, batch
 from blockstream.linux.block import (
     UNSUPPORTED,
     QueueLimits,
+    data_ranges,
     discard,
     logical_block_of,
     punch_hole,
@@ -33,6 +36,7 @@ from blockstream.linux.identity import (
     share_bytes,
     users_of,
 )
+from blockstream.linux.traces import trace_of
 
 # One request to the kernel, so that a signal and a progress line do not wait for minutes.
 _ZERO_STEP = 1 << 30
@@ -65,6 +69,8 @@ class DiskTarget:
         self._fd = _created(path, create) if create is not None else _opened(path, force_in_use)
         self._created = create is not None
         self._medium = -1
+        # First bytes and ends of what was written to a file, two for each range.
+        self._data = array("q")
         # Whether something may be in the cache; set after a write, so that a flush beside it counts
         # only for what it has seen.
         self._unflushed = False
@@ -72,9 +78,9 @@ class DiskTarget:
             self._lock(force_in_use)
             info = os.fstat(self._fd)
             self._is_device = stat.S_ISBLK(info.st_mode)
-            self._check_kind(info.st_mode)
-            self._check_name()
+            self.begin()
             self.size = size_of(self._fd)
+            self._links = info.st_nlink
             self.identity: Identity = identity_of(self._fd)
             self._check_use(sources, force_in_use)
             # A file has one writer at a time anyway, and the kernel spins while others wait.
@@ -110,23 +116,31 @@ class DiskTarget:
                 f"{self.name} is locked by {holder}; nothing was written; wait for it to end"
             ) from None
 
-    def _check_kind(self, mode: int) -> None:
-        if not self._is_device and not stat.S_ISREG(mode):
-            raise RefusedError(
-                f"{self.name} is neither a block device nor a regular file; nothing was written"
-            )
+    def begin(self) -> None:
+        """Begin a transfer: check that the name stands for what was opened.
 
-    def _check_name(self) -> None:
-        """Refuse a symbolic link to a file; names of devices are links often enough.
-
-        Whoever can change the link would choose which file we overwrite.
+        Whoever may change it could have exchanged it between two looks, for a link to any file.
         """
-        path = Path(self.name)
-        if not self._is_device and path.is_symlink():
+        del self._data[:]
+        other = self._other_name()
+        if other:
             raise RefusedError(
-                f"{self.name} is a symbolic link to a file; nothing was written; give the file's "
-                f"own name, {path.resolve()}"
+                f"{self.name} {other} than when it was opened; nothing was written; find out who "
+                "changes it"
             )
+
+    def _other_name(self) -> str:
+        """Say what the name stands for, if that is not what was opened."""
+        ours = os.fstat(self._fd)
+        try:
+            # A name of a file may not have become a link, not even one to itself.
+            named = Path(self.name).stat(follow_symlinks=self._is_device)
+        except OSError as error:
+            return f"is no name of it any more ({error.strerror}), or of another disk"
+        if stat.S_IFMT(named.st_mode) != stat.S_IFMT(ours.st_mode):
+            return "stands for something else"
+        same = named.st_rdev == ours.st_rdev if self._is_device else os.path.samestat(named, ours)
+        return "" if same else "stands for another disk"
 
     def refuse_source(self, sources: frozenset[Node]) -> None:
         """Refuse to be written with what lies on itself; nothing forces that.
@@ -166,6 +180,8 @@ class DiskTarget:
         if offsets:
             self._check_end(offsets[-1], lengths[-1])
         with self._one_writer:
+            if not self._is_device:
+                self._note(offsets, lengths)
             try:
                 done = self._write_batch(offsets, lengths, buffer)
                 position = 0
@@ -280,6 +296,63 @@ class DiskTarget:
         with contextlib.suppress(OSError):
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
+    def check_whole(self) -> None:
+        """Compare it with its name, and with itself."""
+        other = self._other_name()
+        size, info = size_of(self._fd), os.fstat(self._fd)
+        if other:
+            what = f"the name {other} than when the transfer began"
+        elif size != self.size:
+            what = f"it has {size} bytes now, and had {self.size}"
+        elif not self._is_device and info.st_nlink != self._links:
+            what = f"the file has {info.st_nlink} names now, and had {self._links}"
+        else:
+            hole = self._first_hole()
+            if hole < 0:
+                return
+            what = f"there is a hole at offset {hole}, where data was written"
+        raise TargetError(
+            f"{self.name} is not what was written: {what}; somebody changed it meanwhile; it is "
+            "marked DIRTY; find out who, and run the same command again"
+        )
+
+    def _first_hole(self) -> int:
+        """Return where a hole begins in what was written to a file; -1 for none."""
+        if self._is_device or not self._data:
+            return -1
+        present = [*data_ranges(self._fd, self.size), (self.size, self.size)]
+        holes = [(a, b) for (_, a), (b, _) in itertools.pairwise([(0, 0), *present]) if a < b]
+        if not holes:
+            return -1
+        import numpy as np  # 60 ms, which most files and all devices do without
+
+        starts, ends = np.frombuffer(self._data, np.int64).reshape(-1, 2).T
+        order = np.argsort(starts)
+        starts, ends = starts[order], ends[order]
+        firsts, lasts = np.array(holes, np.int64).T
+        after = np.searchsorted(ends, firsts, side="right")
+        inside = np.flatnonzero(after < len(starts))
+        inside = inside[starts[after[inside]] < lasts[inside]]
+        if not len(inside):
+            return -1
+        first = int(inside[0])
+        return max(int(starts[after[first]]), int(firsts[first]))
+
+    def _note(self, offsets: Sequence[int], lengths: Sequence[int]) -> None:
+        """Remember where data was written to a file."""
+        for offset, length in zip(offsets, lengths, strict=True):
+            if self._data and self._data[-1] == offset:
+                self._data[-1] = offset + length
+            else:
+                self._data.extend((offset, offset + length))
+
+    def trace(self) -> str:
+        """Return what the kernel knows of writes to it."""
+        try:
+            return trace_of(self._fd)
+        except OSError as error:
+            raise TargetError(f"{self.name} cannot be flushed: {error.strerror}") from error
+
     # Reading back.
 
     def read_medium(self, offset: int, length: int) -> bytes:
@@ -380,31 +453,59 @@ def _created(path: str, size: int) -> int:
 
 
 def _opened(path: str, force: bool) -> int:
-    """Open without creating: a mistyped /dev path would become a file in RAM."""
+    """Open without creating: a mistyped /dev path would become a file in RAM.
+
+    What the name stands for is held first, and looked at, and only then opened to be written: so it
+    cannot be exchanged between the two.
+    """
     try:
-        info = os.lstat(path)
-        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK
-        if stat.S_ISREG(info.st_mode):
-            flags |= os.O_NOFOLLOW
-        elif not force:
-            # Keeps mounts, swap and other exclusive openers out while we write.
-            flags |= os.O_EXCL
-        return os.open(path, flags)
+        held = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except FileNotFoundError:
         raise RefusedError(
             f"{path} does not exist; nothing was written; check the name, or let `send` or `recv` "
             "make a file, with --create"
         ) from None
     except OSError as error:
-        raise _not_opened(path, error) from error
+        raise _not_opened(path, path, error) from error
+    try:
+        mode = os.fstat(held).st_mode
+        _check_kind(path, mode)
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK
+        if stat.S_ISBLK(mode) and not force:
+            # Keeps mounts, swap and other exclusive openers out while we write.
+            flags |= os.O_EXCL
+        same = f"/proc/self/fd/{held}"
+        try:
+            return os.open(same, flags)
+        except OSError as error:
+            raise _not_opened(path, same, error) from error
+    finally:
+        os.close(held)
 
 
-def _not_opened(path: str, error: OSError) -> RefusedError:
+def _check_kind(path: str, mode: int) -> None:
+    """Refuse what is no disk, and a symbolic link to a file; names of devices are links often.
+
+    Whoever can change the link would choose which file we overwrite.
+    """
+    if not stat.S_ISBLK(mode) and not stat.S_ISREG(mode):
+        raise RefusedError(
+            f"{path} is neither a block device nor a regular file; nothing was written"
+        )
+    if stat.S_ISREG(mode) and Path(path).is_symlink():
+        raise RefusedError(
+            f"{path} is a symbolic link to a file; nothing was written; give the file's "
+            f"own name, {Path(path).resolve()}"
+        )
+
+
+def _not_opened(path: str, same: str, error: OSError) -> RefusedError:
+    """Say why a target could not be opened; `same` is a name of it that nobody can change."""
     if error.errno != errno.EBUSY:
         return RefusedError(f"{path} cannot be opened: {error.strerror}; nothing was written")
     users = "somebody has it open for himself alone"
     with contextlib.suppress(OSError):
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(same, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             found = users_of(node_of(fd))
             holder = lock_holder_of(fd)

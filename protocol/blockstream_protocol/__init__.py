@@ -6,7 +6,7 @@ the rules and give effects. The standard library only: digest and codec function
 
 from blockstream_protocol._digests import DIGEST_BYTES, Buffer, Digest, NewDigest, link
 from blockstream_protocol._effects import (
-    CheckSamples,
+    CheckBase,
     Effect,
     Finish,
     Flush,
@@ -133,7 +133,7 @@ __all__ = [
     "Abort",
     "Ack",
     "Buffer",
-    "CheckSamples",
+    "CheckBase",
     "Checkpoint",
     "Clean",
     "Code",

@@ -21,10 +21,14 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
-class CheckSamples:
-    """Sample the target and report with `samples_checked`."""
+class CheckBase:
+    """Tell whether somebody wrote to the target since its commit; report with `base_checked`.
 
-    expected: str
+    Attributes:
+        samples: Digest that its samples had then, hex.
+    """
+
+    samples: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +130,7 @@ class Finish:
 
 Effect = (
     Send
-    | CheckSamples
+    | CheckBase
     | Prepare
     | Record
     | Verify

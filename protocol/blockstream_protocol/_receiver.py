@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from blockstream_protocol._digests import NewDigest, link
 from blockstream_protocol._effects import (
-    CheckSamples,
+    CheckBase,
     Effect,
     Finish,
     Flush,
@@ -252,17 +252,19 @@ class Receiver:
 
     # Events: what executors report.
 
-    def samples_checked(self, same: bool) -> list[Effect]:
-        """Take the result of `CheckSamples`.
+    def base_checked(self, written: str) -> list[Effect]:
+        """Take the result of `CheckBase`.
+
+        Args:
+            written: How it shows that somebody wrote to the target; empty if nothing does.
 
         Raises:
             RemoteProtocolError: If somebody wrote to the target since its commit.
         """
         self._expect(State.DECIDING)
-        if not same:
+        if written:
             raise RefusedError(
-                "the target was written since its last commit: sampled ranges differ",
-                Grounds.WRITTEN,
+                f"the target was written since its last commit: {written}", Grounds.WRITTEN
             )
         return self._prepare()
 
@@ -441,7 +443,7 @@ class Receiver:
         if decision.verdict is Verdict.SKIM:
             return self._skim(opening)
         if decision.samples:
-            return [CheckSamples(decision.samples)]
+            return [CheckBase(decision.samples)]
         return self._prepare()
 
     def _skim(self, opening: Open) -> list[Effect]:

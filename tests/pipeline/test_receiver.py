@@ -6,6 +6,7 @@ import pytest
 from blockstream.errors import IntegrityError, InterruptedTransferError, ReadBackError, TargetError
 from blockstream.pipeline.progress import Progress
 from blockstream.pipeline.receiver import Applying
+from blockstream.pipeline.samples import BaseCheck
 from blockstream_protocol import (
     Checkpoint,
     Effect,
@@ -55,6 +56,9 @@ class CountingApplier:
 
     def read_back(self, frame_digest: bytes, extents: list[Extent]) -> None:
         pass
+
+    def check_base(self, samples: str) -> BaseCheck:
+        return BaseCheck()
 
     def samples(self) -> str:
         return ""

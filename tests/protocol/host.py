@@ -10,7 +10,7 @@ from blake3 import blake3
 from blockstream_protocol import (
     MAGIC,
     Buffer,
-    CheckSamples,
+    CheckBase,
     Code,
     Codec,
     Effect,
@@ -231,8 +231,9 @@ class Host:
     def _execute(self, effect: Effect) -> list[Effect]:
         receiver = self.receiver
         match effect:
-            case CheckSamples(expected):
-                return receiver.samples_checked(expected == self.samples)
+            case CheckBase(samples):
+                written = "" if samples == self.samples else "sampled ranges differ"
+                return receiver.base_checked(written)
             case Prepare():
                 return receiver.prepared()
             case Record(state):

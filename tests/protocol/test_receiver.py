@@ -10,8 +10,8 @@ from blockstream_protocol import (
     RECEIVER,
     Abort,
     Ack,
+    CheckBase,
     Checkpoint,
-    CheckSamples,
     Clean,
     Code,
     Committed,
@@ -97,8 +97,8 @@ def streaming(state: TargetState = BASE, policy: ReceiverPolicy | None = None) -
     """Return a duplex receiver that waits for the first frame."""
     receiver = receiver_at(state, policy)
     effects = opened(receiver)
-    if isinstance(effects[0], CheckSamples):
-        receiver.samples_checked(same=True)
+    if isinstance(effects[0], CheckBase):
+        receiver.base_checked("")
     (record,) = receiver.prepared()
     assert isinstance(record, Record)
     receiver.recorded(record.state)
@@ -150,8 +150,8 @@ def test_nothing_happens_before_its_turn_and_nobody_is_told_before_it_is_durable
     assert receiver.receive(OPENING) == []
     assert receiver.opening == OPENING
     assert receiver.receive(PlanRows(PLAN.rows()[:16])) == []
-    assert receiver.receive(PlanRows(PLAN.rows()[16:])) == [CheckSamples("5" * 64)]
-    assert receiver.samples_checked(same=True) == [Prepare(PLAN, resumed=False)]
+    assert receiver.receive(PlanRows(PLAN.rows()[16:])) == [CheckBase("5" * 64)]
+    assert receiver.base_checked("") == [Prepare(PLAN, resumed=False)]
     dirty = replace(HALF, frames=0, chain=chain_at(0).hex(), end=0, covered=0)
     assert receiver.prepared() == [Record(dirty)]
     assert held(receiver) == BASE
@@ -216,7 +216,7 @@ def test_a_barrier_that_was_running_when_the_end_came_is_not_the_last_one() -> N
 def test_a_barrier_in_a_one_way_stream_does_not_commit_before_the_end_of_input() -> None:
     receiver = receiver_at()
     opened(receiver, duplex=False)
-    receiver.samples_checked(same=True)
+    receiver.base_checked("")
     (record,) = receiver.prepared()
     assert isinstance(record, Record)
     assert receiver.recorded(record.state) == []
@@ -386,7 +386,7 @@ def test_a_larger_target_is_taken_only_where_it_is_allowed() -> None:
     receiver.receive(Hello())
     assert refused(receiver.receive, OPENING)[0] is Code.REFUSED
     allowed = receiver_at(size=SIZE + 512, policy=ReceiverPolicy(allow_larger=True))
-    assert opened(allowed) == [CheckSamples("5" * 64)]
+    assert opened(allowed) == [CheckBase("5" * 64)]
 
 
 @pytest.mark.parametrize(
@@ -438,7 +438,7 @@ def test_a_wrong_base_is_refused_and_nothing_was_asked_of_the_target() -> None:
 def test_a_target_that_somebody_wrote_to_is_refused() -> None:
     receiver = receiver_at()
     opened(receiver)
-    assert refused(receiver.samples_checked, False)[0] is Code.REFUSED
+    assert refused(receiver.base_checked, "sampled ranges differ")[0] is Code.REFUSED
 
 
 def test_a_dry_run_ends_after_the_decision() -> None:
@@ -718,7 +718,7 @@ def test_calls_out_of_order_are_bugs() -> None:
         with pytest.raises(LocalProtocolError):
             call()
     with pytest.raises(LocalProtocolError):
-        fresh.samples_checked(same=True)
+        fresh.base_checked("")
     with pytest.raises(LocalProtocolError):
         fresh.samples_taken("")
     with pytest.raises(LocalProtocolError):

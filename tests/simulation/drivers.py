@@ -4,6 +4,7 @@ They stand for the engines of `blockstream.pipeline`: an event, then its effects
 which ends in the next event.
 """
 
+import json
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,10 +14,12 @@ from typing import TYPE_CHECKING
 from blake3 import blake3
 
 from blockstream.pipeline.journal import Journal
+from blockstream.pipeline.samples import BaseCheck, Evidence, base_check
 from blockstream_protocol import (
     MAGIC,
     Buffer,
-    CheckSamples,
+    CheckBase,
+    Clean,
     Code,
     Codec,
     Committed,
@@ -56,13 +59,13 @@ from blockstream_protocol import (
     told,
     unpacked,
 )
-from tests.simulation.world import Pipe, SenderRecord, below
+from tests.simulation.world import Disk, Pipe, SenderRecord, below
 
 if TYPE_CHECKING:
     from tests.simulation.simulator import World
 
 WINDOW = 4  # frames being verified or written, and frames on the link
-Job = CheckSamples | Prepare | Record | Flush | ReadBack | TakeSamples
+Job = CheckBase | Prepare | Record | Flush | ReadBack | TakeSamples
 
 
 def no_codec(_packed: Buffer, _raw_len: int) -> Buffer:
@@ -112,9 +115,16 @@ def pieces_of(extents: list[Extent], data: Buffer) -> Iterator[tuple[int, bytes]
             start += length
 
 
-def samples_of(image: bytes) -> str:
-    """Return the digest that stands for the 34 samples; here it takes the whole medium."""
-    return blake3(image).hexdigest()
+def evidence_of(disk: Disk, *, traced: bool) -> Evidence:
+    """Return the evidence that nobody writes to a disk: one of both kinds has to do alone.
+
+    Either the kernel counts writes, and the samples miss each of them; or it does not, and they
+    miss none.
+    """
+    if not traced:
+        return Evidence(blake3(disk.medium()).hexdigest())
+    counts = {"": [disk.counted, 0, 0, 0]}
+    return Evidence("00" * 32, json.dumps({"kind": "device", "life": "boot:1", "counts": counts}))
 
 
 class Outlet:
@@ -166,6 +176,7 @@ class ReceiverDriver:
         self._failing = False
         self._draining = False
         self._reporting = False
+        self._trace = ""
         self.finish: Finish | None = None
         self.writes_before = world.disk.writes
 
@@ -265,18 +276,23 @@ class ReceiverDriver:
                 self._report_late(lambda: receiver.recorded(state))
             case ReadBack(first, last):
                 self._read_back(first, last)
-            case CheckSamples(expected):
-                same = self.samples_agree(expected)
-                self._report(lambda: receiver.samples_checked(same))
+            case CheckBase(expected):
+                found = self.check_base(Evidence(expected, self.journal.trace))
+                self._report(lambda: receiver.base_checked(found.written))
             case TakeSamples():
-                samples = samples_of(self._disk.medium())
-                self._report(lambda: receiver.samples_taken(samples))
+                evidence = self.evidence()
+                self._trace = evidence.trace
+                self._report(lambda: receiver.samples_taken(evidence.samples))
             case Prepare():
                 self._report(receiver.prepared)
 
-    def samples_agree(self, expected: str) -> bool:
+    def evidence(self) -> Evidence:
+        """Return what tells whether somebody writes to the target."""
+        return evidence_of(self._disk, traced=self._world.traced)
+
+    def check_base(self, then: Evidence) -> BaseCheck:
         """Tell whether the target is what it was at its last commit."""
-        return samples_of(self._disk.medium()) == expected
+        return base_check(then, self.evidence())
 
     def flush(self, began: int) -> None:
         """Flush what was written before the flush began."""
@@ -287,7 +303,8 @@ class ReceiverDriver:
     def record(self, job: Record) -> None:
         """Make a state durable; the world looks at CLEAN before anybody can be told."""
         self._world.check_clean(job.state)
-        self.journal.record(job.state, self._world.facts)
+        trace = self._trace if isinstance(job.state, Clean) else ""
+        self.journal.record(job.state, self._world.facts, trace=trace)
         self._world.tell("journal: %s", job.state)
 
     def _read_back(self, first: int, last: int) -> None:
@@ -364,7 +381,7 @@ class ReceiverDriver:
                     self.writes.append(effect)
                 case Finish():
                     self.finish = effect
-                case CheckSamples() | Prepare() | Record() | Flush() | ReadBack() | TakeSamples():
+                case CheckBase() | Prepare() | Record() | Flush() | ReadBack() | TakeSamples():
                     self.jobs.append((effect, len(self._disk.pending)))
                 case _:
                     raise TypeError(effect)

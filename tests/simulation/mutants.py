@@ -13,6 +13,7 @@ from blake3 import blake3
 
 from blockstream.pipeline import journal as journal_module
 from blockstream.pipeline.journal import Journal
+from blockstream.pipeline.samples import BaseCheck, Evidence
 from blockstream_protocol import (
     Ack,
     Buffer,
@@ -125,8 +126,13 @@ class NoFrameDigest(ReceiverDriver):
 
 
 class NoSampleCheck(ReceiverDriver):
-    def samples_agree(self, expected: str) -> bool:
-        return True
+    def check_base(self, then: Evidence) -> BaseCheck:
+        return super().check_base(replace(then, samples=self.evidence().samples))
+
+
+class NoTraceCheck(ReceiverDriver):
+    def check_base(self, then: Evidence) -> BaseCheck:
+        return super().check_base(replace(then, trace=""))
 
 
 class NoReadBack(ReceiverDriver):
@@ -373,7 +379,8 @@ MUTANTS: dict[str, Mutant] = {
     "no-chain-no-order": Mutant(
         "both the chain and the order", _receiver(NoChainNoOrder, NoChainThere)
     ),
-    "no-sample-check": Mutant("somebody else's write is noticed", _driver(NoSampleCheck)),
+    "no-sample-check": Mutant("samples show somebody else's write", _driver(NoSampleCheck)),
+    "no-trace-check": Mutant("the kernel knows of somebody else's write", _driver(NoTraceCheck)),
     "no-read-back": Mutant("what was written is read back", _driver(NoReadBack)),
     "second-error-unreported": Mutant("the engine reports every error", _driver(SilentSecondError)),
     "first-error-counts": Mutant(

@@ -107,6 +107,7 @@ class Disk:
         view: What the page cache shows, ghosts of lost writes included.
         pending: Writes that a power cut may lose, in pieces of one block.
         writes: How many writes there were, to tell an untouched target.
+        counted: How many the kernel counts, those of others as well.
         fail_flush: The next flush fails, once.
         fail_write: The next write fails, once.
         drop_write: The next write reaches the cache but never the medium, silently.
@@ -118,7 +119,7 @@ class Disk:
         self.durable = bytearray(image)
         self.view = bytearray(image)
         self.pending: list[tuple[int, bytes]] = []
-        self.writes = 0
+        self.writes = self.counted = 0
         self.fail_flush = False
         self.fail_write = False
         self.drop_write = False
@@ -139,6 +140,7 @@ class Disk:
         self._faults.point("receiver", "after a write")
 
     def _put(self, offset: int, piece: bytes) -> None:
+        self.counted += 1
         self.view[offset : offset + len(piece)] = piece
         if self.drop_write:
             self.drop_write = False
@@ -179,6 +181,7 @@ class Disk:
 
     def overwrite(self, offset: int, data: bytes) -> None:
         """Let somebody else write, durably, behind our back."""
+        self.counted += 1
         for image in (self.durable, self.view):
             image[offset : offset + len(data)] = data
 
