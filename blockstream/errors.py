@@ -59,7 +59,10 @@ class BaseMismatchError(RefusedError):
 class WrittenSinceError(RefusedError):
     """Somebody wrote to the target since its last commit. Nothing was written."""
 
-    advice = "send a full copy; --force-base takes it all the same, and leaves what was written"
+    advice = (
+        "send a full copy; or `send --check-base`, which reads all of it, and takes it if it is "
+        "the base all the same; --force-base looks at nothing, and leaves what was written"
+    )
 
 
 class TargetTooSmallError(RefusedError):

@@ -36,7 +36,7 @@ from blockstream.jobs.receive import (
 from blockstream.jobs.supervision import Reporter
 from blockstream.linux.files import write_durably
 from blockstream.pipeline.progress import Progress
-from blockstream.words import duration_text, size_text
+from blockstream.words import OURS, duration_text, size_text
 
 if TYPE_CHECKING:
     from blockstream.jobs.foreign.receive import ForeignResult
@@ -180,10 +180,17 @@ def command(  # one an option
     finally:
         cleared(shown)
     show_received(result, target, as_json=as_json, quiet=quiet)
+    _tell_starter(result, target, session=session)
     if receipt is not None and result.committed is not None:
         _write_receipt(receipt, result)
     if found is not None:
         show_foreign(found, as_json=as_json, quiet=quiet)
+
+
+def _tell_starter(result: ReceiveResult, target: str, *, session: bool) -> None:
+    """Say what whoever started us must hear of, although all went well."""
+    if session and result.sampled:
+        say(OURS + sampled_text(target, result.sampled))
 
 
 def _anybodys(
@@ -247,6 +254,14 @@ def _write_receipt(path: str, result: ReceiveResult) -> None:
         ) from error
 
 
+def sampled_text(target: str, reason: str) -> str:
+    """Say that only samples told that a target was its base, and why."""
+    return (
+        f"{target} was compared with its base by samples alone, because {reason}; --check-base "
+        "reads all of it"
+    )
+
+
 def show_received(result: ReceiveResult, target: str, *, as_json: bool, quiet: bool) -> None:
     """Say what was committed and what that saved."""
     committed = result.committed
@@ -258,6 +273,7 @@ def show_received(result: ReceiveResult, target: str, *, as_json: bool, quiet: b
             seconds=round(result.seconds, 3),
             counts=asdict(result.counts),
             untouched_tail=result.untouched_tail,
+            sampled=result.sampled,
         )
         return
     if quiet:
@@ -269,6 +285,8 @@ def show_received(result: ReceiveResult, target: str, *, as_json: bool, quiet: b
     if not result.written:
         say(f"already committed: {target} holds {committed.goal}; nothing was written")
         return
+    if result.sampled:
+        say(sampled_text(target, result.sampled))
     if result.untouched_tail:
         say(f"the last {size_text(result.untouched_tail)} of {target} were not touched")
     saving = saving_text(result.counts, full=result.opening.full)

@@ -8,6 +8,12 @@ from typing import Any
 
 import click
 
+from blockstream.cli.base_check import (
+    checked_here,
+    checked_there,
+    refuse_check_base,
+    with_check_base,
+)
 from blockstream.cli.console import event, say
 from blockstream.cli.exports import with_certificates, with_export_options
 from blockstream.cli.machines import send_machine, with_machine_options
@@ -117,6 +123,7 @@ _NO_EFFECT = "have no effect here: a session with another host confirms and cont
     help="Into a store: compare what is said not to have changed with the point before, all of it "
     "once in CYCLE increments.",
 )
+@with_check_base
 @with_other_tool
 @with_machine_options
 @with_store_access
@@ -226,6 +233,7 @@ def command(  # one an option
     )
     voice.shown += followers
     _refuse_compare(where_to, request, where, options, compare=compare, dry_run=dry_run)
+    refuse_check_base(where_to, where, options, compare=compare, dry_run=dry_run)
     if where_to.machine:
         _refuse_for_machine(dry_run=dry_run, compare=compare, session=session)
         _refuse_pipe_options(where_to, compress, bwlimit, resume, receipt_seconds)
@@ -242,6 +250,8 @@ def command(  # one an option
         _refuse_pipe_options(where_to, compress, bwlimit, resume, receipt_seconds)
         with opened(request, wish) as (disk, request):
             voice.warn_of(disk)
+            if options["check_base"]:
+                where = checked_here(request, disk, where, voice)
             result = copy(request, disk, where, Progress(), shown)
         cleared(shown)
         show_received(result, target, as_json=as_json, quiet=voice.quiet)
@@ -336,6 +346,12 @@ def _push(
             disk, asked = stack.enter_context(opened(asked, replace(wish, target=str(host))))
             requests.append(asked)
             disks.append(disk)
+        if options["check_base"]:
+            where = replace(where, force_base=True)
+            for number, (asked, disk, host) in enumerate(
+                zip(requests, disks, places.hosts, strict=True)
+            ):
+                requests[number] = checked_there(asked, disk, host, peer, voice)
         request, disk = requests[0], disks[0]
         if len(places.hosts) > 1:
             sent = push_set(requests, disks, list(places.hosts), where, peer, voice.shown)

@@ -150,13 +150,15 @@ def _copied(
         else None
     )
     try:
-        finish, plan = _run(continued or what, where, source, everything, progress, reporters)
+        finish, plan, sampled = _run(
+            continued or what, where, source, everything, progress, reporters
+        )
     except SourceError:
         if continued is None:
             raise
         # The source is not what it was: the unfinished copy is of no use.
         fresh = replace(what, goal=str(uuid.uuid4()))
-        finish, plan = _run(fresh, where, source, everything, progress, reporters)
+        finish, plan, sampled = _run(fresh, where, source, everything, progress, reporters)
     committed = finish.committed
     if not isinstance(committed, Committed):
         raise InterruptedTransferError("the copy ended before it was committed")
@@ -167,6 +169,7 @@ def _copied(
         counts=progress.snapshot(),
         seconds=time.monotonic() - began,
         untouched_tail=everything.target.size - source.size,
+        sampled=sampled,
     )
 
 
@@ -177,7 +180,8 @@ def _run(
     everything: OpenedTarget,
     progress: Progress,
     reporters: list[Reporter],
-) -> tuple[Finish, SendPlan]:
+) -> tuple[Finish, SendPlan, str]:
+    """Run both sessions; return the end, what was sent, and why only samples told of the base."""
     plan = planned(what, source)
     progress.size, progress.total = source.size, plan.opening.total
     progress.covered = progress.data = progress.zeros = progress.frames = 0
@@ -227,4 +231,4 @@ def _run(
             raise
         # What has arrived is made durable, so that the next run continues from there.
         raise applying.given_up(engine.errors) from error
-    return finish, plan
+    return finish, plan, applying.sampled

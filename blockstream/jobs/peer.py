@@ -34,6 +34,7 @@ from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.linux.meeting import MOST_STREAMS
 from blockstream.locations import Remote, Way, open_link, open_links, round_trip
 from blockstream.pipeline.progress import Progress
+from blockstream.words import OURS
 from blockstream_protocol import IDLE_SECONDS, Committed
 
 _FIRST_PAUSE_SECONDS = 1.0
@@ -42,7 +43,6 @@ _LONGEST_PAUSE_SECONDS = 30.0
 LOCK_WAIT_SECONDS = IDLE_SECONDS - 15.0
 # Windows are about 2 MiB: with one stream for each 12.5 ms a line of 1 Gbit/s is full.
 _SECONDS_A_STREAM = 0.0125
-_OURS = "blockstream: "
 _COMMAND_NOT_FOUND = 127
 _NO_CONNECTION = 255  # of the system's ssh, and of ours
 # What the system's ssh says before its 255 that no other attempt would change.
@@ -157,11 +157,19 @@ class Push:
         with connected(self._where, words, self._options, self._patience) as links:
             lanes = [link.to_peer for link in links]
             try:
-                return self._sending.over(links[0].from_peer, *lanes, name=links[0].name)
+                committed = self._sending.over(links[0].from_peer, *lanes, name=links[0].name)
             except (ConnectionLostError, OutcomeUnknownError) as error:
                 raise explained(error, links, greeted=self._sending.greeted) from error
             finally:
                 self._patience.connected |= self._sending.greeted
+            self._pass_on(links[0])
+            return committed
+
+    def _pass_on(self, link: Link) -> None:
+        """Pass on what our program there has to say, although all went well."""
+        for line in link.ended()[1].splitlines():
+            if line.startswith(OURS):
+                self._options.tell(f"{link.name}: {line.removeprefix(OURS)}")
 
 
 @contextlib.contextmanager
@@ -420,7 +428,7 @@ def explained(error: BlockstreamError, links: Sequence[Link], *, greeted: bool) 
         return AuthenticationError(words)
     if status == AuthenticationError.exit_status or any(text in words for text in _DENIED):
         return AuthenticationError(f"{link.name} let us not in{said}; nothing was sent")
-    ours = words.removeprefix(_OURS)
+    ours = words.removeprefix(OURS)
     if ours != words:
         # It was blockstream itself that ended, and said why.
         kinds = (kind for kind in BlockstreamError.__subclasses__() if kind.exit_status == status)

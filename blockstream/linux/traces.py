@@ -2,7 +2,7 @@
 
 Of a block device it counts them, for as long as the host runs and the device is attached. Of a file
 it keeps the time of the last one. A loop device's own counters say nothing of writes into the file
-that it lies on, so that is looked at instead.
+that it lies on, so that is looked at instead. Writes to what a logical volume lies on pass it by.
 """
 
 import json
@@ -81,7 +81,8 @@ def _trace_of(fd: int) -> Trace:
     info = os.fstat(fd)
     if stat.S_ISREG(info.st_mode):
         return _file_trace(fd)
-    backing = read_path(sysfs_node(info.st_rdev) / "loop/backing_file")
+    node = sysfs_node(info.st_rdev)
+    backing = read_path(node / "loop/backing_file") or read_path(node.parent / "loop/backing_file")
     if not backing:
         return _device_trace(fd, info.st_rdev)
     try:

@@ -11,6 +11,7 @@ import pytest
 
 from blockstream.errors import TargetError
 from blockstream.interfaces import Target
+from blockstream.linux.traces import Verdict, compared
 from blockstream.targets.disk import DiskTarget
 from tests.contracts.disks import DISKS, Disk, Maker, in_empty_file, open_descriptors
 
@@ -182,3 +183,23 @@ def test_an_empty_disk_is_one_too(tmp_path: Path) -> None:
         write(target)
         target.zero(0, 0)
         assert whole(target) == b""
+
+
+def test_what_was_written_is_whole_and_leaves_a_trace(disk: Disk, target: Target) -> None:
+    target.begin()
+    write(target, (0, b"x" * 4096), (8192, b"y" * 4096))
+    target.zero(4096, 4096)
+    target.flush()
+    target.check_whole()
+    before = target.trace()
+    assert compared(before, target.trace()).verdict is Verdict.UNTOUCHED
+    write(target, (0, b"z" * 4096))
+    assert compared(before, target.trace()).verdict is Verdict.WRITTEN
+
+
+def test_the_trace_is_the_same_when_it_is_opened_again(disk: Disk) -> None:
+    with closing(DiskTarget(disk.path)) as target:
+        before = target.trace()
+    with closing(DiskTarget(disk.path)) as target:
+        target.read_medium(0, 4096)
+        assert compared(before, target.trace()).verdict is Verdict.UNTOUCHED

@@ -1,6 +1,7 @@
 """What the commands promise, kept by real processes on real files."""
 
 import fcntl
+import itertools
 import json
 import os
 import signal
@@ -8,12 +9,14 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from blockstream.linux.streams import PIPE_BYTES
+from blockstream.pipeline.samples import sampled_ranges
 from blockstream_protocol import FrameType
 from tests.end_to_end.hosts import (
     COMMAND,
@@ -24,6 +27,7 @@ from tests.end_to_end.hosts import (
     altered,
     content,
     count_messages,
+    failing_at,
     wait_until,
 )
 
@@ -174,7 +178,140 @@ def test_target_that_was_written_behind_our_back_is_refused(host: Host) -> None:
     before = copy.read_bytes()
     ended = host.run("recv", copy, data=host.stream(*words))
     assert (ended.status, "was written since its last commit" in ended.err) == (10, True)
+    assert "send a full copy; or `send --check-base`, which reads all of it" in ended.err
     assert copy.read_bytes() == before
+
+
+def unsampled(size: int) -> int:
+    """Return the offset of a block that no sample has."""
+    ranges = sorted(sampled_ranges(size))
+    ends = itertools.accumulate((offset + length for offset, length in ranges), max)
+    gaps = zip(ends, (offset for offset, _ in ranges[1:]), strict=False)
+    return next(end for end, start in gaps if end + 4096 <= start)
+
+
+LARGE = 24 << 20
+
+
+def large_increment(host: Host) -> tuple[Path, list[str | Path]]:
+    """Copy a disk, and change a block of it at its begin; return the copy, and what to send."""
+    disk, copy = host.disk("disk", LARGE), host.folder / "copy"
+    assert host.run("send", disk, copy, "--create", "--goal", "A").status == 0
+    new = host.folder / "new"
+    new.write_bytes(b"n" * 4096 + disk.read_bytes()[4096:])
+    changes = host.list_changes("changes", new, disk)
+    return copy, [new, "--base", "A", "--goal", "B", "--extents", changes]
+
+
+@pytest.mark.slow
+def test_a_single_block_written_behind_our_back_is_refused(host: Host) -> None:
+    """Samples miss it: 22 of 24 were accepted."""
+    copy, words = large_increment(host)
+    with copy.open("r+b") as file:
+        file.seek(unsampled(LARGE))
+        file.write(b"w" * 512)
+    before = copy.read_bytes()
+    ended = host.run("send", *words, copy)
+    assert ended.status == 10, ended.err
+    assert "its file was written at another time than ours" in ended.err
+    checked = host.run("send", *words, copy, "--check-base")
+    assert checked.status == 10, checked.err
+    assert f"differs from the source at offset {unsampled(LARGE)}" in checked.err
+    assert copy.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_target_that_is_the_base_all_the_same_is_taken_after_a_look_at_all_of_it(
+    host: Host,
+) -> None:
+    """What the increment writes may differ."""
+    copy, words = large_increment(host)
+    with copy.open("r+b") as file:
+        file.write(b"half" * 100)
+        file.seek(unsampled(LARGE))
+        same = file.read(512)
+        file.seek(unsampled(LARGE))
+        file.write(same)
+    assert host.run("send", *words, copy).status == 10
+    ended = host.run("send", *words, copy, "--check-base")
+    assert ended.status == 0, ended.err
+    assert f"{copy} holds the base: all that is not sent was read, and is equal" in ended.err
+    assert copy.read_bytes() == Path(words[0]).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("written", [False, True])
+def test_where_only_samples_can_tell_that_is_said(host: Host, *, written: bool) -> None:
+    copy, words = large_increment(host)
+    copy.chmod(0o640)
+    if written:
+        with copy.open("r+b") as file:
+            file.seek(LARGE - 512)
+            file.write(b"w")
+    ended = host.run("send", *words, copy)
+    if written:
+        assert ended.status == 10, ended.err
+        return
+    assert ended.status == 0, ended.err
+    assert (
+        f"{copy} was compared with its base by samples alone, because its file was renamed, or "
+        "given to somebody else; --check-base reads all of it"
+    ) in ended.err
+    assert copy.read_bytes() == Path(words[0]).read_bytes()
+
+
+def test_a_base_that_nobody_touched_is_not_doubted(host: Host) -> None:
+    copy, words = large_increment(host)
+    ended = host.run("send", *words, copy)
+    assert ended.status == 0, ended.err
+    assert "by samples alone" not in ended.err
+
+
+def test_check_base_is_for_an_increment_onto_a_disk_that_is_there(host: Host) -> None:
+    copy, words = large_increment(host)
+    for wrong in (
+        [words[0], copy, "--check-base"],
+        [*words, "--check-base"],
+        [*words, copy, "--check-base", "-n"],
+        [*words, copy, "--check-base", "--create"],
+        [*words, f"dir:{host.folder}/vm", "--check-base"],
+        [*words, "lab::vm", "--check-base"],
+    ):
+        ended = host.run("send", *wrong)
+        assert ended.status == 2, (wrong, ended.err)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda copy: os.truncate(copy, 100_000), "it has 100000 bytes now"),
+        (lambda copy: copy.rename(copy.with_name("kept")), "is no name of it any more"),
+        (lambda copy: copy.with_name("other").hardlink_to(copy), "has 2 names now"),
+    ],
+    ids=["truncated", "renamed", "linked"],
+)
+def test_a_target_that_is_changed_in_mid_write_is_not_committed(
+    host: Host, change: Callable[[Path], object], said: str
+) -> None:
+    """It ended with 0, and was "already committed" ever after."""
+    disk, copy = host.disk("disk"), host.blank("copy", 300_000)
+    stopped = host.start(
+        ["send", disk, copy, "--goal", "A"],
+        environment=failing_at("recv.after_write:1:stop"),
+    )
+    wait_until(stopped.stopped)
+    change(copy)
+    stopped.signal(signal.SIGCONT)
+    ended = stopped.wait()
+    assert (ended.status, said in ended.err) == (13, True), ended.err
+    assert "is not what was written" in ended.err
+    if copy.exists():
+        assert not host.holds(copy, "A")
+        if copy.stat().st_size == 300_000:
+            again = host.run("send", disk, copy)
+            assert again.status == 0, again.err
+            assert copy.read_bytes() == disk.read_bytes()
 
 
 @pytest.mark.slow

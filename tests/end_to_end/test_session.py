@@ -45,6 +45,54 @@ def test_whole_and_changes_are_committed_there_and_the_base_advances(
 
 
 @pytest.mark.slow
+def test_what_the_receiver_knows_by_samples_alone_is_said_here(host: Host, way: list[str]) -> None:
+    disk, copy = host.disk("disk"), host.folder / "copy"
+    ended = host.run("send", disk, f"lab:{copy}", "--create", "--goal", "A", *way)
+    assert ended.status == 0, ended.err
+    new = host.changed("new", disk)
+    changes = host.list_changes("changes", new, disk)
+    words: list[str | Path] = [new, "--base", "A", "--goal", "B", "--extents", changes]
+    copy.chmod(0o640)
+    ended = host.run("send", *words, f"lab:{copy}", *way)
+    assert ended.status == 0, ended.err
+    assert f"{copy} was compared with its base by samples alone, because" in ended.err
+    assert copy.read_bytes() == new.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("differs", [False, True])
+def test_a_base_there_is_read_where_somebody_may_have_written(
+    host: Host, way: list[str], *, differs: bool
+) -> None:
+    """Only digests travel; of a block of 64 KiB that is changed in part, the rest goes as well."""
+    size = 3 * MIB + 4096
+    disk, copy = host.disk("disk", size), host.folder / "copy"
+    ended = host.run("send", disk, f"lab:{copy}", "--create", "--goal", "A", *way)
+    assert ended.status == 0, ended.err
+    new = host.folder / "new"
+    content = bytearray(disk.read_bytes())
+    content[MIB : MIB + 4096] = b"n" * 4096
+    content[-512:] = b"e" * 512
+    new.write_bytes(content)
+    changes = host.list_changes("changes", new, disk)
+    with copy.open("r+b") as file:
+        file.seek(2 * MIB if differs else MIB + 8192)  # beside the change, in its block
+        file.write(b"w" * 512)
+    words: list[str | Path] = [new, "--base", "A", "--goal", "B", "--extents", changes]
+    refused = host.run("send", *words, f"lab:{copy}", *way)
+    assert refused.status == 10, refused.err
+    assert "`send --check-base`" in refused.err
+    ended = host.run("send", *words, f"lab:{copy}", "--check-base", *way)
+    if differs:
+        assert ended.status == 10, ended.err
+        assert f"differs from the source at offset {2 * MIB}" in ended.err
+    else:
+        assert ended.status == 0, ended.err
+        assert "holds the base: all that is not sent was read" in ended.err
+        assert copy.read_bytes() == new.read_bytes()
+
+
+@pytest.mark.slow
 def test_a_disk_is_fetched(host: Host, way: list[str]) -> None:
     disk, copy = host.disk("disk", 3 * MIB), host.folder / "copy"
     ended = host.run("send", f"lab:{disk}", copy, "--create", "--goal", "A", *way)

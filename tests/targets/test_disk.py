@@ -6,7 +6,7 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ def test_a_file_among_the_devices_is_not_made_on_demand_either() -> None:
 
 def test_what_is_no_disk_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    refuse(tmp_path, "Is a directory")
+    refuse(tmp_path, "neither a block device nor a regular file")
     refuse(tmp_path / "fifo", "neither a block device nor a regular file")
     refuse("/dev/null", "neither a block device nor a regular file")
 
@@ -472,3 +472,138 @@ def test_a_lock_ends_with_the_process_that_held_it(image: Path) -> None:
     text = f"from blockstream.targets.disk import DiskTarget; DiskTarget({str(image)!r})"
     subprocess.run([sys.executable, "-c", text], check=True)  # noqa: S603
     DiskTarget(str(image)).close()
+
+
+# Somebody changes it meanwhile.
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Path:
+    """Return a file of somebody else's, at which a name is made to point."""
+    path = tmp_path / "victim"
+    path.write_bytes(b"v" * 8 * MIB)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["link", "file", "fifo"])
+@pytest.mark.parametrize("moment", range(8))
+def test_a_name_that_is_exchanged_between_two_looks_is_refused_or_was_never_followed(
+    image: Path, victim: Path, monkeypatch: pytest.MonkeyPatch, kind: str, moment: int
+) -> None:
+    """Root's other file was overwritten."""
+    calls = 0
+    system = {name: getattr(os, name) for name in ("open", "fstat", "stat", "lstat")}
+
+    def exchanging(name: str) -> Any:
+        def call(*words: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == moment + 1:
+                image.rename(image.with_name("kept"))
+                if kind == "link":
+                    image.symlink_to(victim)
+                elif kind == "fifo":
+                    os.mkfifo(image)
+                else:
+                    image.write_bytes(victim.read_bytes())
+            return system[name](*words, **options)
+
+        return call
+
+    with monkeypatch.context() as patched:
+        for name in system:
+            patched.setattr(os, name, exchanging(name))
+        try:
+            target = DiskTarget(str(image))
+        except RefusedError as error:
+            assert UNTOUCHED in str(error)  # noqa: PT017  # or it may be taken
+            return
+    # Exchanged before the first look, or after the last.
+    with closing(target):
+        held = os.fstat(target._fd)
+        assert held.st_ino != victim.stat().st_ino
+        if calls <= moment or not os.path.samestat(held, image.lstat()):
+            target.write_from([0], [4096], memoryview(bytes(4096)))
+        if not os.path.samestat(held, image.lstat()):
+            with pytest.raises(RefusedError, match=UNTOUCHED):
+                target.begin()
+    assert victim.read_bytes() == b"v" * 8 * MIB
+
+
+def changed_name(image: Path) -> None:
+    image.rename(image.with_name("kept"))
+    image.write_bytes(b"\xff" * 8 * MIB)
+
+
+def linked(image: Path) -> None:
+    image.with_name("other").hardlink_to(image)
+
+
+def holed(image: Path) -> None:
+    with image.open("r+b") as file:
+        block.punch_hole(file.fileno(), 2 * MIB, 4096)
+
+
+def freed(image: Path) -> None:
+    os.truncate(image, 0)
+    os.truncate(image, 8 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (changed_name, "stands for another disk"),
+        (Path.unlink, "is no name of it any more"),
+        (lambda image: os.truncate(image, 5 * MIB), "it has 5242880 bytes now"),
+        (lambda image: os.truncate(image, 9 * MIB), "it has 9437184 bytes now"),
+        (linked, "the file has 2 names now"),
+        (holed, "there is a hole at offset 2097152"),
+        (freed, "there is a hole at offset 1048576"),
+    ],
+)
+def test_a_target_that_somebody_changed_meanwhile_is_not_whole(
+    image: Path, change: Callable[[Path], object], said: str
+) -> None:
+    with closing(DiskTarget(str(image))) as target:
+        target.begin()
+        data = memoryview(b"d" * MIB)
+        target.write_from([4 * MIB], [MIB], data)
+        target.write_from([MIB], [MIB], data)
+        target.write_from([2 * MIB], [MIB], data)
+        target.flush()
+        target.check_whole()
+        change(image)
+        with pytest.raises(TargetError, match=said) as caught:
+            target.check_whole()
+        assert "marked DIRTY" in str(caught.value)
+
+
+def test_a_hole_is_no_loss_where_no_data_was_written(image: Path) -> None:
+    with closing(DiskTarget(str(image))) as target:
+        target.write_from([0], [MIB], memoryview(b"d" * MIB))
+        target.begin()  # another transfer
+        target.zero(0, 2 * MIB)
+        target.write_from([2 * MIB], [MIB], memoryview(b"d" * MIB))
+        target.write_from([7 * MIB], [MIB], memoryview(b"d" * MIB))
+        target.zero(4 * MIB, MIB)
+        target.flush()
+        target.check_whole()
+
+
+@pytest.mark.root
+def test_a_device_that_got_another_size_or_name_is_not_whole(image: Path, tmp_path: Path) -> None:
+    with loop_device(image) as device:
+        name = tmp_path / "by-id"
+        name.symlink_to(device)
+        with closing(DiskTarget(str(name))) as target:
+            target.check_whole()
+            with image.open("ab") as file:
+                file.write(bytes(MIB))
+            run("losetup", "--set-capacity", device)
+            with pytest.raises(TargetError, match="it has 9437184 bytes now, and had 8388608"):
+                target.check_whole()
+        with closing(DiskTarget(str(name))) as target:
+            name.unlink()
+            name.symlink_to("/dev/null")
+            with pytest.raises(TargetError, match="stands for something else"):
+                target.check_whole()
