@@ -9,17 +9,26 @@ import json
 import os
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from blockstream.linux.block import diskseq_of, read_path, read_text, sysfs_node
+from blockstream.linux.block import (
+    diskseq_of,
+    logical_block_of,
+    read_path,
+    read_text,
+    sysfs_node,
+)
+from blockstream.linux.buffers import aligned_buffer
 
-# Fields of /sys/block/*/stat, from 0: writes, sectors written, discards, sectors discarded.
-_FIELDS = (4, 6, 11, 13)
-_NAMES = ("writes", "sectors written", "discards", "sectors discarded")
+# Fields of /sys/block/*/stat, from 0.
+_MOST_FIELDS = 17
+_READS = 0
+_SECTORS = (6, 13)  # not their writes: a flush, our own as well, is one of no sectors
+_NAMES = ("sectors written", "sectors discarded")
 _LOOKS = 5  # until counters of several devices are of one moment
 _LONGEST_TICK_SECONDS = 0.05
 _CLOCK_REALTIME_COARSE = 5  # linux/time.h; Python has no name for it
@@ -128,45 +137,69 @@ def _compared_files(before: Trace, after: Trace) -> Compared:
 
 
 def _device_trace(fd: int, device: int) -> Trace:
-    boot = read_text(Path("/proc/sys/kernel/random/boot_id"))
     node = sysfs_node(device)
-    for _ in range(_LOOKS):
-        counts = _counts(node)
-        if counts == _counts(node):
-            break
-    else:
-        return {}  # its neighbours on the same disk are written all the time
-    if not counts:
+    watched = [node, *_alone_below(node)]
+    if not _are_counted(watched, lambda: _read_block(fd)):
         return {}
-    return {"kind": "device", "life": f"{boot}:{diskseq_of(fd)}", "counts": counts}
+    boot = read_text(Path("/proc/sys/kernel/random/boot_id"))
+    for _ in range(_LOOKS):
+        counts = _counts(watched)
+        if counts == _counts(watched):
+            return {"kind": "device", "life": f"{boot}:{diskseq_of(fd)}", "counts": counts}
+    return {}  # its neighbours on the same disk are written all the time
 
 
-def _counts(node: Path) -> dict[str, list[int]]:
-    """Return the counters that a write to a device changes; none if they are switched off.
+def _are_counted(nodes: Sequence[Path], read: Callable[[], None]) -> bool:
+    """Tell whether the kernel counts what goes through devices, by reading something.
+
+    `queue/iostats` does not tell: device mapper counts although it says 0 there.
+    """
+    before = [_fields(node)[_READS] for node in nodes]
+    read()
+    return all(_fields(node)[_READS] > count for node, count in zip(nodes, before, strict=True))
+
+
+def _read_block(fd: int) -> None:
+    """Read the first block of a device past the cache."""
+    with suppress(OSError):
+        direct = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+        try:
+            os.preadv(direct, [aligned_buffer(logical_block_of(fd))], 0)
+        finally:
+            os.close(direct)
+
+
+def _counts(watched: Sequence[Path]) -> dict[str, list[int]]:
+    """Return the counters that a write to a device changes.
 
     Whoever writes into a partition through its disk leaves that only in the disk's counters: what
     these have more than all partitions together.
+
+    Args:
+        watched: The device, and those on which it lies alone.
     """
-    disk = node.parent if (node / "partition").exists() else node
-    if read_text(disk / "queue/iostats") != "1":
-        return {}
-    found = {"": _counters(node)}
-    if disk != node:
-        parts = sorted(path.parent for path in disk.glob("*/partition"))
+    node, *below = watched
+    found = {"": _counters(node)} | {each.name: _counters(each) for each in below}
+    if (node / "partition").exists():
+        parts = sorted(path.parent for path in node.parent.glob("*/partition"))
         sums = [sum(each) for each in zip(*map(_counters, parts), strict=True)]
-        around = [whole - part for whole, part in zip(_counters(disk), sums, strict=True)]
-        found[" ".join(path.name for path in parts)] = around
-    for below in _alone_below(node):
-        if read_text(below / "queue/iostats") != "1":
-            return {}
-        found[below.name] = _counters(below)
+        whole = _counters(node.parent)
+        found[" ".join(path.name for path in parts)] = [
+            one - other for one, other in zip(whole, sums, strict=True)
+        ]
     return found
 
 
 def _counters(node: Path) -> list[int]:
     """Return a device's counters; of a kernel that does not count discards, 0 for these."""
-    words = read_text(node / "stat").split()
-    return [int(words[at]) if at < len(words) else 0 for at in _FIELDS]
+    words = _fields(node)
+    return [words[at] for at in _SECTORS]
+
+
+def _fields(node: Path) -> list[int]:
+    """Return what the kernel counts of a device."""
+    words = [int(word) for word in read_text(node / "stat").split()]
+    return words + [0] * (_MOST_FIELDS - len(words))
 
 
 def _alone_below(node: Path) -> list[Path]:

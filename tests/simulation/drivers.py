@@ -123,7 +123,7 @@ def evidence_of(disk: Disk, *, traced: bool) -> Evidence:
     """
     if not traced:
         return Evidence(blake3(disk.medium()).hexdigest())
-    counts = {"": [disk.counted, 0, 0, 0]}
+    counts = {"": [disk.counted, 0]}
     return Evidence("00" * 32, json.dumps({"kind": "device", "life": "boot:1", "counts": counts}))
 
 
