@@ -214,7 +214,9 @@ def command(  # one an option
         if receipt_seconds or resume or dry_run or compare:
             raise UsageError(f"--require-receipt, --resume, --compare and -n {_NO_EFFECT}")
         words = _words(base=base, goal=goal, extents=extents, compress=compress, bwlimit=bwlimit)
-        words += _words(**{name: options[name] for name in ("since", "snapshot_size")})
+        words += _words(
+            **{name: options[name] for name in ("since", "snapshot_size", "on_lost_base")}
+        )
         words += [f"--{name}" for name in ("quiesced", "rotate") if options[name]]
         _fetch(from_host, words, where, options, voice)
         return

@@ -6,14 +6,21 @@ from typing import Any, TypeVar
 import click
 
 from blockstream.cli.options import parse_size
+from blockstream.errors import UsageError
 from blockstream.jobs.snapshots import SnapshotWish
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def with_snapshot_options(function: F) -> F:
-    """Add --since, --quiesced, --rotate and --snapshot-size."""
+    """Add what says how a logical volume is read."""
     for option in (
+        click.option(
+            "--on-lost-base",
+            type=click.Choice(["full", "fail"]),
+            help="What `--since last` does where the snapshot that was kept has overflowed: send "
+            "all, or nothing. [default: full]",
+        ),
         click.option(
             "--snapshot-size",
             default="",
@@ -75,4 +82,11 @@ def wish_of(options: Mapping[str, Any], target: str) -> SnapshotWish:
         target=target,
         delta=options["delta"],
         outside=options["allow_outside"],
+        base_or_nothing=_base_or_nothing(options),
     )
+
+
+def _base_or_nothing(options: Mapping[str, Any]) -> bool:
+    if options["on_lost_base"] and options["since"] != "last":
+        raise UsageError("--on-lost-base is for --since last")
+    return bool(options["on_lost_base"] == "fail")

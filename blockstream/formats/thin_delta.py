@@ -15,11 +15,11 @@ _CHUNK_SECTORS: Final = 2097152
 _NUMBER: Final = re.compile(r"[0-9]{1,19}")
 _SLICE_BYTES: Final = 1 << 20
 
-# A chunk that only the left side maps has been discarded: it reads as zeros.
+# A chunk that only the left side maps has been discarded. What it reads as, the list does not say.
 _ENTRIES: Final[dict[str, int]] = {
     "different": Kind.DATA,
     "right_only": Kind.DATA,
-    "left_only": Kind.ZERO,
+    "left_only": Kind.DATA,
     "same": NOTHING,
 }
 # Which elements may stand in which.
@@ -31,16 +31,19 @@ _CHILDREN: Final[dict[str, frozenset[str]]] = {
 _PLAIN: Final = "run thin_delta without --verbose (thin_dump is another list)"
 
 
-def read(data: bytes, size: int) -> ExtentList:
+def read(data: bytes, size: int, *, unmapped: Kind = Kind.DATA) -> ExtentList:
     """Parse it.
 
-    On a volume with an external origin a chunk that was discarded shows the origin again, and is
-    not zero: there, its ranges must be read from the device.
+    Args:
+        data: The XML.
+        size: Bytes of the device.
+        unmapped: What a chunk is that was discarded: ZERO only where it is known to read as zeros.
+            With an external origin, it shows that again.
 
     Raises:
         ExtentListError: If it is not that, or not of this device.
     """
-    reader = _Reader(size)
+    reader = _Reader(size, unmapped)
     # Named, so that a declaration in the document cannot choose a codec.
     parser = expat.ParserCreate("utf-8")
     # Without a DOCTYPE there are no entities to declare, hence none that expand without end.
@@ -61,8 +64,9 @@ def read(data: bytes, size: int) -> ExtentList:
 class _Reader:
     """Takes the elements as they come."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, unmapped: Kind) -> None:
         self.rows = Rows("thin_delta")
+        self._kinds = _ENTRIES | {"left_only": unmapped}
         self._size = size
         self._chunk = 0  # bytes
         self._open = [""]
@@ -102,7 +106,7 @@ class _Reader:
     def _add(self, name: str, attributes: dict[str, str]) -> None:
         begin = self._number(attributes, "begin") * self._chunk
         length = self._number(attributes, "length") * self._chunk
-        self.rows.add(begin, length, _ENTRIES[name])
+        self.rows.add(begin, length, self._kinds[name])
 
     def _number(self, attributes: dict[str, str], name: str) -> int:
         text = attributes.get(name)

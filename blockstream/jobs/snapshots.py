@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from blockstream.errors import (
     NotFoundError,
     OutcomeUnknownError,
     RefusedError,
+    SnapshotInvalidError,
     SourceError,
     UsageError,
 )
@@ -37,7 +39,8 @@ from blockstream.linux.lvm import Volume
 from blockstream.linux.state_directory import make_directory
 from blockstream.locations import is_nbd, open_export, open_source, vmdk_path
 from blockstream.sources.volume import VolumeSource, changed_since, flush
-from blockstream_protocol import DEVICE_BYTES
+from blockstream.words import duration_text
+from blockstream_protocol import DEVICE_BYTES, Kind
 
 _PREFIX = "blockstream_"
 _OURS = re.compile(r"blockstream_([0-9a-f]{8})_(\d+)")
@@ -61,6 +64,8 @@ class SnapshotWish:
         target: Where it goes, so that each target has a snapshot of its own.
         delta: Of a VMDK, only what it holds itself, without its parents.
         outside: Follow names in a VMDK that lead out of its folder.
+        base_or_nothing: Where the snapshot that was kept has overflowed, send nothing rather than
+            all.
     """
 
     since: str = ""
@@ -70,6 +75,7 @@ class SnapshotWish:
     target: str = ""
     delta: bool = False
     outside: bool = False
+    base_or_nothing: bool = False
 
     @property
     def is_plain(self) -> bool:
@@ -189,12 +195,14 @@ def _itself(
     """Read the volume itself, which nobody writes."""
     with lvm.activated(volume) as active:
         last = remembered(request.state_dir, ident_of(volume, wish.target))
-        older = _since(active, wish, last) if wish.since else None
+        notes = list[str]()
+        older = _since(active, wish, last, notes) if wish.since else None
         if older is not None:
             flush(active)
         changes = changes_between(older, active, request.state_dir) if older else None
         watched = [older] if older is not None else []
         with contextlib.closing(VolumeSource(active, depends_on=watched)) as source:
+            source.warnings += notes
             goal = request.goal or (active.uuid if source.immutable else "")
             base = older.uuid if older is not None else request.base
             yield source, replace(request, base=base, goal=goal, changes=changes)
@@ -226,16 +234,24 @@ def _fresh(
     """Read a snapshot that is made for it, or was, when the transfer was begun."""
     ident = ident_of(volume, wish.target)
     with _locked(request.state_dir, ident) as memory:
-        older = _since(volume, wish, memory.last) if wish.since else None
-        ours, stale = _unfinished(volume, ident, older, memory.last)
+        notes = list[str]()
+        older = _since(volume, wish, memory.last, notes) if wish.since else None
+        ours, stale = _unfinished(volume, ident, older, memory.last, notes)
         made = False
         if ours is None:
             ours, made = make_ours(volume, ident, wish.store), True
+        else:
+            notes.append(
+                f"this goes on with {ours}, which an earlier run made "
+                f"{duration_text(max(0.0, time.time() - ours.created))} ago: what was written to "
+                f"{volume} since is not sent"
+            )
         try:
             with lvm.activated(ours) as snapshot:
                 changes = changes_between(older, snapshot, request.state_dir) if older else None
                 watched = [older] if older is not None else []
                 with contextlib.closing(VolumeSource(snapshot, depends_on=watched)) as source:
+                    source.warnings += notes
                     yield (
                         source,
                         replace(
@@ -353,7 +369,8 @@ def changes_between(older: Volume, newer: Volume, state_dir: Path) -> ExtentList
     pool = lvm.find(older.group, older.pool)
     with lvm.metadata_reserved(pool, state_dir / "lvm"):
         text = lvm.thin_delta(pool, older, newer)
-    return thin_delta.read(text, newer.size)
+    unmapped = Kind.DATA if lvm.shows_external_origin(newer) else Kind.ZERO
+    return thin_delta.read(text, newer.size, unmapped=unmapped)
 
 
 def remembered(state_dir: Path, ident: str) -> str:
@@ -364,20 +381,26 @@ def remembered(state_dir: Path, ident: str) -> str:
         return ""
 
 
-def _since(volume: Volume, wish: SnapshotWish, last: str) -> Volume | None:
-    """Return the snapshot that the changes are counted from; None for a first whole copy.
+def _since(volume: Volume, wish: SnapshotWish, last: str, notes: list[str]) -> Volume | None:
+    """Return the snapshot that the changes are counted from; None for a whole copy.
+
+    Args:
+        volume: What is sent.
+        wish: What was asked for.
+        last: Uuid of the snapshot that the target held last.
+        notes: What people should know is added.
 
     Raises:
         NotFoundError: If there is none of that name.
         RefusedError: If it is none of this volume.
-        SnapshotInvalidError: If it is not valid.
+        SnapshotInvalidError: If it is not valid, and nothing is to be sent then.
     """
     if wish.since != "last":
         return lvm.of_origin(volume, wish.since)
     ident = ident_of(volume, wish.target)
     for each in lvm.volumes(volume.group):
         if each.origin == volume.name and is_ours(each, ident) and each.uuid == last:
-            return each
+            return None if each.is_invalid and _lost(each, wish, notes) else each
     if not wish.rotate:
         raise NotFoundError(
             f"no snapshot of {volume} was kept for this target; nothing was sent; --rotate keeps "
@@ -386,12 +409,32 @@ def _since(volume: Volume, wish: SnapshotWish, last: str) -> Volume | None:
     return None
 
 
+def _lost(kept: Volume, wish: SnapshotWish, notes: list[str]) -> bool:
+    """Give up a snapshot that overflowed since the last time: all is sent again.
+
+    Raises:
+        SnapshotInvalidError: If nothing is to be sent then.
+    """
+    text = f"{kept}, which was kept for the next time, has overflowed"
+    if wish.base_or_nothing:
+        raise SnapshotInvalidError(
+            f"{text}, so nothing is known of what changed; nothing was sent; without "
+            "--on-lost-base fail all is sent again; --snapshot-size gives the next one more room"
+        )
+    stays = _not_removed([kept])
+    gone = f"cannot be removed ({stays[kept]})" if stays else "was removed"
+    notes.append(
+        f"{text}, and {gone}: all is sent again; --snapshot-size gives the next one more room"
+    )
+    return True
+
+
 def _unfinished(
-    volume: Volume, ident: str, older: Volume | None, last: str
+    volume: Volume, ident: str, older: Volume | None, last: str, notes: list[str]
 ) -> tuple[Volume | None, list[Volume]]:
     """Return the snapshot that an unfinished transfer was made from.
 
-    Others of it are removed; those for which that fails are returned, too.
+    Others of it are removed, which is noted; those for which that fails are returned, too.
     """
     found = [
         each
@@ -400,14 +443,26 @@ def _unfinished(
     ]
     found = [each for each in found if older is None or each.uuid != older.uuid]
     useful, stale = None, []
-    reached = number_of(older) if older is not None and is_ours(older, ident) else 0
     for each in sorted(found, key=number_of):
         # One from before the base would lead back in time.
-        if each.is_invalid or each.uuid == last or number_of(each) < reached:
+        early = older is not None and not _lies_after(each, older, ident)
+        if each.is_invalid or each.uuid == last or early:
             stale.append(each)
         else:
             useful = each
+        if early and each.uuid != last:
+            notes.append(f"{each}, which an earlier run left, is older than {older}: not used")
     return useful, list(_not_removed(stale))
+
+
+def _lies_after(kept: Volume, older: Volume, ident: str) -> bool:
+    """Tell whether a snapshot of ours was made after the base, by LVM's own order.
+
+    Of two in the same second our numbers tell, if both are ours; else it is not certain.
+    """
+    if not older.is_thin and kept.created == older.created:
+        return is_ours(older, ident) and number_of(kept) > number_of(older)
+    return kept.lies_after(older)
 
 
 def make_ours(volume: Volume, ident: str, store: int = 0) -> Volume:

@@ -20,7 +20,7 @@ from blockstream.linux.block import read_text
 _FIELDS = (
     *("vg_name", "lv_name", "lv_uuid", "lv_attr", "lv_size", "lv_path", "lv_dm_path", "lv_tags"),
     *("origin", "origin_size", "chunk_size", "snap_percent", "pool_lv", "thin_id"),
-    *("lv_merging", "lv_suspended"),
+    *("lv_merging", "lv_suspended", "lv_time", "transaction_id"),
 )
 _SECONDS = 60.0
 _NAME = re.compile(r"[A-Za-z0-9+_.][A-Za-z0-9+_.-]*")
@@ -48,6 +48,8 @@ class Volume:
         dm_path: The path below /dev/mapper.
         path: The path below /dev.
         tags: Its tags.
+        created: When it was made, in seconds since 1970.
+        transaction: Of a thin volume, the change of its pool that made it; else 0.
     """
 
     group: str
@@ -66,6 +68,8 @@ class Volume:
     dm_path: str
     path: str
     tags: frozenset[str]
+    created: int
+    transaction: int
 
     def __str__(self) -> str:
         return f"{self.group}/{self.name}"
@@ -100,6 +104,12 @@ class Volume:
         """Whether it may be written."""
         return self.attributes[1:2] == "w"
 
+    def lies_after(self, other: "Volume") -> bool:
+        """Tell whether it was made after another snapshot of the same volume, for certain."""
+        if self.is_thin and other.is_thin:
+            return self.transaction > other.transaction
+        return self.created > other.created
+
     @property
     def size(self) -> int:
         """Bytes of the disk that it shows."""
@@ -113,6 +123,7 @@ def volumes(group: str = "") -> list[Volume]:
         NotFoundError: If LVM, or the group, is not there.
     """
     words = ["lvs", "--reportformat", "json", "--units", "b", "--nosuffix", "-a"]
+    words += ["--config", 'report { time_format="%s" }']
     said = _run(*words, "-o", ",".join(_FIELDS), *([group] if group else []))
     try:
         rows = json.loads(said)["report"][0]["lv"]
@@ -198,6 +209,8 @@ def _volume(row: Mapping[str, str]) -> Volume:
         dm_path=row["lv_dm_path"].strip("[]"),
         path=row["lv_path"].strip("[]"),
         tags=frozenset(row["lv_tags"].split(",")),
+        created=_number(row["lv_time"]),
+        transaction=_number(row["transaction_id"]),
     )
 
 
@@ -312,6 +325,16 @@ def filled(snapshot: Volume) -> float:
     words = _run("dmsetup", "status", snapshot.dm_path).split()
     used, _, all_ = words[3].partition("/") if len(words) > 3 else ("", "", "")
     return 100.0 * int(used) / int(all_) if used.isdecimal() and all_.isdecimal() else 0.0
+
+
+def shows_external_origin(volume: Volume) -> bool:
+    """Tell whether a thin volume shows another one where it maps nothing; it must be active.
+
+    Raises:
+        SourceError: If there is no such device.
+    """
+    words = _run("dmsetup", "table", volume.dm_path).split()
+    return words[2:3] == ["thin"] and len(words) > 5
 
 
 def origin_merges(volume: Volume) -> bool:

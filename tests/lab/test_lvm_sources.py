@@ -356,6 +356,98 @@ def test_discarded_chunks_of_a_thin_volume_travel_as_zeros(lab: Guest) -> None:
     assert digest(lab, "/root/copy") == digest(lab, "/dev/vg/vm")
 
 
+def test_chunks_that_were_discarded_over_an_external_origin_show_it_again(lab: Guest) -> None:
+    """They went over as zeros, with status 0."""
+    make_thick(lab, "golden")
+    scribble(lab, "/dev/vg/golden", 3, 400, 65536)
+    lab.run("lvchange -qq -an vg/golden && lvchange -qq -pr vg/golden")
+    lab.run("lvcreate -qq -y -Zn -c 64k -L 100M --poolmetadatasize 4M --thinpool pool vg")
+    lab.run("lvcreate -qq -y -s --thinpool vg/pool -n vm vg/golden && lvchange -qq -ay -K vg/vm")
+    scribble(lab, "/dev/vg/vm", 1, 200, 65536)
+    snapshot(lab, "thin", "first")
+    ok(lab.blockstream("send", "vg/first", "/root/copy", "--create"))
+    lab.run("cp --sparse=always /root/copy /root/other")
+    lab.run("blkdiscard -o 4M -l 8M /dev/vg/vm")
+    listed = ok(lab.blockstream("extents", "/dev/vg/vm", "--since", "first")).out
+    assert '"zero": true' not in listed.replace("'", '"')
+    ok(lab.blockstream("send", "/dev/vg/vm", "/root/copy", "--since", "first"))
+    shown = digest(lab, "/dev/vg/vm")
+    assert digest(lab, "/root/copy") == shown
+    # A list that thin_delta wrote into a file does not say what the chunks show.
+    lab.run(
+        "dmsetup message vg-pool-tpool 0 reserve_metadata_snap; thin_delta -m --snap1 "
+        "$(lvs --noheadings -o thin_id vg/first) --snap2 $(lvs --noheadings -o thin_id vg/vm) "
+        "/dev/mapper/vg-pool_tmeta >/root/delta; s=$?; "
+        "dmsetup message vg-pool-tpool 0 release_metadata_snap; exit $s"
+    )
+    ok(lab.blockstream("adopt", "/root/other", "--id", "first"))
+    words = ("--base", "first", "--goal", "now", "--extents", "/root/delta")
+    ok(lab.blockstream("send", "/dev/vg/vm", "/root/other", *words))
+    assert digest(lab, "/root/other") == shown
+    lab.run("rm /root/other /root/delta")
+
+
+@pytest.mark.parametrize("kind", ["thick", "thin"])
+def test_a_kept_snapshot_from_before_the_base_is_not_its_goal(lab: Guest, kind: str) -> None:
+    """The target equalled nothing, with status 0."""
+    MAKERS[kind](lab)
+    scribble(lab, "/dev/vg/vm", 1, 200)
+    before = names(lab)
+    sending = stopped_at(lab, "send.before_intent", "send", "/dev/vg/vm", "/root/copy", "--create")
+    (kept,) = names(lab) - before
+    sending.signal("KILL")
+    sending.wait()
+    scribble(lab, "/dev/vg/vm", 2, 200)
+    lab.run("sleep 1")
+    snapshot(lab, kind, "later")
+    ok(lab.blockstream("send", "vg/later", "/root/copy"))
+    scribble(lab, "/dev/vg/vm", 3, 20)
+    done = ok(lab.blockstream("send", "/dev/vg/vm", "/root/copy", "--since", "later"))
+    assert f"vg/{kept}, which an earlier run left, is older than vg/later: not used" in done.err
+    assert digest(lab, "/root/copy") == digest(lab, "/dev/vg/vm")
+    assert names(lab) == before | {"later"}
+
+
+def test_who_goes_on_with_a_kept_snapshot_is_told_how_old_it_is(lab: Guest) -> None:
+    make_thick(lab)
+    before = names(lab)
+    words = ["send", "/dev/vg/vm", "/root/copy", "--create"]
+    sending = stopped_at(lab, "send.before_intent", *words)
+    (kept,) = names(lab) - before
+    sending.signal("KILL")
+    sending.wait()
+    done = ok(lab.blockstream(*words))
+    assert f"this goes on with vg/{kept}, which an earlier run made " in done.err
+    assert "what was written to vg/vm since is not sent" in done.err
+
+
+def test_a_kept_snapshot_that_overflowed_is_dropped_and_all_is_sent(lab: Guest) -> None:
+    """The same command failed for ever."""
+    make_thick(lab)
+    before = names(lab)
+    words = ["send", "/dev/vg/vm", "/root/copy", "--since", "last", "--rotate"]
+    ok(lab.blockstream(*words, "--create", "--snapshot-size", "4M"))
+    (kept,) = names(lab) - before
+    lost = uuid(lab, kept)
+    scribble(lab, "/dev/vg/vm", 2, 2000)
+    refused = lab.blockstream(*words, "--on-lost-base", "fail")
+    assert refused.status == 14, refused.err
+    assert f"vg/{kept}, which was kept for the next time, has overflowed" in refused.err
+    assert names(lab) == before | {kept}
+    done = ok(lab.blockstream(*words, "--on-lost-base", "full"))
+    assert f"vg/{kept}, which was kept for the next time, has overflowed, and was rem" in done.err
+    assert "all is sent again" in done.err
+    assert digest(lab, "/root/copy") == digest(lab, "/dev/vg/vm")
+    (new,) = names(lab) - before
+    assert uuid(lab, new) != lost
+    scribble(lab, "/dev/vg/vm", 3, 20)
+    done = ok(lab.blockstream(*words))
+    assert "overflowed" not in done.err
+    assert digest(lab, "/root/copy") == digest(lab, "/dev/vg/vm")
+    wrong = lab.blockstream("send", "/dev/vg/vm", "/root/copy", "--on-lost-base", "full")
+    assert wrong.status == 2, wrong.err
+
+
 @pytest.mark.parametrize("kind", ["thick", "thin"])
 def test_names_with_dashes_are_names(lab: Guest, kind: str) -> None:
     MAKERS[kind](lab, "my-vm--disk-1")
