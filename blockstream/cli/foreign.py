@@ -166,6 +166,13 @@ def show_foreign(found: "ForeignResult", *, as_json: bool, quiet: bool) -> None:
             f"{found.how.title}: {taken.data} bytes in {taken.records} records, "
             f"{size_text(taken.zeros)} of zeros; {checked}"
         )
+    if taken.uncompared and found.received.committed is not None:
+        raise StaleViewError(
+            f"{found.how.title} was committed as {found.received.committed.goal}, but its only "
+            f"check, the {taken.uncompared} of the whole disk, is not known here, so nobody knows "
+            "whether this is the disk that it was made for; compare both sides; a patch with "
+            "sha256 is checked; --force-base says that it need not be"
+        )
     if found.open_ended and found.received.committed is not None:
         raise StaleViewError(
             f"{found.how.title} has no end mark: what came was committed as "

@@ -96,7 +96,8 @@ def exceptions(store: int, origin: int) -> Steps[Exceptions]:
         first = [1 + (areas + number) * stride for number in range(batch)]
         first = [each for each in first if each < last]
         if not first:
-            break  # the store is exhausted; it ends in place of a mark
+            # The kernel clears the next area before it fills one, or gives the snapshot up.
+            raise ExceptionStoreError("its table has no end: it is a copy that was cut")
         data = yield [(each * chunk, chunk) for each in first]
         if len(data) != chunk * len(first):
             raise ExceptionStoreError("it ends within its table")

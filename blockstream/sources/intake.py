@@ -69,6 +69,7 @@ class Taken:
         reach: Where the last range ends.
         wire: Bytes of the stream.
         digest: What the whole disk has afterwards; None if it does not say.
+        uncompared: Name of that digest, if nobody here can take it.
         remarks: What people should know.
     """
 
@@ -83,6 +84,7 @@ class Taken:
     reach: int = 0
     wire: int = 0
     digest: Digest | None = None
+    uncompared: str = ""
     remarks: list[str] = field(default_factory=list)
 
 

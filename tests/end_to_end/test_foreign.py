@@ -476,8 +476,9 @@ def test_a_patch_for_another_disk_is_refused(host: Host) -> None:
     fresh = host.folder / "fresh"
     fresh.write_bytes(other)
     ended = recv(host, fresh, foreign)
-    assert ended.status == OK
+    assert ended.status == ExitStatus.STALE, ended.err
     assert "was not compared, which this host does not know" in ended.err
+    assert "its only check, the sha999 of the whole disk, is not known here" in ended.err
     shown = host.run("inspect", data=patch)
     assert "sha256 of the whole disk: " in shown.out.decode()
 

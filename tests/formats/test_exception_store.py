@@ -77,10 +77,19 @@ def test_order_does_not_matter(olds: set[int], shuffler: random.Random) -> None:
     assert chunks_of(parsed(store_of(order), 1000 * CHUNK)) == olds
 
 
-def test_a_store_that_is_exhausted_ends_in_place_of_a_mark() -> None:
-    olds = list(range(PAIRS))
-    store = store_of(olds, chunks=PAIRS + 2)[: (PAIRS + 2) * CHUNK]
-    assert chunks_of(parsed(store, 1000 * CHUNK)) == set(olds)
+def test_a_table_without_its_end_is_refused_wherever_it_was_cut() -> None:
+    """A cut copy was taken for a whole list, and an increment made of it would have been wrong."""
+    areas = PAIRS + 1
+    for olds in (list(range(PAIRS)), list(range(2 * PAIRS)), list(range(PAIRS + 3))):
+        whole = store_of(olds)
+        assert chunks_of(parsed(whole, 1000 * CHUNK)) == set(olds)
+        ends = 1 + len(olds) // PAIRS * areas + 1  # after the area with the mark, in chunks
+        for cut in sorted({2, areas, areas + 1, areas + 2, ends - 1}):
+            for more in (0, CHUNK // 2, CHUNK - 1):
+                end = cut * CHUNK + more
+                if end < ends * CHUNK:
+                    with pytest.raises(ExceptionStoreError):
+                        parsed(whole[:end], 1000 * CHUNK)
 
 
 def test_the_last_chunk_is_clipped_to_the_origin() -> None:

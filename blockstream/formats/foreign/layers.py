@@ -50,6 +50,11 @@ class Layers:
     def __len__(self) -> int:
         return len(self._rows) // 4
 
+    def end(self) -> int:
+        """Return where the last of all ranges ends; 0 for none."""
+        rows = np.frombuffer(self._rows, np.int64).reshape(-1, 4)
+        return int((rows[:, 0] + rows[:, 1]).max(initial=0))
+
     def add(self, offset: int, length: int, file: int, place: int) -> None:
         """Write a range over what is there; a neighbour in disk and file is joined."""
         rows = self._rows

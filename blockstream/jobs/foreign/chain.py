@@ -23,7 +23,8 @@ from blockstream.extents import DATA
 from blockstream.formats.extent_lists import ExtentList, Meaning
 from blockstream.formats.foreign.events import Format, Head
 from blockstream.formats.foreign.layers import ZEROS, Layers
-from blockstream.formats.foreign.table import HEAD_BYTES, chosen, wrapping
+from blockstream.formats.foreign.names import OURS
+from blockstream.formats.foreign.table import HEAD_BYTES, by_name, chosen, wrapping
 from blockstream.jobs.foreign.receive import UNVERIFIED, base_of, told_whole
 from blockstream.jobs.foreign.whose import beginning, is_ours
 from blockstream.jobs.looking import Looking
@@ -37,6 +38,7 @@ from blockstream.pipeline.receiver import FrameReader
 from blockstream.sources.intake import Intake, unnamed
 from blockstream.sources.layered import LayeredSource
 from blockstream_protocol import (
+    ALIGNMENT,
     Codec,
     Frame,
     FrameType,
@@ -195,6 +197,10 @@ class _Chain:
     def combined(self) -> Combined:
         """Return what they make."""
         request, first, last = self._request, self._links[0], self._links[-1]
+        # What the new format does not carry need not be known.
+        to = by_name(request.to) if request.to != OURS else None
+        if self._size is None and to is not None and to.sizeless:
+            self._size = -(-self._layers.end() // ALIGNMENT) * ALIGNMENT
         if self._size is None:
             raise UsageError(
                 f"{last.name} does not say how large the disk is: give --size; nothing was made"
@@ -204,6 +210,8 @@ class _Chain:
                 f"{first.name} is a whole disk, which needs no --base; nothing was made"
             )
         base = "" if first.whole else base_of(first.name, first.base, request.base)
+        if not base and to is not None and not to.based:
+            base = UNVERIFIED
         if not base and not first.whole:
             raise UsageError(
                 f"{first.name} does not say onto what it belongs: name that state with --base; "

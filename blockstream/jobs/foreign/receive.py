@@ -222,7 +222,9 @@ def _compared(
         return ""
     name, value = taken.digest.name, taken.digest.value
     if request.force_base or not can_digest(name, len(value)):
-        why = "because of --force-base" if request.force_base else "which this host does not know"
+        why = "because of --force-base"
+        if not request.force_base:
+            why, taken.uncompared = "which this host does not know", name
         taken.remarks.append(f"its {name} of the whole disk was not compared, {why}: {value.hex()}")
         return ""
     disk = request.target if os.path.lexists(request.target) else ""
