@@ -1,7 +1,6 @@
 """`send --check-base`, on the command line."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -13,11 +12,12 @@ from blockstream.cli.voice import Voice
 from blockstream.errors import UsageError
 from blockstream.jobs.peer import PeerOptions
 from blockstream.jobs.receive import ReceiveRequest
-from blockstream.jobs.send import SendRequest
+from blockstream.jobs.send import SendPlan, SendRequest
 from blockstream.locations import Remote
 
 if TYPE_CHECKING:
-    from blockstream.interfaces import Source
+    from blockstream.interfaces import Source, Target
+    from blockstream.jobs.copy import Check
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -57,20 +57,17 @@ def refuse_check_base(
         )
 
 
-def checked_here(
-    request: SendRequest, disk: "Source", where: ReceiveRequest, voice: Voice
-) -> ReceiveRequest:
-    """Read a target of this host; return the request that takes it for its base.
-
-    Raises:
-        BlockstreamError: If it is not.
-    """
+def check_here(request: SendRequest, disk: "Source", voice: Voice) -> "Check":
+    """Return what reads a target of this host, once it is held."""
     from blockstream.jobs.base_check import check_base_here  # numpy, and rarely used
 
     _check_increment(request)
-    check_base_here(request, disk, where.target, voice.shown)
-    _say_checked(where.target, voice)
-    return replace(where, force_base=True)
+
+    def check(what: SendPlan, target: "Target") -> None:
+        check_base_here(what, disk, target, voice.shown)
+        _say_checked(target.name, voice)
+
+    return check
 
 
 def checked_there(

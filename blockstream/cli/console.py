@@ -172,10 +172,21 @@ class PercentReporter:
     asked = report
 
 
+def printable(text: str) -> str:
+    """Return text as it may be shown: what came from elsewhere moves no cursor, and has no bytes.
+
+    Lines stay lines.
+    """
+    return "".join(
+        each if each.isprintable() or each == "\n" else each.encode("unicode_escape").decode()
+        for each in text
+    )
+
+
 def say(text: str) -> None:
     """Write to people. If nobody can hear it, the transfer goes on."""
     with contextlib.suppress(OSError):
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(printable(text) + "\n")
         sys.stderr.flush()
 
 
@@ -186,7 +197,7 @@ def show(text: str) -> None:
         InterruptedTransferError: If it cannot be written.
     """
     try:
-        sys.stdout.write(text)
+        sys.stdout.write(printable(text))
         sys.stdout.flush()
     except OSError as error:
         # Python would try again at exit, and complain in its own words.

@@ -12,6 +12,7 @@ from blockstream.cli.stores import (
     check_doubts,
     doubts_of,
     is_store,
+    missing_disks,
     opened_store,
     place_of,
     show_strays,
@@ -85,6 +86,7 @@ def _show(points: Sequence[Point], verified: Mapping[int, float]) -> None:
 def _list_disks(store: str, access: StoreAccess, *, as_json: bool) -> None:
     with opened_store(store, access) as repository:
         names, strays = repository.disks(), repository.strays()
+        gone = missing_disks(repository, access)
     for name in names:
         if as_json:
             result("disk", name=name, place=f"{store}/{name}")
@@ -93,6 +95,7 @@ def _list_disks(store: str, access: StoreAccess, *, as_json: bool) -> None:
     if not names and not as_json:
         say(f"{store} has no disk yet")
     show_strays(strays)
+    check_doubts(gone)
 
 
 def _points_of(disk: StoredDisk, store: str) -> list[Point]:

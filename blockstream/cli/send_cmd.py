@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from blockstream.cli.base_check import (
-    checked_here,
+    check_here,
     checked_there,
     refuse_check_base,
     with_check_base,
@@ -252,9 +252,8 @@ def command(  # one an option
         _refuse_pipe_options(where_to, compress, bwlimit, resume, receipt_seconds)
         with opened(request, wish) as (disk, request):
             voice.warn_of(disk)
-            if options["check_base"]:
-                where = checked_here(request, disk, where, voice)
-            result = copy(request, disk, where, Progress(), shown)
+            check = check_here(request, disk, voice) if options["check_base"] else None
+            result = copy(request, disk, where, Progress(), shown, check)
         cleared(shown)
         show_received(result, target, as_json=as_json, quiet=voice.quiet)
     elif other is not None:
@@ -349,7 +348,6 @@ def _push(
             requests.append(asked)
             disks.append(disk)
         if options["check_base"]:
-            where = replace(where, force_base=True)
             for number, (asked, disk, host) in enumerate(
                 zip(requests, disks, places.hosts, strict=True)
             ):

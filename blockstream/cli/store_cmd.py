@@ -14,6 +14,7 @@ from blockstream.cli.stores import (
     StoreAccess,
     check_doubts,
     is_store,
+    missing_disks,
     opened_objects,
     opened_store,
     place_of,
@@ -31,7 +32,7 @@ from blockstream.errors import (
 from blockstream.jobs.stores.compaction import compact
 from blockstream.jobs.stores.healing import heal
 from blockstream.jobs.stores.keys import StoreKeys
-from blockstream.jobs.stores.memory import REPLACED, Memory
+from blockstream.jobs.stores.memory import Memory
 from blockstream.jobs.stores.pins import Pins
 from blockstream.jobs.stores.policy import Role, policy
 from blockstream.jobs.stores.prune import prune
@@ -86,8 +87,9 @@ def init(store: str, recipients: tuple[str, ...], access: StoreAccess) -> None:
     with opened_objects(whole_store(store), access) as objects:
         header = Repository.create(objects, recipients)
         name = objects.name
-        if not header.encrypted:  # else its key is remembered as well
-            Memory(access.state_dir).trust(Repository(objects))
+        if not header.encrypted:  # else its key is remembered, when it is used
+            with contextlib.suppress(RefusedError):  # without a state directory, nothing is
+                Memory(access.state_dir).trust(Repository(objects))
     say(f"{name} is a store now; `blockstream send DISK {name}/NAME` saves a disk")
     if recipients:
         say("Whoever loses every identity that opens it has lost what it holds: keep one elsewhere")
@@ -129,7 +131,7 @@ def verify(
             found.append(verify_disk(disk, Progress(), shown, newest=newest, part=percent / 100))
             whole = not found[-1].damages
             doubt = Memory(access.state_dir).doubt(disk) if whole else ""
-            doubts += [f"{doubt}: {REPLACED}"] if doubt else []
+            doubts += [doubt] if doubt else []
         cleared(shown)
         _show_verified(found[-1], as_json=as_json, quiet=quiet)
     broken = [each for each in found if each.damages or each.broken or each.unnamed]
@@ -138,7 +140,17 @@ def verify(
         raise StoreDamagedError(
             f"{place}: what is kept of {names} is damaged, or incomplete; see the lines above"
         )
-    check_doubts(doubts)
+    check_doubts([*doubts, *_gone(place, access)])
+
+
+def _gone(place: str, access: StoreAccess) -> list[str]:
+    """Name what lies among the disks of a store; return what is to be said of missing ones."""
+    whole = whole_store(place)
+    if not is_store(whole, access):
+        return []
+    with opened_store(whole, access) as repository:
+        show_strays(repository.strays())
+        return missing_disks(repository, access)
 
 
 @command.command("prune", short_help="Hide, then delete, the points that no rule keeps.")
@@ -195,6 +207,7 @@ def prune_points(
         show_strays(result.strays)
 
     _with_each(place, access, pruned)
+    check_doubts(_gone(place, access))
 
 
 @command.command("compact", short_help="Let the newest point need no older one.")
@@ -268,7 +281,7 @@ def repair_points(
         _show_repaired(result, other, as_json=as_json)
         if result.after is not None:
             _show_verified(result.after, as_json=as_json, quiet=quiet)
-            damaged += [name] if result.after.damages else []
+            damaged += [name] if result.after.damages or result.after.unnamed else []
     if damaged:
         stays = "stays" if len(damaged) == 1 else "stay"
         raise StoreDamagedError(

@@ -12,11 +12,11 @@ import click
 from click.core import ParameterSource
 
 from blockstream.cli.console import event, saving_text, say
-from blockstream.errors import StaleViewError, UsageError
+from blockstream.errors import StaleViewError, StoreDamagedError, UsageError
 from blockstream.formats.store_names import began
 from blockstream.interfaces import Objects
 from blockstream.jobs.stores.keys import StoreHeader
-from blockstream.jobs.stores.memory import REPLACED, Memory
+from blockstream.jobs.stores.memory import Memory
 from blockstream.jobs.stores.pins import Pins
 from blockstream.jobs.stores.repository import Repository, StoredDisk
 from blockstream.jobs.stores.save import SaveResult
@@ -89,20 +89,22 @@ def opened_objects(store: str, access: StoreAccess) -> Iterator[Objects]:
 def doubts_of(disk: StoredDisk, access: StoreAccess, *, newest: bool = True) -> list[str]:
     """Return why newer points may be missing than those that are there; note the newest.
 
+    A newest manifest that is damaged is a doubt as well: older points can be read all the same.
+
     Args:
         disk: The disk.
         access: Has the state directory.
         newest: Whether the newest point is meant; else only an older store is a doubt.
-
-    Raises:
-        StoreDamagedError: If the newest manifest is damaged.
     """
     memory = Memory(access.state_dir)
-    doubt = memory.doubt(disk)
-    if not doubt:
-        memory.remember(disk, disk.last())
-    found = [f"{doubt}: {REPLACED}"] if doubt else []
-    unnamed = disk.unnamed() if newest else []
+    try:
+        doubt = memory.doubt(disk)
+        if not doubt:
+            memory.remember(disk, disk.last())
+        unnamed = disk.unnamed() if newest else []
+    except StoreDamagedError as error:
+        return [f"the newest manifest cannot be read: {error}"]
+    found = [doubt] if doubt else []
     if unnamed:
         begun = datetime.fromtimestamp(began(unnamed[-1]), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         found.append(
@@ -112,6 +114,12 @@ def doubts_of(disk: StoredDisk, access: StoreAccess, *, newest: bool = True) -> 
             "lost, which `store repair --from COPY` puts back"
         )
     return found
+
+
+def missing_disks(repository: Repository, access: StoreAccess) -> list[str]:
+    """Return what is to be said of disks that a store had, and has no more."""
+    gone = Memory(access.state_dir).missing(repository)
+    return [f"{repository.objects.name}/{name} is gone, which this host has seen" for name in gone]
 
 
 def check_doubts(doubts: Sequence[str]) -> None:

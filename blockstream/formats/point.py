@@ -15,7 +15,7 @@ from blake3 import blake3
 
 from blockstream.errors import StoreDamagedError
 from blockstream.formats.store_names import DISK, IDENTITY, PACK, owner_of
-from blockstream_protocol import ALIGNMENT, DEVICE_BYTES
+from blockstream_protocol import ALIGNMENT, DEVICE_BYTES, is_id
 
 FORMAT: Final = 1
 MANIFEST_BYTES: Final = 16 << 20
@@ -225,6 +225,9 @@ def _check_names(values: Mapping[str, Any]) -> None:
     """Let nothing that it names lie elsewhere than it lies."""
     if not DISK.fullmatch(values["disk"]):
         raise ValueError("its disk is no name")
+    for name in ("state", "base"):
+        if (values[name] or name == "state") and not is_id(values[name]):
+            raise ValueError(f"its {name} is no id")
     if not IDENTITY.fullmatch(values["id"]):
         raise ValueError("its id is none")
     if values["index"] not in {"", f"index/{values['id']}.index"}:

@@ -4,21 +4,21 @@ What an increment does not write must be equal on both sides already: the source
 there since the base. So it is compared, and what the increment does write is not.
 """
 
-import contextlib
+import uuid
 from dataclasses import replace
 
 import numpy as np
 
-from blockstream.errors import InterruptedTransferError, RefusedError, WrittenSinceError
+from blockstream.errors import InterruptedTransferError, WrittenSinceError
 from blockstream.extents import ExtentMap
 from blockstream.formats.extent_lists import ExtentList, Meaning
-from blockstream.interfaces import Source
+from blockstream.interfaces import Source, Target
 from blockstream.jobs.digests import GRAIN
 from blockstream.jobs.peer import PeerOptions, compared
 from blockstream.jobs.send import SendPlan, SendRequest, planned
 from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.linux.buffers import aligned_buffer
-from blockstream.locations import Remote, open_source
+from blockstream.locations import Remote
 from blockstream.pipeline.progress import Progress
 from blockstream_protocol import Kind
 
@@ -26,32 +26,26 @@ _STEP = 1 << 20
 
 
 def check_base_here(
-    request: SendRequest, source: Source, target: str, reporters: list[Reporter]
+    what: SendPlan, source: Source, target: Target, reporters: list[Reporter]
 ) -> None:
     """Compare a target of this host with the source, but for what the increment writes.
 
     Args:
-        request: The increment.
+        what: The increment.
         source: The disk.
-        target: Location of the target.
+        target: Its target, which we hold, so that nothing comes between this and the increment.
         reporters: Who shows progress.
 
     Raises:
         WrittenSinceError: If the target is not its base.
-        RefusedError: If it is smaller than the source.
-        SourceError: If one of them cannot be read.
+        BlockstreamError: If one of them cannot be read.
     """
-    what = planned(request, source)
-    with contextlib.closing(open_source(target, from_medium=True)) as theirs:
-        if theirs.size < source.size:
-            raise RefusedError(
-                f"{target} has {theirs.size} bytes, {source.name} {source.size}: it cannot hold "
-                "the base; nothing was written"
-            )
-        job = _Comparing(what, source, theirs)
-        supervised(job.run, Work(job.stop), job.progress, reporters)
+    if target.size < source.size:
+        return  # which the receiver refuses in its own words
+    job = _Comparing(what, source, target)
+    supervised(job.run, Work(job.stop), job.progress, reporters)
     if job.first is not None:
-        raise _differing(target, job.first)
+        raise _differing(target.name, job.first)
 
 
 def check_base_there(
@@ -63,6 +57,9 @@ def check_base_there(
 ) -> SendRequest:
     """Compare a target of another host with the source by digests, but for what is written.
 
+    The target is held there while it is read, and then called by a name of its own, with what the
+    kernel knows of it at that moment: an increment onto that is refused if anybody comes between.
+
     Args:
         request: The increment.
         source: The disk.
@@ -71,34 +68,34 @@ def check_base_there(
         reporters: Who shows progress.
 
     Returns:
-        The increment. Of blocks that it writes in part, it writes all: their digests cannot tell
-        whether the rest is equal.
+        The increment, from that name on. Of blocks that it writes in part, it writes all: their
+        digests cannot tell whether the rest is equal.
 
     Raises:
         WrittenSinceError: If the target is not its base.
         BlockstreamError: With what the other end said.
     """
     what = planned(request, source)
-    found = compared(source, where, options, reporters).differing
+    name = f"compared-{uuid.uuid4()}"
+    found = compared(source, where, options, reporters, adopt=name).differing
     outside = found.without(what.extents.coverage().rounded(GRAIN))
     if len(outside):
         raise _differing(str(where), int(outside.offsets[0]))
     changes = ExtentList(
         found.overlaid(what.extents), Meaning.CHANGED, "comparison with the base", source.size
     )
-    opening = what.opening
-    return replace(request, base=opening.base, goal=opening.goal, extents="", changes=changes)
+    return replace(request, base=name, goal=what.opening.goal, extents="", changes=changes)
 
 
 class _Comparing:
-    """Reads two disks of this host, step by step.
+    """Reads a disk and a target of this host, step by step.
 
     Attributes:
         progress: Counted.
         first: Where they begin to differ; None for nowhere.
     """
 
-    def __init__(self, what: SendPlan, source: Source, target: Source) -> None:
+    def __init__(self, what: SendPlan, source: Source, target: Target) -> None:
         self.progress = Progress()
         self.first: int | None = None
         self._source = source
@@ -120,7 +117,7 @@ class _Comparing:
             length = min(_STEP, size - start)
             views = [buffer[:length] for buffer in buffers]
             self._source.read_into([start], [length], views[0])
-            self._read_target(start, views[1])
+            views[1][:] = self._target.read_medium(start, length)
             differs = np.not_equal(*(np.frombuffer(view, np.uint8) for view in views))
             step = ExtentMap.from_columns(
                 np.array([start]), np.array([length]), Kind.DATA, self._planned.size
@@ -131,17 +128,6 @@ class _Comparing:
                 self.first = start + int(np.argmax(differs))
                 return
             self.progress.frame(data=length, covered=length, wire=0)
-
-    def _read_target(self, start: int, view: memoryview) -> None:
-        """Read a range of a target that may be larger, and want whole blocks."""
-        step = self._target.alignment
-        needed = min(-(-len(view) // step) * step, self._target.size - start)
-        if needed == len(view):
-            self._target.read_into([start], [needed], view)
-            return
-        buffer = aligned_buffer(needed)
-        self._target.read_into([start], [needed], buffer)
-        view[:] = buffer[: len(view)]
 
 
 def _differing(target: str, offset: int) -> WrittenSinceError:

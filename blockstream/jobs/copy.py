@@ -3,13 +3,13 @@
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import blake3
 
 from blockstream import __version__
 from blockstream.errors import BlockstreamError, InterruptedTransferError, RefusedError, SourceError
-from blockstream.interfaces import Source
+from blockstream.interfaces import Source, Target
 from blockstream.jobs.receive import ReceiveRequest, ReceiveResult, advised, undo_saver
 from blockstream.jobs.send import SendPlan, SendRequest, planned
 from blockstream.jobs.stored import finish_staged
@@ -38,6 +38,8 @@ from blockstream_protocol import (
     Verify,
     Write,
 )
+
+Check = Callable[[SendPlan, Target], None]
 
 
 class LocalOutlet:
@@ -96,11 +98,20 @@ def copy(
     where: ReceiveRequest,
     progress: Progress,
     reporters: list[Reporter],
+    check: Check | None = None,
 ) -> ReceiveResult:
     """Copy a disk, or its changes, on this host.
 
+    Args:
+        what: What to send.
+        source: The disk.
+        where: Where it goes.
+        progress: Counted.
+        reporters: Who shows it.
+        check: Looks whether the target is the base, in place of the journal, once it is held.
+
     Raises:
-        BlockstreamError: As for `send` and `recv`.
+        BlockstreamError: As for `send` and `recv`, or as `check` raises.
     """
     target, made = _target(what, where, source)
     with opened_or_removed(target, where.state_dir, made=made) as everything:
@@ -109,7 +120,8 @@ def copy(
         if everything.spool_complete:
             finish_staged(everything)
         try:
-            return _copied(what, where, source, everything, progress, reporters)
+            copying = _Copying(where, source, everything, progress, reporters, check)
+            return copying.run(what)
         except RefusedError as error:
             raise advised(error, where.target) from error
         except InterruptedTransferError as error:
@@ -133,102 +145,104 @@ def _target(what: SendRequest, where: ReceiveRequest, source: Source) -> tuple[D
     return target, create is not None
 
 
-def _copied(
-    what: SendRequest,
-    where: ReceiveRequest,
-    source: Source,
-    everything: OpenedTarget,
-    progress: Progress,
-    reporters: list[Reporter],
-) -> ReceiveResult:
-    """Continue an unfinished copy of the same source if there is one; else begin."""
-    began = time.monotonic()
-    state = everything.journal.state
-    continued = (
-        replace(what, goal=state.goal)
-        if isinstance(state, Dirty) and not what.goal and state.base == what.base
-        else None
-    )
-    try:
-        finish, plan, sampled = _run(
-            continued or what, where, source, everything, progress, reporters
+@dataclass(frozen=True, slots=True)
+class _Copying:
+    """One copy onto a target that is held. See `copy`."""
+
+    where: ReceiveRequest
+    source: Source
+    everything: OpenedTarget
+    progress: Progress
+    reporters: list[Reporter]
+    check: Check | None
+
+    def run(self, what: SendRequest) -> ReceiveResult:
+        """Continue an unfinished copy of the same source if there is one; else begin."""
+        began = time.monotonic()
+        state = self.everything.journal.state
+        continued = (
+            replace(what, goal=state.goal)
+            if isinstance(state, Dirty) and not what.goal and state.base == what.base
+            else None
         )
-    except SourceError:
-        if continued is None:
-            raise
-        # The source is not what it was: the unfinished copy is of no use.
-        fresh = replace(what, goal=str(uuid.uuid4()))
-        finish, plan, sampled = _run(fresh, where, source, everything, progress, reporters)
-    committed = finish.committed
-    if not isinstance(committed, Committed):
-        raise InterruptedTransferError("the copy ended before it was committed")
-    return ReceiveResult(
-        opening=plan.opening,
-        committed=committed,
-        written=finish.written,
-        counts=progress.snapshot(),
-        seconds=time.monotonic() - began,
-        untouched_tail=everything.target.size - source.size,
-        sampled=sampled,
-    )
+        try:
+            finish, plan, sampled = self._session(continued or what)
+        except SourceError:
+            if continued is None:
+                raise
+            # The source is not what it was: the unfinished copy is of no use.
+            finish, plan, sampled = self._session(replace(what, goal=str(uuid.uuid4())))
+        committed = finish.committed
+        if not isinstance(committed, Committed):
+            raise InterruptedTransferError("the copy ended before it was committed")
+        return ReceiveResult(
+            opening=plan.opening,
+            committed=committed,
+            written=finish.written,
+            counts=self.progress.snapshot(),
+            seconds=time.monotonic() - began,
+            untouched_tail=self.everything.target.size - self.source.size,
+            sampled=sampled,
+        )
 
+    def _session(self, what: SendRequest) -> tuple[Finish, SendPlan, str]:
+        """Run both ends.
 
-def _run(
-    what: SendRequest,
-    where: ReceiveRequest,
-    source: Source,
-    everything: OpenedTarget,
-    progress: Progress,
-    reporters: list[Reporter],
-) -> tuple[Finish, SendPlan, str]:
-    """Run both sessions; return the end, what was sent, and why only samples told of the base."""
-    plan = planned(what, source)
-    progress.size, progress.total = source.size, plan.opening.total
-    progress.covered = progress.data = progress.zeros = progress.frames = 0
-    engines: list[SendEngine] = []
+        Returns:
+            How it ended, what was sent, and why only samples told that the target was the base.
+        """
+        everything, progress = self.everything, self.progress
+        plan, policy = planned(what, self.source), self.where.policy
+        if self.check is not None:
+            self.check(plan, everything.target)
+            policy = replace(policy, force_base=True)
+        progress.size, progress.total = self.source.size, plan.opening.total
+        progress.covered = progress.data = progress.zeros = progress.frames = 0
+        engines: list[SendEngine] = []
 
-    def answer(message: Message) -> None:
-        if not failed:
-            engines[0].receive(message)
+        def answer(message: Message) -> None:
+            if not failed:
+                engines[0].receive(message)
 
-    failed: list[BlockstreamError] = []
-    receiver = Receiver(
-        size=everything.target.size,
-        state=everything.journal.state,
-        new_digest=blake3.blake3,
-        policy=where.policy,
-        software=f"blockstream {__version__}",
-    )
-    applying = Applying(
-        receiver,
-        DirectApplier(everything.target, everything.journal, undo_saver(where, everything)),
-        progress,
-        answer,
-        keep_frames=where.verify,
-    )
-    sender = Sender(
-        plan.opening,
-        plan.plan,
-        new_digest=blake3.blake3,
-        duplex=True,
-        software=f"blockstream {__version__}",
-        now=time.monotonic(),
-    )
-    engine = SendEngine(
-        sender,
-        source,
-        plan.extents,
-        LocalOutlet(applying),
-        progress,
-        SendOptions(compression=CompressionChoice(0)),
-    )
-    engines.append(engine)
-    try:
-        finish = supervised(engine.run, Work(engine.stop), progress, reporters)
-    except BlockstreamError as error:
-        failed.append(error)  # the sender has ended, and hears nothing any more
-        if applying.finish is not None:
-            raise
-        # What has arrived is made durable, so that the next run continues from there.
-        raise applying.given_up(engine.errors) from error
-    return finish, plan, applying.sampled
+        failed: list[BlockstreamError] = []
+        receiver = Receiver(
+            size=everything.target.size,
+            state=everything.journal.state,
+            new_digest=blake3.blake3,
+            policy=policy,
+            software=f"blockstream {__version__}",
+        )
+        undo = undo_saver(self.where, everything)
+        applying = Applying(
+            receiver,
+            DirectApplier(everything.target, everything.journal, undo),
+            progress,
+            answer,
+            keep_frames=self.where.verify,
+        )
+        sender = Sender(
+            plan.opening,
+            plan.plan,
+            new_digest=blake3.blake3,
+            duplex=True,
+            software=f"blockstream {__version__}",
+            now=time.monotonic(),
+        )
+        engine = SendEngine(
+            sender,
+            self.source,
+            plan.extents,
+            LocalOutlet(applying),
+            progress,
+            SendOptions(compression=CompressionChoice(0)),
+        )
+        engines.append(engine)
+        try:
+            finish = supervised(engine.run, Work(engine.stop), progress, self.reporters)
+        except BlockstreamError as error:
+            failed.append(error)  # the sender has ended, and hears nothing any more
+            if applying.finish is not None:
+                raise
+            # What has arrived is made durable, so that the next run continues from there.
+            raise applying.given_up(engine.errors) from error
+        return finish, plan, applying.sampled

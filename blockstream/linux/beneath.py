@@ -15,7 +15,8 @@ from pathlib import Path
 
 from blockstream.linux.files import sync_directory
 
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# Only to go through, which takes no right to read.
+_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 # Not to wait for the other end of a FIFO, and not to make a terminal ours.
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
@@ -40,7 +41,7 @@ class Beneath:
 
     @contextlib.contextmanager
     def folder(self, name: str, *, make: bool = False) -> Iterator[int]:
-        """Open a directory below it; the descriptor is closed afterwards.
+        """Open a directory below it, to go through; the descriptor is closed afterwards.
 
         Args:
             name: Its name; empty for the directory itself.
@@ -53,7 +54,7 @@ class Beneath:
         """
         if make:
             _make_root(self._root)
-        fd = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(self._root, _FOLDER)
         try:
             for word in words_of(name):
                 inner = _entered(fd, word, make=make)
@@ -101,7 +102,7 @@ def words_of(name: str) -> list[str]:
 
 @contextlib.contextmanager
 def entered(folder: int, word: str) -> Iterator[int]:
-    """Open a directory of a directory; the descriptor is closed afterwards.
+    """Open a directory of a directory, to go through; the descriptor is closed afterwards.
 
     Raises:
         FileNotFoundError: If it is not there.
@@ -113,6 +114,22 @@ def entered(folder: int, word: str) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+@contextlib.contextmanager
+def listable(folder: int) -> Iterator[int]:
+    """Open a directory that was opened to go through, to be listed or made durable."""
+    fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def sync_names(folder: int) -> None:
+    """Make the names in a directory durable."""
+    with listable(folder) as fd:
+        os.fsync(fd)
 
 
 def opened_file(folder: int, word: str) -> FileIO:
@@ -134,14 +151,14 @@ def opened_file(folder: int, word: str) -> FileIO:
 def _entered(folder: int, word: str, *, make: bool) -> int:
     with _elsewhere():
         try:
-            return os.open(word, _FOLDER, dir_fd=folder)
+            return os.open(word, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
         except FileNotFoundError:
             if not make:
                 raise
         with contextlib.suppress(FileExistsError):
             os.mkdir(word, dir_fd=folder)
-        os.fsync(folder)
-        return os.open(word, _FOLDER, dir_fd=folder)
+        sync_names(folder)
+        return os.open(word, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
 
 
 @contextlib.contextmanager
@@ -160,5 +177,6 @@ def _make_root(folder: Path) -> None:
     if folder.is_dir():
         return
     _make_root(folder.parent)
-    folder.mkdir(exist_ok=True)
+    # For its owner alone; who wants others to use it makes it before, with the modes that it needs.
+    folder.mkdir(0o700, exist_ok=True)
     sync_directory(folder.parent)

@@ -56,3 +56,12 @@ def is_immutable(fd: int) -> bool:
     except OSError:
         return False  # a file system that does not know of it
     return bool(flags & _KEPT)
+
+
+def file_system_of(fd: int) -> int:
+    """Return the number of the kind of file system on which an open file lies; 0 if unknown."""
+    buffer = ctypes.create_string_buffer(256)
+    if ctypes.CDLL(None).fstatfs(fd, buffer):
+        return 0
+    (kind,) = struct.unpack_from("l", buffer)
+    return int(kind) & 0xFFFFFFFF

@@ -23,6 +23,7 @@ from blockstream.linux.block import (
     sysfs_node,
 )
 from blockstream.linux.buffers import aligned_buffer
+from blockstream.linux.files import file_system_of
 
 # Fields of /sys/block/*/stat, from 0.
 _MOST_FIELDS = 17
@@ -31,6 +32,8 @@ _SECTORS = (6, 13)  # not their writes: a flush, our own as well, is one of no s
 _NAMES = ("sectors written", "sectors discarded")
 _LOOKS = 5  # until counters of several devices are of one moment
 _LONGEST_TICK_SECONDS = 0.05
+# linux/magic.h and the like: NFS, CIFS, SMB2, 9p, FUSE, Ceph.
+_FAR = frozenset({0x6969, 0xFF534D42, 0xFE534D42, 0x01021997, 0x65735546, 0x00C36400})
 _CLOCK_REALTIME_COARSE = 5  # linux/time.h; Python has no name for it
 Trace = Mapping[str, object]
 
@@ -105,6 +108,8 @@ def _trace_of(fd: int) -> Trace:
 
 
 def _file_trace(fd: int) -> Trace:
+    if file_system_of(fd) in _FAR:
+        return {}  # whose server may set times when it likes
     info = os.fstat(fd)
     # Times have the grain of a tick: who writes within the same one would leave no trace.
     until = time.monotonic() + _LONGEST_TICK_SECONDS
@@ -203,19 +208,18 @@ def _fields(node: Path) -> list[int]:
 
 
 def _alone_below(node: Path) -> list[Path]:
-    """Return the devices on which a mapped one lies, if nothing else does.
+    """Return the device on which an encrypted one lies, if nothing else does.
 
-    Below a logical volume lies its group, whose other volumes and whose own records are written.
+    Others write below themselves what is theirs: volume groups their records, arrays and mirrors
+    their bitmaps, after a flush as well.
     """
-    if read_text(node / "dm/uuid").startswith("LVM-"):
+    if not read_text(node / "dm/uuid").startswith("CRYPT-"):
         return []
-    found = list[Path]()
     with suppress(OSError):
-        for slave in sorted((node / "slaves").iterdir()):
-            below = slave.resolve()
-            if len(list((below / "holders").iterdir())) == 1:
-                found.append(below)
-    return found
+        slaves = [slave.resolve() for slave in (node / "slaves").iterdir()]
+        if len(slaves) == 1 and len(list((slaves[0] / "holders").iterdir())) == 1:
+            return slaves
+    return []
 
 
 def _compared_devices(before: Trace, after: Trace) -> Compared:

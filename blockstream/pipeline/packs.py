@@ -38,6 +38,8 @@ from blockstream_protocol import (
 )
 
 PACK_BYTES: Final = 1 << 30  # a sealed pack is never sent again
+# Of a pack of small frames, a quarter; it is held twice while it is read.
+_MOST_FOOTER: Final = PACK_BYTES // 4
 FOOTER_TYPE: Final = 128
 TRAILER_TYPE: Final = 129
 FILLER_TYPE: Final = 130
@@ -123,6 +125,8 @@ def index_in(objects: Objects, key: str, size: int) -> PointIndex:
         StoreDamagedError: If it does not end with one.
     """
     place = frames_end(objects, key, size)
+    if size - place > _MOST_FOOTER:
+        raise StoreDamagedError(f"{objects.name}: {key} says that it is mostly index")
     footer = objects.read(key, place, size - place)
     trailer = footer[-TRAILER.size :]
     if len(trailer) < TRAILER.size or not trailer.startswith(TRAILER_MAGIC):

@@ -13,7 +13,7 @@ from typing import Final
 
 from blockstream.errors import StoreDamagedError, StoreError
 from blockstream.interfaces import ObjectInfo
-from blockstream.linux.beneath import Beneath, ElsewhereError, entered
+from blockstream.linux.beneath import Beneath, ElsewhereError, entered, listable, sync_names
 from blockstream.linux.buffers import write_stream
 from blockstream.linux.files import is_immutable, rename_new
 from blockstream.stores.ranges import Ranges
@@ -45,14 +45,14 @@ class FolderObjects:
                 # NFS says so, too, if it was done already and only the reply was lost.
                 if not _is_same(folder, temporary, name):
                     return False
-            os.fsync(folder)
+            sync_names(folder)
         return True
 
     def put(self, key: str, data: bytes) -> None:
         """Write an object, in place of an older one."""
         with self._temporary(key, data) as (folder, temporary, name):
             os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
-            os.fsync(folder)
+            sync_names(folder)
 
     def upload(self, key: str) -> "FolderUpload":
         """Begin to write a large object."""
@@ -93,7 +93,11 @@ class FolderObjects:
     def folders(self, folder: str) -> Iterator[str]:
         """Give the names of the folders in a folder."""
         with self.failures(folder), contextlib.suppress(FileNotFoundError):
-            with self._beneath.folder(folder) as fd, os.scandir(fd) as entries:
+            with (
+                self._beneath.folder(folder) as fd,
+                listable(fd) as names,
+                os.scandir(names) as entries,
+            ):
                 found = [each.name for each in entries if each.is_dir(follow_symlinks=False)]
             yield from found
 
@@ -102,7 +106,7 @@ class FolderObjects:
         with self.failures(key), contextlib.suppress(FileNotFoundError):
             with self._beneath.holding(key) as (folder, name):
                 os.unlink(name, dir_fd=folder)
-                os.fsync(folder)
+                sync_names(folder)
             inner = key.rpartition("/")[0]
             with contextlib.suppress(OSError), self._beneath.holding(inner) as (folder, name):
                 os.rmdir(name, dir_fd=folder)  # only if it is empty
@@ -236,7 +240,7 @@ class FolderUpload:
         with self._objects.failures(self._key):
             os.fsync(self._fd)
             os.rename(self._temporary, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
-            os.fsync(self._folder)
+            sync_names(self._folder)
         self._close()
 
     def abort(self) -> None:
@@ -269,7 +273,7 @@ class FolderUpload:
 
 def _listed(fd: int, folder: str, depth: int) -> Iterator[ObjectInfo]:
     """Give what lies in a folder, in any order."""
-    with os.scandir(fd) as entries:
+    with listable(fd) as names, os.scandir(names) as entries:
         for entry in entries:
             key = folder + entry.name
             try:
@@ -291,7 +295,7 @@ def _listed(fd: int, folder: str, depth: int) -> Iterator[ObjectInfo]:
 def _forget(fd: int, depth: int, before: float, spared: Collection[str]) -> int:
     """Remove the unfinished files of a folder; return how many."""
     count = 0
-    with os.scandir(fd) as entries:
+    with listable(fd) as names, os.scandir(names) as entries:
         for entry in entries:
             with contextlib.suppress(FileNotFoundError):  # finished meanwhile
                 found = entry.stat(follow_symlinks=False)

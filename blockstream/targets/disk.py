@@ -41,6 +41,8 @@ from blockstream.linux.traces import trace_of
 # One request to the kernel, so that a signal and a progress line do not wait for minutes.
 _ZERO_STEP = 1 << 30
 _ZEROS = memoryview(bytes(1 << 20))
+# Shorter runs of zeros travel as data, two of them side by side; some file systems make them holes.
+_LEAST_HOLE = 32 << 10
 
 
 class DiskTarget:
@@ -330,13 +332,16 @@ class DiskTarget:
         order = np.argsort(starts)
         starts, ends = starts[order], ends[order]
         firsts, lasts = np.array(holes, np.int64).T
-        after = np.searchsorted(ends, firsts, side="right")
-        inside = np.flatnonzero(after < len(starts))
-        inside = inside[starts[after[inside]] < lasts[inside]]
-        if not len(inside):
-            return -1
-        first = int(inside[0])
-        return max(int(starts[after[first]]), int(firsts[first]))
+        for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
+            low, high = (
+                int(np.searchsorted(ends, first, side="right")),
+                int(np.searchsorted(starts, last, side="left")),
+            )
+            begins = np.maximum(starts[low:high], first)
+            covered = np.minimum(ends[low:high], last) - begins
+            if len(covered) and int(covered.max()) >= _LEAST_HOLE:
+                return int(begins[int(np.argmax(covered >= _LEAST_HOLE))])
+        return -1
 
     def _note(self, offsets: Sequence[int], lengths: Sequence[int]) -> None:
         """Remember where data was written to a file."""

@@ -10,14 +10,26 @@ import sys
 import termios
 import time
 from collections.abc import Callable
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from blockstream.errors import BusyError
+from blockstream.extents import ExtentMap
+from blockstream.formats.extent_lists import ExtentList, Meaning
+from blockstream.interfaces import Target
+from blockstream.jobs.copy import copy
+from blockstream.jobs.receive import ReceiveRequest
+from blockstream.jobs.send import SendPlan, SendRequest
 from blockstream.linux.streams import PIPE_BYTES
+from blockstream.pipeline.progress import Progress
 from blockstream.pipeline.samples import sampled_ranges
-from blockstream_protocol import FrameType
+from blockstream.sources.disk import DiskSource
+from blockstream.targets.disk import DiskTarget
+from blockstream_protocol import FrameType, Kind
 from tests.end_to_end.hosts import (
     COMMAND,
     ROOT,
@@ -237,6 +249,28 @@ def test_a_target_that_is_the_base_all_the_same_is_taken_after_a_look_at_all_of_
     assert ended.status == 0, ended.err
     assert f"{copy} holds the base: all that is not sent was read, and is equal" in ended.err
     assert copy.read_bytes() == Path(words[0]).read_bytes()
+
+
+def test_nothing_comes_between_the_look_at_the_base_and_the_increment(tmp_path: Path) -> None:
+    """Another send did, and its content was called that of the base."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    for path in (source, target):
+        path.write_bytes(b"x" * 8192)
+    seen: list[str] = []
+
+    def check(_what: SendPlan, _target: Target) -> None:
+        with pytest.raises(BusyError) as caught:
+            DiskTarget(str(target))
+        seen.append(str(caught.value))
+
+    size = 8192
+    extents = ExtentMap.from_columns(np.array([0]), np.array([4096]), Kind.DATA, size)
+    changes = ExtentList(extents, Meaning.CHANGED, "test", size)
+    request = SendRequest(str(source), tmp_path / "s", base="a", goal="b", changes=changes)
+    where = ReceiveRequest(str(target), tmp_path / "s")
+    with closing(DiskSource(str(source))) as disk:
+        copy(request, disk, where, Progress(), [], check)
+    assert len(seen) == 1
 
 
 @pytest.mark.slow

@@ -92,6 +92,30 @@ def test_a_base_there_is_read_where_somebody_may_have_written(
         assert copy.read_bytes() == new.read_bytes()
 
 
+def test_who_writes_between_the_look_at_the_base_and_the_increment_is_noticed(host: Host) -> None:
+    """The target is not held from one connection to the next."""
+    disk, copy = host.disk("disk", 3 * MIB), host.folder / "copy"
+    command = ["--remote-command", far_command(host)]
+    way = [*command, "--rsh", "sh -c {command}"]
+    ended = host.run("send", disk, f"lab:{copy}", "--create", "--goal", "A", *way)
+    assert ended.status == 0, ended.err
+    new = host.changed("new", disk)
+    changes = host.list_changes("changes", new, disk)
+    between = host.folder / "between"
+    between.write_text(
+        f'#!/bin/sh\nif mkdir {between}.once 2>/dev/null; then exec sh -c "$1"; fi\n'
+        f"printf w | dd of={copy} conv=notrunc bs=1 seek={2 * MIB + 77} 2>/dev/null\n"
+        'exec sh -c "$1"\n'
+    )
+    between.chmod(0o755)
+    words: list[str | Path] = [new, "--base", "A", "--goal", "B", "--extents", changes]
+    way = [*command, "--rsh", f"{between} {{command}}", "--check-base"]
+    ended = host.run("send", *words, f"lab:{copy}", *way)
+    assert ended.status == 10, ended.err
+    assert "holds the base" in ended.err
+    assert "was written since its last commit" in ended.err
+
+
 @pytest.mark.slow
 def test_a_disk_is_fetched(host: Host, way: list[str]) -> None:
     disk, copy = host.disk("disk", 3 * MIB), host.folder / "copy"

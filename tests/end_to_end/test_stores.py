@@ -1051,7 +1051,7 @@ def test_stores_take_turns_in_one_place(host: Host, store: str, tmp_path: Path) 
     ok(host.run("store", "init", store, environment=elsewhere))
     ended = host.run("send", disk, f"{store}/vm")
     assert ended.status == 10
-    assert "is another store than this host has used there" in ended.err
+    assert "is another store than those that this host has used" in ended.err
     ok(host.run("store", "trust", store))
     ok(host.run("send", disk, f"{store}/vm"))
 
@@ -1127,3 +1127,104 @@ def test_what_a_manifest_names_lies_in_the_store(host: Host, store: str, tmp_pat
             ended = host.run(*words)
             assert ended.status in {0, 12}, (words, ended.err)
         assert victim.read_bytes() == b"precious"
+
+
+def test_older_points_are_restored_although_the_newest_manifest_is_damaged(
+    host: Host, either: str, tmp_path: Path
+) -> None:
+    states = saved(host, either, tmp_path / "disk", 2)
+    (tmp_path / "store/bs1/disk/vm/point/0000000002.json").write_bytes(b"junk")
+    ended = host.run("restore", f"{either}/vm@1", tmp_path / "copy", "--create")
+    assert ended.status == 19, ended.err
+    assert "the newest manifest cannot be read" in ended.err
+    assert (tmp_path / "copy").read_bytes() == states[0]
+    assert host.run("restore", f"{either}/vm", tmp_path / "other", "--create").status == 12
+
+
+def test_a_disk_that_lost_all_its_manifests_is_not_overlooked(
+    host: Host, store: str, tmp_path: Path
+) -> None:
+    saved(host, store, tmp_path / "disk", 2)
+    for path in (tmp_path / "store/bs1/disk/vm/point").iterdir():
+        path.unlink()
+    fresh = {"BLOCKSTREAM_STATE_DIR": str(tmp_path / "fresh")}
+    for environment in ({}, fresh):
+        checked = host.run("store", "verify", store, environment=environment)
+        assert checked.status == 12, checked.err
+        assert checked.err.count("has no manifest") == 2
+        assert f"{store}/vm" in ok(host.run("points", store, environment=fresh)).out.decode()
+        assert host.run("points", f"{store}/vm", environment=environment).status == 19
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_disk_that_is_gone_is_missed(
+    host: Host, store: str, tmp_path: Path, *, link: bool
+) -> None:
+    saved(host, store, tmp_path / "disk", 1)
+    ok(host.run("send", tmp_path / "disk", f"{store}/other"))
+    folder = tmp_path / "store/bs1/disk/vm"
+    moved = folder.rename(tmp_path / "moved")
+    if link:
+        folder.symlink_to(moved)
+    for words in (
+        ("store", "verify", store),
+        ("points", store),
+        ("store", "prune", store, "--keep", "last=1"),
+    ):
+        ended = host.run(*words)
+        assert ended.status == 19, (words, ended.err)
+        assert f"{store}/vm is gone, which this host has seen" in ended.err
+        assert ("bs1/disk/vm is nothing of blockstream's" in ended.err) is link
+
+
+def test_a_lost_newest_manifest_comes_back_from_a_copy(
+    host: Host, either: str, tmp_path: Path
+) -> None:
+    states = saved(host, either, tmp_path / "disk", 2)
+    shutil.copytree(tmp_path / "store", tmp_path / "copy")
+    manifest = tmp_path / "store/bs1/disk/vm/point/0000000002.json"
+    manifest.unlink()
+    empty = tmp_path / "empty"
+    ok(host.run("store", "init", f"dir:{empty}"))
+    if "BLOCKSTREAM_IDENTITY" not in host.environment:
+        stays = host.run("store", "repair", either, "--from", f"dir:{empty}")
+        assert stays.status == 12, stays.err
+    ended = ok(host.run("store", "repair", either, "--from", f"dir:{tmp_path}/copy"))
+    assert "point/0000000002.json was replaced" in ended.err
+    ok(host.run("store", "verify", either))
+    ok(host.run("restore", f"{either}/vm", tmp_path / "disk2", "--create"))
+    assert (tmp_path / "disk2").read_bytes() == states[1]
+
+
+@pytest.mark.parametrize("kind", ["link", "folder"])
+def test_what_has_the_name_of_the_next_point_is_named_before_anything_travels(
+    host: Host, store: str, tmp_path: Path, kind: str
+) -> None:
+    disk = tmp_path / "disk"
+    saved(host, store, disk, 1)
+    stray = tmp_path / "store/bs1/disk/vm/point/0000000002.json"
+    stray.symlink_to("/etc/hostname") if kind == "link" else stray.mkdir()
+    before = sorted((tmp_path / "store").rglob("*.pack"))
+    ended = host.run("send", disk, f"{store}/vm")
+    assert ended.status == 10, ended.err
+    assert "has the name of the next point; nothing was sent" in ended.err
+    assert sorted((tmp_path / "store").rglob("*.pack")) == before
+
+
+def test_a_store_is_made_without_a_state_directory(host: Host, tmp_path: Path) -> None:
+    nowhere = {"BLOCKSTREAM_STATE_DIR": "/dev/null/x"}
+    ok(host.run("store", "init", f"dir:{tmp_path}/s", environment=nowhere))
+    assert (tmp_path / "s").stat().st_mode & 0o777 == 0o700
+    host.disk("disk", SIZE)
+    ok(host.run("send", host.folder / "disk", f"dir:{tmp_path}/s/vm"))
+    for words in (("points", f"dir:{tmp_path}/s/vm"), ("store", "verify", f"dir:{tmp_path}/s")):
+        ok(host.run(*words, environment=nowhere))
+
+
+def test_words_of_others_move_no_cursor(host: Host, store: str, tmp_path: Path) -> None:
+    saved(host, store, tmp_path / "disk", 1)
+    stray = tmp_path / "store/bs1/disk/vm/point/\x1b[31m\u202e"
+    stray.write_bytes(b"x")
+    said = ok(host.run("points", f"{store}/vm")).err
+    assert "\\x1b[31m\\u202e is nothing of blockstream's" in said
+    assert "\x1b" not in said

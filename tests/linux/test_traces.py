@@ -223,8 +223,10 @@ def test_what_a_device_lies_on_alone_is_looked_at_as_well(sysfs: Sysfs) -> None:
     assert compared(before, sysfs.trace(sysfs.mapped)).verdict is UNKNOWN
 
 
-def test_below_a_logical_volume_others_are_written(sysfs: Sysfs) -> None:
-    (sysfs.mapped / "dm/uuid").write_text("LVM-x\n")
+@pytest.mark.parametrize("uuid", ["LVM-x", "mpath-x", ""])
+def test_what_others_write_below_themselves_is_no_write_to_them(sysfs: Sysfs, uuid: str) -> None:
+    """Records of a volume group, bitmaps of an array or of DRBD."""
+    (sysfs.mapped / "dm/uuid").write_text(uuid + "\n")
     before = sysfs.trace(sysfs.mapped)
     sysfs.count(sysfs.parts[0], 108)
     assert compared(before, sysfs.trace(sysfs.mapped)).verdict is UNTOUCHED

@@ -199,3 +199,27 @@ def test_what_is_not_there_takes_no_memory(tmp_path: Path) -> None:
     objects.put("a/b", b"x")
     with pytest.raises(StoreDamagedError, match="ends at byte 1"):
         objects.read("a/b", 0, 1 << 60)
+
+
+@pytest.mark.root
+def test_folders_on_the_way_need_only_be_searched(tmp_path: Path) -> None:
+    """As where disks of a store belong to different users."""
+    root = tmp_path / "store"
+    objects = FolderObjects(root)
+    objects.put("a/b/c", b"x")
+    for path in (root, root / "a"):
+        path.chmod(0o711)
+    for path in (tmp_path, *tmp_path.parents):
+        if path.stat().st_mode & 0o001 == 0:
+            path.chmod(path.stat().st_mode | 0o011)
+    (root / "a/b").chmod(0o777)
+    (root / "a/b/c").chmod(0o644)
+    os.seteuid(65534)
+    try:
+        assert objects.read_whole("a/b/c", 1) == b"x"
+        assert [info.key for info in objects.listed("a/b/")] == ["a/b/c"]
+        objects.put("a/b/d", b"y")
+        with pytest.raises(StoreError, match="Permission denied"):
+            list(objects.listed("a/"))
+    finally:
+        os.seteuid(0)

@@ -541,7 +541,7 @@ def linked(image: Path) -> None:
 
 def holed(image: Path) -> None:
     with image.open("r+b") as file:
-        block.punch_hole(file.fileno(), 2 * MIB, 4096)
+        block.punch_hole(file.fileno(), 2 * MIB, 32_768)
 
 
 def freed(image: Path) -> None:
@@ -587,6 +587,8 @@ def test_a_hole_is_no_loss_where_no_data_was_written(image: Path) -> None:
         target.write_from([7 * MIB], [MIB], memoryview(b"d" * MIB))
         target.zero(4 * MIB, MIB)
         target.flush()
+        # Short runs of zeros travel as data, and ZFS makes holes of them.
+        block.punch_hole(target._fd, 2 * MIB + 4096, 28_672)
         target.check_whole()
 
 

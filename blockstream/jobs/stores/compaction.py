@@ -67,6 +67,7 @@ def compact(
     last = disk.last()
     if last is None or (last.parent is None and last.packs == last.own_packs):
         return None
+    disk.check_free(last.seq + 1)
     index, packs = _laid(disk, last)
     thin = _thin(disk, index, packs, worth)
     if last.parent is None and len(packs) == len(last.packs) and not thin.any():

@@ -7,19 +7,21 @@ turns in one place, as USB disks do, are known by their ids.
 
 import contextlib
 import json
+import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
 from blake3 import blake3
 
-from blockstream.errors import RefusedError, StoreDamagedError
+from blockstream.errors import BusyError, RefusedError, StoreDamagedError
 from blockstream.formats.point import Point
 from blockstream.jobs.stores.repository import Repository, StoredDisk
 from blockstream.linux.files import write_durably
 from blockstream.linux.state_directory import locked, make_directory
 
-REPLACED: Final = "the store was rolled back, or replaced"
+_LOCK_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,21 +56,35 @@ class Memory:
             StoreDamagedError: If its newest manifest is damaged.
         """
         place = f"{disk.objects.name}/{disk.name}"
-        folder = self._folder(disk)
-        if folder.parent.is_dir() and not folder.is_dir():
-            return f"{disk.objects.name} is another store than this host has used there"
+        if self._is_other(disk):
+            return (
+                f"{disk.objects.name} is another store than those that this host has used in that "
+                "place: a disk that takes its turn there, or one that somebody has put there"
+            )
         seen, newest = self._seen(disk), disk.last()
         if seen is None:
             return ""
         before = f"this host has seen its point {seen.seq}"
+        same = newest
         if newest is None:
-            return f"{place} has no point, and {before}"
-        if newest.seq < seen.seq:
-            return f"the newest point of {place} is {newest.seq}, and {before}"
-        same = newest if newest.seq == seen.seq else self._again(disk, seen.seq)
-        if same is not None and same.root != seen.root:
-            return f"point {seen.seq} of {place} is another one than this host has seen"
-        return ""
+            found = f"{place} has no point, and {before}"
+        elif newest.seq < seen.seq:
+            found = f"the newest point of {place} is {newest.seq}, and {before}"
+        else:
+            same = newest if newest.seq == seen.seq else self._again(disk, seen.seq)
+            if same is None or same.root == seen.root:
+                return ""
+            found = f"point {seen.seq} of {place} is another one than this host has seen"
+        return f"{found}: the store was rolled back, or replaced"
+
+    def missing(self, store: Repository) -> list[str]:
+        """Return the names of disks that this host has seen in a store, and that it has no more."""
+        there = set(store.disks())
+        try:
+            seen = sorted(self._of(store.objects.name, store.id).glob("*.json"))
+        except OSError:
+            return []
+        return [path.stem for path in seen if path.stem not in there]
 
     def check(self, disk: StoredDisk) -> None:
         """Let nobody write a disk that is older than it was.
@@ -79,8 +95,8 @@ class Memory:
         doubt = self.doubt(disk)
         if doubt:
             raise RefusedError(
-                f"{doubt}: {REPLACED}; nothing was done; put back what is missing; if it is right "
-                f"as it is, say so with `blockstream store trust {disk.objects.name}`"
+                f"{doubt}; nothing was done; put back what is missing; if it is right as it is, "
+                f"say so with `blockstream store trust {disk.objects.name}`"
             )
 
     def remember(self, disk: StoredDisk, point: Point | None) -> None:
@@ -94,7 +110,7 @@ class Memory:
         path = self._path(disk)
         with contextlib.suppress(RefusedError, OSError):
             make_directory(path.parent)
-            with locked(path.parent / "lock", "what is remembered of the store"):
+            with self._alone(path.parent / "lock"):
                 seen = self._seen(disk)
                 if seen is None or seen.seq < point.seq:
                     place = f"{disk.objects.name}/{disk.name}"
@@ -114,6 +130,29 @@ class Memory:
                 path.unlink()
         except OSError as error:
             raise RefusedError(f"{folder} cannot be written: {error.strerror}") from error
+
+    def _is_other(self, disk: StoredDisk) -> bool:
+        """Tell whether this host has used other stores in that place, and not this one."""
+        folder = self._folder(disk)
+        try:
+            return folder.parent.is_dir() and not folder.is_dir()
+        except OSError:  # somebody else's state directory
+            return False
+
+    @contextlib.contextmanager
+    def _alone(self, lock: Path) -> Iterator[None]:
+        """Hold a lock, and wait for it a moment: two jobs may end at once."""
+        until = time.monotonic() + _LOCK_SECONDS
+        with contextlib.ExitStack() as stack:
+            while True:
+                try:
+                    stack.enter_context(locked(lock, "what is remembered of the store"))
+                    break
+                except BusyError:
+                    if time.monotonic() > until:
+                        raise
+                    time.sleep(0.05)
+            yield
 
     def _seen(self, disk: StoredDisk) -> Seen | None:
         try:

@@ -35,7 +35,7 @@ class Pins:
         folder = self._folder(store)
         try:
             known = {path.name for path in folder.iterdir()}
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             known = set()
         except OSError as error:
             raise RefusedError(f"{folder} cannot be read: {error.strerror}") from error

@@ -146,14 +146,15 @@ def _sweep(
     ours, waiting = {point.id for point in gone}, set[str]()
     for owner, owned in disk.owned().items():
         doomed = owner in ours
-        if owner not in ours | living:
-            doomed = _is_dead(disk, owner, owned, now, result)
+        # A map may need what was written for a point that is gone.
+        others = Owned([info for info in owned.objects if info.key not in named])
+        if others.objects and owner not in ours | living:
+            doomed = _is_dead(disk, owner, others, now, result)
             waiting |= set() if doomed else {owner}
         sign = disk.alive_key(owner) if owner in living else ""
-        for info in owned.objects:
+        for info in others.objects:
             # A map may have been the last to need what was written for points that went long ago.
-            unwanted = doomed or info.key in named_before or info.key == sign
-            if unwanted and info.key not in named:
+            if doomed or info.key in named_before or info.key == sign:
                 _let_go(disk, info.key, info.size, result)
                 failpoint("prune.after_object")
     for name, info in disk.listed("mark"):

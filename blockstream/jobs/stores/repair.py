@@ -1,5 +1,6 @@
 """`store repair`: what is damaged is replaced by its twin in a copy of the store."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -58,6 +59,7 @@ def repair(disk: StoredDisk, twin: StoredDisk, reporters: list[Reporter]) -> Rep
     for _ in range(3):
         found = verify_disk(disk, Progress(), reporters)
         wanted = dict.fromkeys(each.key for each in found.damages)
+        wanted |= dict.fromkeys(_lost(disk, twin, found.unnamed))
         wanted = {key: None for key in wanted if key and key not in result.left}
         if not wanted:
             break
@@ -69,6 +71,15 @@ def repair(disk: StoredDisk, twin: StoredDisk, reporters: list[Reporter]) -> Rep
                 result.left.append(key)
     result.after = verify_disk(disk, Progress(), reporters)
     return result
+
+
+def _lost(disk: StoredDisk, twin: StoredDisk, unnamed: Collection[str]) -> list[str]:
+    """Return the keys of manifests that the other store has of what has none here."""
+    if not unnamed:
+        return []
+    newest = max(disk.numbers(), default=0)
+    candidates = [point for point in twin.readable() if point.seq > newest]
+    return [disk.point_key(point.seq) for point in candidates if point.id in unnamed]
 
 
 def _is_good(disk: StoredDisk, twin: StoredDisk, key: str) -> bool:

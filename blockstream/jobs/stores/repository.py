@@ -140,10 +140,10 @@ class Repository:
         return header
 
     def disks(self) -> list[str]:
-        """Return the names of the disks that it holds points of."""
+        """Return the names of the disks that it holds anything of; there may be no point yet."""
         named = [name for name in self.objects.folders(_DISKS) if DISK.fullmatch(name)]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            there = list(pool.map(lambda name: bool(self.disk(name).numbers()), named))
+            there = list(pool.map(lambda name: self.disk(name).is_there(), named))
         return sorted(itertools.compress(named, there))
 
     def strays(self) -> list[str]:
@@ -204,6 +204,24 @@ class StoredDisk:
     def folder(self) -> str:
         """What all its keys begin with."""
         return f"bs1/disk/{self.name}/"
+
+    def is_there(self) -> bool:
+        """Tell whether there is a point of it, or what a run left that made none."""
+        whats = ("point", "pack", "index")
+        return any(next(iter(self.listed(what)), None) is not None for what in whats)
+
+    def check_free(self, seq: int) -> None:
+        """Look, before all of it travels, whether a point of that number could be committed.
+
+        Raises:
+            RefusedError: If something that is none of ours has its name.
+        """
+        key = self.point_key(seq)
+        if self.strays & {key, f"{key}/"}:
+            raise RefusedError(
+                f"{self.objects.name}: {key} is nothing of blockstream's, and has the name of the "
+                "next point; nothing was sent; find out who put it there, and take it away"
+            )
 
     def points(self) -> Iterator[Point]:
         """Give its points, oldest first, without those that were pruned.
@@ -294,6 +312,13 @@ class StoredDisk:
             self.objects.delete(key)
         # Somebody else who asks at the same time may have deleted it: then nothing is old.
         return found.modified if found is not None else 0.0
+
+    def _now_or_ours(self) -> float:
+        """Return the time by the store's clock, or by ours where nothing may be written there."""
+        try:
+            return self.now()
+        except (AuthenticationError, StoreError):
+            return time.time()
 
     def mark_key(self, seq: int, kind: str = PRUNED) -> str:
         """Return the key of a mark."""
@@ -482,13 +507,15 @@ class StoredDisk:
 
         Either whoever wrote them died before, or the manifest is lost. Not of those at work yet.
         """
-        newest, now = self.last(), time.time()
+        newest = self.last()
         after = newest.id if newest is not None else ""
-        found = {
-            owner
+        left = {
+            owner: owned
             for owner, owned in self.owned().items()
-            if owner > after and not owned.is_alive(now)
+            if owner > after and owned.has_data
         }
+        now = self._now_or_ours() if any(owned.sign for owned in left.values()) else 0.0
+        found = {owner for owner, owned in left.items() if not owned.is_alive(now)}
         if found:  # a writer whose clock was ahead has a later id than the points after it
             for point in self.readable():
                 found -= {point.id, *(pack.owner for pack in point.packs)}
@@ -548,12 +575,19 @@ class Owned:
         text = repr(sorted((info.key, info.size, info.modified) for info in self.objects))
         return blake3(text.encode()).hexdigest()
 
+    @property
+    def has_data(self) -> bool:
+        """Whether there is more than a sign of life."""
+        return any(not info.key.endswith("/alive") for info in self.objects)
+
+    @property
+    def sign(self) -> ObjectInfo | None:
+        """The sign of life, if there is one."""
+        return next((info for info in self.objects if info.key.endswith("/alive")), None)
+
     def is_alive(self, now: float) -> bool:
-        """Tell whether there was a sign of life lately."""
-        return any(
-            info.key.endswith("/alive") and now - info.modified < ALIVE_SECONDS
-            for info in self.objects
-        )
+        """Tell whether there was a sign of life lately, by the store's clock."""
+        return self.sign is not None and now - self.sign.modified < ALIVE_SECONDS
 
 
 def new_id() -> str:

@@ -123,6 +123,7 @@ def save(
     if last is not None and last.state == what.opening.goal:
         _check_same(what, source, last)
         return SaveResult(last, progress.snapshot())
+    disk.check_free(last.seq + 1 if last is not None else 1)
     began, found = time.monotonic(), None
     parent = _check_base(what, last, disk) if what.opening.base else None
     if parent is not None and audit_cycle:

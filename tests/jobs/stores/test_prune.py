@@ -348,6 +348,39 @@ def test_who_wrote_lately_is_still_at_work_however_long_ago_it_began(model: Mode
     assert not dead.there
 
 
+def test_what_a_map_needs_of_points_that_are_gone_is_not_doubted(model: Model) -> None:
+    model.compact(worth=0)
+    model.prune(1, grace=0)
+    for path in (model.store / "bs1/disk/vm").rglob("*"):
+        if path.is_file():
+            aged(path, 3 * WEEK)
+    for _ in range(2):
+        found = everything(model)
+        assert (found.doubtful, found.freed) == (0, 0)
+        assert [key for key in model.keys("mark") if "unnamed" in key] == []
+    model.check()
+
+
+def test_a_run_that_wrote_nothing_is_no_lost_point(model: Model) -> None:
+    left = Left(model, "pack/{}/alive")
+    left.age(3600)
+    assert model.disk.unnamed() == []
+    model.disk.objects.put(f"{model.disk.folder}pack/{left.id}/0000.pack", b"x")
+    assert model.disk.unnamed() == [left.id]
+    with alive(model.disk, left.id):
+        assert model.disk.unnamed() == []
+
+
+@pytest.mark.parametrize("days", [-400, 400])
+def test_whoever_is_at_work_is_seen_to_be_whatever_our_clock_says(
+    model: Model, monkeypatch: pytest.MonkeyPatch, days: int
+) -> None:
+    left, real = Left(model, "pack/{}/0000.pack"), time.time
+    monkeypatch.setattr(time, "time", lambda: real() + days * 86_400)
+    with alive(model.disk, left.id):
+        assert model.disk.unnamed() == []
+
+
 def test_the_sign_of_a_point_that_was_committed_goes(model: Model) -> None:
     """A key that may not delete leaves it."""
     last = model.disk.find("last")
