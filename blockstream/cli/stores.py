@@ -177,7 +177,17 @@ def show_saved(result: SaveResult, place: StorePlace, *, as_json: bool, quiet: b
     point, audit = result.point, result.audit
     if as_json:
         audited = audit.checked if audit is not None else 0
-        event("saved", **asdict(point), counts=asdict(result.counts), audited=audited)
+        event(
+            "saved",
+            **asdict(point),
+            counts=asdict(result.counts),
+            audited=audited,
+            existed=result.existed,
+        )
+    elif result.existed:
+        if not quiet:
+            where = f"{place.store}/{place.disk}@{point.seq}"
+            say(f"already saved: {where} is {point.state}; nothing was stored")
     elif not quiet:
         saving = saving_text(result.counts, full=not point.base)
         say(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # linux/fs.h; the numbers are the same on all 64-bit architectures that Debian has.
+_BLKROGET = 0x125E
 _BLKGETSIZE64 = 0x80081272
 _BLKSSZGET = 0x1268
 _BLKZEROOUT = 0x127F
@@ -36,6 +37,12 @@ def size_of(fd: int) -> int:
         (size,) = struct.unpack("Q", fcntl.ioctl(fd, _BLKGETSIZE64, bytes(8)))
         return int(size)
     return info.st_size
+
+
+def is_read_only(fd: int) -> bool:
+    """Tell whether the kernel lets nobody write an open block device."""
+    (flag,) = struct.unpack("i", fcntl.ioctl(fd, _BLKROGET, bytes(4)))
+    return bool(flag)
 
 
 def logical_block_of(fd: int) -> int:

@@ -15,6 +15,7 @@ from blockstream.linux.batch import FEWEST, batch
 from blockstream.linux.block import data_ranges, logical_block_of, size_of
 from blockstream.linux.buffers import aligned_buffer, read_all
 from blockstream.linux.identity import Identity, Node, identity_of, node_of, users_of
+from blockstream.linux.image_locks import is_written_by_qemu
 from blockstream.linux.page_cache import CacheView, lies_in_memory, may_see_cache
 from blockstream_protocol import Kind
 
@@ -180,8 +181,10 @@ class DiskSource:
             return self._fd
 
     def _look_for_users(self, node: Node) -> None:
-        """Warn of a device that somebody may write: what is read then is no one moment."""
+        """Warn of a disk that somebody may write: what is read then is no one moment."""
         users = users_of(node) if self._is_device else []
+        if is_written_by_qemu(self._fd):
+            users.append("QEMU, or another blockstream, may write it")
         if users:
             self.warnings.append(
                 f"{self.name} is in use ({'; '.join(users)}): what is sent may be no one moment "

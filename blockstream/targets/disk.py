@@ -18,6 +18,7 @@ from blockstream.linux.block import (
     QueueLimits,
     data_ranges,
     discard,
+    is_read_only,
     logical_block_of,
     punch_hole,
     queue_limits_of,
@@ -36,6 +37,7 @@ from blockstream.linux.identity import (
     share_bytes,
     users_of,
 )
+from blockstream.linux.image_locks import is_open_in_qemu, keep_qemu_out
 from blockstream.linux.traces import trace_of
 
 # One request to the kernel, so that a signal and a progress line do not wait for minutes.
@@ -80,6 +82,7 @@ class DiskTarget:
             self._lock(force_in_use)
             info = os.fstat(self._fd)
             self._is_device = stat.S_ISBLK(info.st_mode)
+            self._check_writable()
             self.begin()
             self.size = size_of(self._fd)
             self._links = info.st_nlink
@@ -107,7 +110,7 @@ class DiskTarget:
     # Opening.
 
     def _lock(self, force: bool) -> None:
-        """Keep other receivers out, and udev from probing a half-written disk."""
+        """Keep other receivers and QEMU out, and udev from probing a half-written disk."""
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -117,6 +120,19 @@ class DiskTarget:
             raise BusyError(
                 f"{self.name} is locked by {holder}; nothing was written; wait for it to end"
             ) from None
+        if not force and is_open_in_qemu(self._fd):
+            raise BusyError(
+                f"{self.name} is open in QEMU: a guest of it or of libvirt's, qemu-nbd or "
+                "qemu-img; nothing was written; end that, or give --force-in-use"
+            )
+        keep_qemu_out(self._fd)
+
+    def _check_writable(self) -> None:
+        if self._is_device and is_read_only(self._fd):
+            raise RefusedError(
+                f"{self.name} is read-only; nothing was written; `blockdev --setrw {self.name}` "
+                "lets it be written, if that is right"
+            )
 
     def begin(self) -> None:
         """Begin a transfer: check that the name stands for what was opened.

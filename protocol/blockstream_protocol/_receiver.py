@@ -450,13 +450,23 @@ class Receiver:
         """Take a stream to where the target already is; its chain decides."""
         self._start_at(Mark(0, self._transfer, 0, 0))
         if not self._duplex:
-            self._check_resume_point(opening)
+            if opening.frames and self._is_committed():
+                # Its sender continues what was committed after it was asked: the chain that it says
+                # it goes on from leads to the recorded one only if it is that of the same frames.
+                self._start_at(Mark(opening.frames, bytes.fromhex(opening.chain), 0, 0))
+            else:
+                self._check_resume_point(opening)
             self._state = State.SKIM
             self._skimming = True
             return []
         self._state = State.DONE
         committed = self._already()
         return [Send(committed), Finish(0, committed=committed, written=False)]
+
+    def _is_committed(self) -> bool:
+        """Tell whether the target holds the goal by this very transfer."""
+        state = self._target
+        return isinstance(state, Clean) and state.transfer == self._transfer.hex()
 
     def _prepare(self) -> list[Effect]:
         opening, state = self._known_opening(), self._target
@@ -566,7 +576,9 @@ class Receiver:
     def _last_barrier(self, end: End) -> list[Effect]:
         if self._prefix.frames < end.frames or not self._sealed:
             return []
-        if not end.total == self._prefix.covered == self._whole_plan.total:
+        # Of what a skimmed stream continues, nothing was seen.
+        covered = end.total if self._skimming else self._prefix.covered
+        if not end.total == covered == self._whole_plan.total:
             raise RemoteProtocolError(
                 f"the stream covers {self._prefix.covered} of {self._whole_plan.total} bytes that "
                 "it planned"

@@ -523,6 +523,34 @@ def test_a_one_way_stream_to_what_is_there_is_compared_and_writes_nothing() -> N
     assert not any(isinstance(effect, Write | Flush | Record) for effect in host.did)
 
 
+@pytest.mark.parametrize("frames", [1, 2, 3])
+def test_a_continuation_of_what_was_committed_meanwhile_has_nothing_to_do(frames: int) -> None:
+    """Its token was asked for before the commit."""
+    opening = replace(OPENING, frames=frames, chain=chain_at(frames).hex())
+    receiver = receiver_at(DONE_ALREADY)
+    assert opened(receiver, duplex=False, opening=opening) == []
+    for seq in range(frames, 3):
+        admit(receiver, seq)
+        assert verify(receiver, seq) == []
+    receiver.receive(End(3, chain_at(3).hex(), 1536))
+    (finish,) = receiver.end_of_stream()
+    assert isinstance(finish, Finish)
+    assert (finish.code, finish.written) == (0, False)
+
+
+def test_a_continuation_with_another_content_is_refused() -> None:
+    opening = replace(OPENING, frames=2, chain=HEX)
+    receiver = receiver_at(DONE_ALREADY)
+    opened(receiver, duplex=False, opening=opening)
+    admit(receiver, 2)
+    verify(receiver, 2)
+    code, _ = refused(lambda: receiver.receive(End(3, chain_at(3).hex(), 1536)))
+    assert code is Code.INTEGRITY
+    other = receiver_at(replace(DONE_ALREADY, transfer=HEX))
+    code, text = refused(lambda: opened(other, duplex=False, opening=opening))
+    assert (code, text.startswith("the stream continues after")) == (Code.REFUSED, True)
+
+
 def test_another_content_under_the_same_goal_is_refused() -> None:
     host = Host.of(IMAGE, DONE_ALREADY)
     other = frames_of(PLAN, b"o" * SIZE)

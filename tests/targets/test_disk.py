@@ -474,6 +474,16 @@ def test_a_lock_ends_with_the_process_that_held_it(image: Path) -> None:
     DiskTarget(str(image)).close()
 
 
+@pytest.mark.root
+def test_a_read_only_device_is_refused(image: Path) -> None:
+    with loop_device(image) as device:
+        run("blockdev", "--setro", device)
+        refuse(device, "is read-only; nothing was written; `blockdev --setrw")
+        run("blockdev", "--setrw", device)
+        with closing(DiskTarget(device)):
+            pass
+
+
 # Somebody changes it meanwhile.
 
 

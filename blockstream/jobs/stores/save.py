@@ -28,10 +28,20 @@ from blockstream.jobs.stores.audit import Audit, audit
 from blockstream.jobs.stores.repository import StoredDisk, new_id, now_text
 from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.pipeline.failpoints import failpoint
+from blockstream.pipeline.outlet import Outlet
+from blockstream.pipeline.packer import PackedFrame
 from blockstream.pipeline.packs import PACK_BYTES, PackOutlet
 from blockstream.pipeline.progress import Progress, Snapshot
 from blockstream.pipeline.sender import SendEngine, SendOptions
-from blockstream_protocol import HEAD_BYTES, ROW_BYTES, Committed, Kind, table_bytes
+from blockstream_protocol import (
+    HEAD_BYTES,
+    ROW_BYTES,
+    Committed,
+    Frame,
+    Kind,
+    Message,
+    table_bytes,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +98,13 @@ class SaveResult:
         point: The new point.
         counts: Final counters.
         audit: What the audit found, if there was one.
+        existed: Whether an earlier run had saved it, which was not heard of.
     """
 
     point: Point
     counts: Snapshot
     audit: Audit | None = None
+    existed: bool = False
 
 
 def save(
@@ -121,8 +133,8 @@ def save(
     last = disk.last()
     what = planned(request, source)
     if last is not None and last.state == what.opening.goal:
-        _check_same(what, source, last)
-        return SaveResult(last, progress.snapshot())
+        _check_same(request, what, source, last, progress, reporters)
+        return SaveResult(last, progress.snapshot(), existed=True)
     disk.check_free(last.seq + 1 if last is not None else 1)
     began, found = time.monotonic(), None
     parent = _check_base(what, last, disk) if what.opening.base else None
@@ -204,17 +216,47 @@ def _discard(outlet: PackOutlet, disk: StoredDisk, identity: str) -> None:
     disk.discard(identity, outlet.packs)
 
 
-def _check_same(what: SendPlan, source: Source, last: Point) -> None:
+def _check_same(
+    request: SendRequest,
+    what: SendPlan,
+    source: Source,
+    last: Point,
+    progress: Progress,
+    reporters: list[Reporter],
+) -> None:
     """Check that the newest point is what would be sent: an earlier run was not heard of.
 
+    What the source holds is read and digested, unless it cannot have changed.
+
     Raises:
-        RefusedError: If it is not, or nobody can tell.
+        RefusedError: If it is not.
     """
-    if what.opening.identity(blake3.blake3).hex() != last.transfer or not source.immutable:
+    same = what.opening.identity(blake3.blake3).hex() == last.transfer
+    if same and not source.immutable:
+        nowhere = _Nowhere(progress)
+        same = _streamed(request, what, source, nowhere, progress, reporters).chain == last.chain
+    if not same:
         raise RefusedError(
-            f"point {last.seq} of {last.disk} is state {last.state!r} already; nothing was sent; "
-            "to send another content, leave --goal out or name it otherwise"
+            f"point {last.seq} of {last.disk} is state {last.state!r} already, with another "
+            "content; nothing was sent; leave --goal out or name it otherwise"
         )
+
+
+class _Nowhere:
+    """Takes a stream of which only the chain is wanted."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def send(self, message: Message) -> None:
+        """Take a message."""
+
+    def send_frame(self, frame: Frame, packed: PackedFrame) -> None:
+        """Take a data frame."""
+        self._progress.frame(data=len(packed.data), covered=packed.covered, wire=0)
+
+    def stop(self) -> None:
+        """Nothing waits."""
 
 
 def _check_base(what: SendPlan, last: Point | None, disk: StoredDisk) -> Point:
@@ -247,11 +289,11 @@ def _streamed(
     request: SendRequest,
     what: SendPlan,
     source: Source,
-    outlet: PackOutlet,
+    outlet: Outlet,
     progress: Progress,
     reporters: list[Reporter],
 ) -> Committed:
-    """Let the stream go into packs; return what it holds."""
+    """Let the stream go where it is to go; return what it holds."""
     progress.size, progress.total = source.size, what.opening.total
     session = one_way(what, source)
     # What is stored is kept, and often paid for, so it is packed however fast the way there is.
