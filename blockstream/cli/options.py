@@ -18,7 +18,7 @@ from blockstream.cli.console import (
 )
 from blockstream.errors import UsageError
 from blockstream.jobs.supervision import Reporter
-from blockstream.linux.state_directory import default_state_directory
+from blockstream.linux.state_directory import check_owner, default_state_directory
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -32,6 +32,7 @@ def with_state_dir(function: F) -> F:
         "--state-dir",
         type=click.Path(path_type=Path),
         default=default_state_directory,
+        callback=lambda _context, _option, path: check_owner(path),
         help="Where journals lie; BLOCKSTREAM_STATE_DIR says it, too. [default: "
         "/var/lib/blockstream for root, else ~/.local/state/blockstream]",
     )(function)

@@ -20,7 +20,7 @@ from blockstream.jobs.stores.memory import Memory
 from blockstream.jobs.stores.pins import Pins
 from blockstream.jobs.stores.repository import Repository, StoredDisk
 from blockstream.jobs.stores.save import SaveResult
-from blockstream.linux.state_directory import default_state_directory
+from blockstream.linux.state_directory import check_owner, default_state_directory
 from blockstream.locations import StorePlace, open_objects, store_place
 from blockstream.words import counted, duration_text, size_text
 
@@ -63,7 +63,7 @@ def with_store_access(command: Callable[..., None]) -> Callable[..., None]:
     def wrapped(*words: Any, endpoint_url: str, identity: Path | None, **options: Any) -> None:
         typed = click.get_current_context().get_parameter_source("identity")
         given = bool(endpoint_url) or typed is ParameterSource.COMMANDLINE
-        state_dir = options.get("state_dir") or default_state_directory()
+        state_dir = options.get("state_dir") or check_owner(default_state_directory())
         access = StoreAccess(endpoint_url, identity, state_dir, given)
         command(*words, access=access, **options)
 

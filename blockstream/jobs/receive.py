@@ -18,6 +18,7 @@ from blockstream.errors import (
     ForeignStreamError,
     InterruptedTransferError,
     RefusedError,
+    StaleViewError,
 )
 from blockstream.jobs.stored import finish_staged, new_receiver, spool_facts, undo_dropper
 from blockstream.jobs.supervision import Reporter, Work, supervised
@@ -37,7 +38,7 @@ from blockstream.pipeline.limiter import Limiter
 from blockstream.pipeline.outlet import PipeOutlet
 from blockstream.pipeline.progress import Progress, Snapshot
 from blockstream.pipeline.receiver import Applier, Applying, FrameReader, ReceiveEngine
-from blockstream.pipeline.staged import StagedApplier
+from blockstream.pipeline.staged import SPOOL_POSITION, StagedApplier
 from blockstream.pipeline.token import ResumeToken
 from blockstream.targets.disk import DiskTarget
 from blockstream_protocol import (
@@ -391,6 +392,11 @@ def _received(
     opening = session.opening
     if opening is None:
         raise InterruptedTransferError("the stream had no opening")
+    if request.apply is ApplyMode.UNDO and finish.written and not everything.undo_path.exists():
+        raise StaleViewError(
+            f"{request.target} is committed, but cannot be undone: somebody has taken away "
+            f"{everything.undo_path}, which held what it overwrote"
+        )
     return ReceiveResult(
         opening=opening,
         committed=finish.committed,
@@ -421,6 +427,8 @@ def _applier(
 
     staged = StagedApplier(everything.spool_path, everything.spool, direct, complete)
     everything.spool.facts = facts | spool_facts(request.policy)
+    if not _spool_is_there(everything):
+        everything.drop_spool()
     spooled = everything.spool.state
     # A sender that hears is told of the unfinished transfer, and continues it.
     if isinstance(spooled, Dirty) and (
@@ -429,6 +437,17 @@ def _applier(
     ):
         return spooled, staged
     return _as_spool_sees(journal.state), staged
+
+
+def _spool_is_there(everything: OpenedTarget) -> bool:
+    """Tell whether there is as much in an unfinished spool as its journal promises."""
+    promised = int(everything.spool.entry.facts.get(SPOOL_POSITION, 0))
+    if not isinstance(everything.spool.state, Dirty) or not promised:
+        return True
+    try:
+        return everything.spool_path.stat().st_size >= promised
+    except OSError:
+        return False
 
 
 def _as_spool_sees(state: TargetState) -> TargetState:

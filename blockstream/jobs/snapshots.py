@@ -35,6 +35,7 @@ from blockstream.interfaces import Source
 from blockstream.jobs.send import SendRequest
 from blockstream.jobs.vmdk import opened_vmdk
 from blockstream.linux import lvm
+from blockstream.linux.files import kept_file
 from blockstream.linux.lvm import Volume
 from blockstream.linux.state_directory import make_directory
 from blockstream.locations import is_nbd, open_export, open_source, vmdk_path
@@ -548,7 +549,7 @@ def _locked(state_dir: Path, ident: str) -> Iterator[_Memory]:
     folder = state_dir / "lvm"
     make_directory(folder)
     # Not for appending, which would ignore where something is written.
-    fd = os.open(folder / f"volume-{ident}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = kept_file(folder / f"volume-{ident}")
     with os.fdopen(fd, "r+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -64,7 +64,13 @@ def apply_stored(
         BlockstreamError: As for any stream; it can be applied again.
     """
     counts = progress or Progress()
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise RefusedError(
+            f"{path} cannot be opened: {error.strerror}; nothing was written to "
+            f"{everything.target.name}; somebody has taken it away, and what was in it is lost"
+        ) from error
     try:
         with contextlib.closing(WakeableReader(fd)) as reader:
             session = new_receiver(everything, everything.journal.state, policy or ReceiverPolicy())

@@ -17,7 +17,7 @@ from blockstream.errors import (
 from blockstream.extents import ExtentMap
 from blockstream.jobs.stored import apply_stored
 from blockstream.jobs.targets import OpenedTarget
-from blockstream.linux.files import sync_directory
+from blockstream.linux.files import new_file, sync_directory
 from blockstream.linux.streams import WakeableReader
 from blockstream.locations import open_source
 from blockstream.pipeline.compression import CompressionChoice
@@ -115,7 +115,7 @@ def _write_log(everything: OpenedTarget, opening: Open, plan: Plan) -> None:
     path = everything.undo_path
     temporary = path.with_suffix(".new")
     try:
-        with temporary.open("wb") as file:
+        with new_file(temporary, 0o600) as file:
             _stream(everything, back, plan, extents, file.fileno())
             file.flush()
             os.fsync(file.fileno())

@@ -5,6 +5,7 @@ import fcntl
 import os
 import struct
 from pathlib import Path
+from typing import BinaryIO
 
 _GETFLAGS = 0x80086601  # linux/fs.h: FS_IOC_GETFLAGS
 _KEPT = 0x10 | 0x20  # FS_IMMUTABLE_FL, FS_APPEND_FL
@@ -20,11 +21,27 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
+def new_file(path: Path, mode: int = 0o666) -> BinaryIO:
+    """Open a new file to be written, in place of one that is there, and never through a link."""
+    path.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, mode), "wb")
+
+
+def kept_file(path: Path) -> int:
+    """Open a file of ours to be read and written, or make it, and never through a link.
+
+    Raises:
+        OSError: If it is a link, or cannot be opened.
+    """
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
 def write_durably(path: Path, data: bytes) -> None:
     """Replace a file so that after a power cut it is the old one or the new one, whole."""
     temporary = path.with_name(path.name + ".new")
     try:
-        with temporary.open("wb") as file:
+        with new_file(temporary) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from blockstream.errors import NotFoundError, RefusedError, SourceError
 from blockstream.linux.block import read_text
+from blockstream.linux.files import kept_file
 
 _FIELDS = (
     *("vg_name", "lv_name", "lv_uuid", "lv_attr", "lv_size", "lv_path", "lv_dm_path", "lv_tags"),
@@ -356,7 +357,7 @@ def metadata_reserved(pool: Volume, locks: Path) -> Iterator[None]:
     device = f"{pool.dm_path}-tpool"
     note = locks / f"pool-{pool.uuid}"
     locks.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with os.fdopen(os.open(note, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+") as file:
+    with os.fdopen(kept_file(note), "r+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         # Whoever wrote this held the lock that we hold now, so he is dead.
         ours = file.read() == "held"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from blockstream.errors import BusyError, RefusedError
-from blockstream.linux.files import sync_directory, write_durably
+from blockstream.linux.files import kept_file, sync_directory, write_durably
 
 _SLOTS = 2
 
@@ -22,6 +22,27 @@ def default_state_directory() -> Path:
         return Path("/var/lib/blockstream")
     base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
     return Path(base) / "blockstream"
+
+
+def check_owner(path: Path) -> Path:
+    """Return a state directory, if it is ours or the administrator's, or not there yet.
+
+    Whoever else owns it could put links and journals of his own there.
+
+    Raises:
+        RefusedError: If it belongs to somebody else.
+    """
+    try:
+        owner = path.stat().st_uid
+    except OSError:
+        return path
+    if owner not in {0, os.geteuid()}:
+        raise RefusedError(
+            f"the state directory {path} belongs to somebody else, the user of number {owner}; "
+            "nothing was done; choose another with --state-dir or BLOCKSTREAM_STATE_DIR, or give "
+            "it to whom runs this"
+        )
+    return path
 
 
 def make_directory(path: Path) -> None:
@@ -72,7 +93,7 @@ class JournalFiles:
         with locked(folder / f"{name}.lock", f"the target whose state lies in {folder}"):
             path = folder / name
             try:
-                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                fd = kept_file(path)
             except OSError as error:
                 raise _no_room(path, error) from error
             try:
@@ -142,7 +163,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
         RefusedError: If it cannot be made.
     """
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = kept_file(path)
     except OSError as error:
         raise _no_room(path, error) from error
     try:

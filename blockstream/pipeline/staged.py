@@ -11,7 +11,7 @@ from pathlib import Path
 import blake3
 
 from blockstream.errors import RefusedError
-from blockstream.linux.files import sync_directory
+from blockstream.linux.files import kept_file, sync_directory
 from blockstream.pipeline.crew import Turnstile
 from blockstream.pipeline.direct import DirectApplier
 from blockstream.pipeline.failpoints import failpoint
@@ -37,7 +37,7 @@ from blockstream_protocol import (
     plain_frame,
 )
 
-_POSITION = "spool_bytes"
+SPOOL_POSITION = "spool_bytes"
 
 
 class StagedApplier:
@@ -72,9 +72,9 @@ class StagedApplier:
         """Begin the spool, or cut it back to what was durable."""
         state = self._journal.state
         try:
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._fd = kept_file(self._path)
             if resumed and first and isinstance(state, Dirty):
-                self._position = int(self._journal.entry.facts[_POSITION])
+                self._position = int(self._journal.entry.facts[SPOOL_POSITION])
                 os.ftruncate(self._fd, self._position)
             else:
                 # Nobody may take the new spool for what the old record promises.
@@ -103,7 +103,7 @@ class StagedApplier:
                 position = self._ends[state.frames]
                 for earlier in [n for n in list(self._ends) if n < state.frames]:
                     del self._ends[earlier]
-                facts[_POSITION] = str(position)
+                facts[SPOOL_POSITION] = str(position)
             self._journal.record(state, facts)
         except OSError as error:
             raise self._failure(error) from error

@@ -1,6 +1,7 @@
 """A store's key, wrapped for those who may open the store: age identities, and keys of KMS."""
 
 import asyncio
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -90,8 +91,9 @@ def new_identity(path: Path, created: str) -> str:
     made = pyrage.x25519.Identity.generate()
     recipient = str(made.to_public())
     try:
-        path.touch(0o600, exist_ok=False)
-        path.write_text(f"# created: {created}\n# public key: {recipient}\n{made}\n")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(path, flags, 0o600), "w") as file:
+            file.write(f"# created: {created}\n# public key: {recipient}\n{made}\n")
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; no identity was made") from error
     return recipient

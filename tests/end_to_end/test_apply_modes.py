@@ -1,6 +1,7 @@
 """Staged, a target is at its base or at its goal; with an undo log it can always go back."""
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -348,3 +349,75 @@ def test_same_transfer_continued_without_undo_can_still_be_undone(eager: Host) -
     assert eager.pipe(words, [target]).statuses == (0, 0)
     assert eager.run("undo", target).status == 0
     assert target.read_bytes() == before
+
+
+# Somebody takes away what we keep.
+
+
+def kept(host: Host, name: str) -> Path:
+    (found,) = host.state_dir.rglob(name)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_spool_that_is_gone_is_begun_anew(eager: Host, *, cut: bool) -> None:
+    target, new, words = based(eager)
+    killed(eager, words, [target, "--apply", "stage"], "recv.after_record:2")
+    spool = kept(eager, "spool.bsx")
+    spool.write_bytes(b"") if cut else spool.unlink()
+    ended = eager.run("recv", target, "--apply", "stage", data=eager.stream(*words))
+    assert ended.status == 0, ended.err
+    assert target.read_bytes() == new.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_whole_spool_that_is_gone_is_said(eager: Host) -> None:
+    target, new, words = based(eager)
+    before = target.read_bytes()
+    killed(eager, words, [target, "--apply", "stage"], "recv.spool_complete:1")
+    kept(eager, "spool.bsx").unlink()
+    ended = eager.run("apply", target)
+    assert (ended.status, "no complete stream waits" in ended.err) == (17, True), ended.err
+    assert target.read_bytes() == before
+    assert eager.run("recv", target, data=eager.stream(*words)).status == 0
+    assert target.read_bytes() == new.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_lost_undo_log_is_never_success(eager: Host) -> None:
+    target, new, words = based(eager)
+    stopped = eager.start_pipe(
+        words, [target, "--apply", "undo"], recv_environment=failing_at("recv.after_write:1:stop")
+    )[1]
+    wait_until(stopped.stopped)
+    kept(eager, "undo.bsx").unlink()
+    stopped.signal(signal.SIGCONT)
+    ended = stopped.wait()
+    assert ended.status == 19, ended.err
+    assert "is committed, but cannot be undone: somebody has taken away" in ended.err
+    assert target.read_bytes() == new.read_bytes()
+    undone = eager.run("undo", target)
+    assert (undone.status, "there is no undo log" in undone.err) == (17, True), undone.err
+    assert target.read_bytes() == new.read_bytes()
+
+
+@pytest.mark.root
+def test_a_state_directory_of_somebody_else_is_refused(eager: Host) -> None:
+    """He could put links there, which we would write through."""
+    target, _, words = based(eager)
+    other = eager.folder / "other"
+    other.mkdir()
+    os.chown(other, 65534, 65534)
+    stream = eager.stream(*words)
+    for line in (
+        ("recv", target, "--state-dir", other),
+        ("status", target, "--state-dir", other),
+    ):
+        ended = eager.run(*line, data=stream)
+        assert ended.status == 10, ended.err
+        assert "belongs to somebody else, the user of number 65534" in ended.err
+    environment = {"BLOCKSTREAM_STATE_DIR": str(other)}
+    ended = eager.run("points", f"dir:{eager.folder}/s", environment=environment)
+    assert ended.status == 10, ended.err
+    assert list(other.iterdir()) == []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from blockstream.linux.files import write_durably
+from blockstream.linux.files import kept_file, write_durably
 
 
 def test_a_file_is_replaced_whole_and_durably(tmp_path: Path, synced: list[str]) -> None:
@@ -32,3 +32,17 @@ def test_a_file_that_cannot_be_written_stays_the_old_one(
         write_durably(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_nothing_is_written_through_a_link_that_somebody_planted(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    path = tmp_path / "receipt"
+    path.with_name("receipt.new").symlink_to(victim)
+    write_durably(path, b"ours")
+    assert path.read_bytes() == b"ours"
+    assert not path.is_symlink()
+    (tmp_path / "lock").symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic links"):
+        kept_file(tmp_path / "lock")
+    assert victim.read_bytes() == b"precious"

@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from blockstream.errors import BusyError, IntegrityError
-from blockstream.linux.files import write_durably
+from blockstream.linux.files import kept_file, write_durably
 from blockstream.linux.lvm import Volume
 from blockstream.linux.state_directory import make_directory
 
@@ -67,7 +67,7 @@ class MigrationNote:
             BusyError: If somebody does.
         """
         make_directory(self.path.parent)
-        fd = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = kept_file(self.path.with_suffix(".lock"))
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
