@@ -3,15 +3,17 @@
 import contextlib
 import os
 import sys
+import syslog
 from pathlib import Path
 
 import click
 
-from blockstream.cli.console import say, show
+from blockstream.cli.console import printable, say, show
 from blockstream.cli.options import refuse_terminal, warn, with_state_dir
 from blockstream.errors import BlockstreamError, UsageError
 from blockstream.jobs.serve import Grant, key_line, load_policy, serve
 from blockstream.locations import open_source
+from blockstream.pipeline.faults import discreet
 
 _STDIN, _STDOUT = 0, 1
 
@@ -31,7 +33,8 @@ def command(
 ) -> None:
     """Let a peer write the disks that a policy names, and do nothing else.
 
-    ssh runs it in place of whatever the peer asks for. The peer sends to HOST::NAME.
+    ssh runs it in place of whatever the peer asks for. The peer sends to HOST::NAME. It hears
+    nothing of paths and processes here: the reasons go to this host's log (syslog).
 
     \b
     Example, on the receiving host:
@@ -63,7 +66,23 @@ def command(
         refuse_terminal(_STDIN, "standard input")
         refuse_terminal(_STDOUT, "standard output")
         asked = os.environ.get("SSH_ORIGINAL_COMMAND")
-        say(serve(policy, asked, state_dir, _STDIN, _STDOUT))
+        say(_served(policy, asked, state_dir))
+
+
+def _served(policy: Path, asked: str | None, state_dir: Path) -> str:
+    """Serve; ssh passes on to the peer what is said here, so the reasons go to the host's log.
+
+    Raises:
+        BlockstreamError: With what the peer may hear of it.
+    """
+    syslog.openlog("blockstream-serve", syslog.LOG_PID, syslog.LOG_DAEMON)
+    try:
+        done = serve(policy, asked, state_dir, _STDIN, _STDOUT)
+    except BlockstreamError as error:
+        syslog.syslog(syslog.LOG_WARNING, printable(str(error)))
+        raise type(error)(discreet(error)) from error
+    syslog.syslog(syslog.LOG_INFO, done)
+    return done
 
 
 def _identity(disk: str) -> str:

@@ -94,6 +94,7 @@ class ReceiveRequest:
         name: Name that the opening must give it; None for any.
         largest: Most bytes that a source may have.
         bases: States that an increment may start from, "" for a full copy; None for any.
+        is_discreet: Tell the sender nothing of this host: no paths, no processes.
     """
 
     target: str
@@ -110,6 +111,7 @@ class ReceiveRequest:
     name: str | None = None
     largest: int = DEVICE_BYTES
     bases: frozenset[str] | None = None
+    is_discreet: bool = False
 
     @property
     def policy(self) -> ReceiverPolicy:
@@ -379,6 +381,7 @@ def _received(
         progress,
         answering.send if answering is not None else None,
         keep_frames=request.verify,
+        is_discreet=request.is_discreet,
     )
     engine = ReceiveEngine(applying, frames, progress)
     began = time.monotonic()

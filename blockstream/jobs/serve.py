@@ -1,6 +1,7 @@
 """`serve`: what a key that may only write certain disks gets to do, and nothing that it asks."""
 
 import contextlib
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from blockstream.jobs.receive import (
     receive_frames,
 )
 from blockstream.linux.streams import WakeableReader
+from blockstream.pipeline.faults import discreet
 from blockstream.pipeline.limiter import Limiter
 from blockstream.pipeline.progress import Progress
 from blockstream.pipeline.receiver import FrameReader
@@ -66,7 +68,9 @@ def load_policy(path: Path) -> dict[str, Grant]:
         UsageError: If it is none; nothing is allowed then.
     """
     try:
-        content = tomllib.loads(path.read_text())
+        with path.open("rb") as file:
+            _check_owner(path, os.fstat(file.fileno()))
+            content = tomllib.loads(file.read().decode())
     except OSError as error:
         raise NotFoundError(
             f"{path} cannot be read: {error.strerror}; nothing is allowed"
@@ -84,6 +88,19 @@ def load_policy(path: Path) -> dict[str, Grant]:
         raise UsageError(f"{error}; nothing is allowed") from None
 
 
+def _check_owner(path: Path, info: os.stat_result) -> None:
+    """Refuse a policy that others than its user and root may have written.
+
+    Raises:
+        UsageError: If they may.
+    """
+    if info.st_uid not in {0, os.geteuid()} or info.st_mode & 0o022:
+        raise UsageError(
+            f"{path} can be written by others; nothing is allowed; `chmod go-w`, and `chown` to "
+            "whom it serves or to root"
+        )
+
+
 def _grant(path: Path, name: str, table: object) -> Grant:
     where = f"{path}, [targets.{name}]"
     if not _NAME.fullmatch(name) or not isinstance(table, Mapping):
@@ -96,7 +113,11 @@ def _grant(path: Path, name: str, table: object) -> Grant:
     for key in ("path", "identity"):
         if not isinstance(table.get(key), str) or not table[key]:
             raise UsageError(f"{where}: {key} is missing")
-    operations = _words(where, table, "operations") or frozenset({RECEIVE})
+    if not table["path"].startswith("/"):
+        raise UsageError(f"{where}: path begins with /, so that it means the same everywhere")
+    operations = _words(where, table, "operations")
+    if operations is None:
+        operations = frozenset({RECEIVE})
     if operations - {RECEIVE, VERIFY}:
         raise UsageError(f"{where}: operations are recv and verify")
     apply = table.get("apply", "direct")
@@ -163,7 +184,7 @@ def serve(policy: Path, asked: str | None, state_dir: Path, from_peer: int, to_p
 
     Raises:
         RefusedError: If it asked for anything else.
-        BlockstreamError: As for `recv`.
+        BlockstreamError: As for `recv`; the peer has heard less of it.
     """
     if asked != PEER_COMMAND:
         raise RefusedError(
@@ -188,7 +209,7 @@ def serve(policy: Path, asked: str | None, state_dir: Path, from_peer: int, to_p
             request = request_for(grant, state_dir)
             receive_frames(request, frames, answering, Progress(), [])
         except BlockstreamError as error:
-            answering.explain(error)
+            answering.explain(type(error)(discreet(error)))
             raise
         return f"{grant.name} was committed"
 
@@ -220,4 +241,5 @@ def request_for(grant: Grant, state_dir: Path) -> ReceiveRequest:
         name=grant.name,
         largest=grant.largest,
         bases=grant.bases,
+        is_discreet=True,
     )

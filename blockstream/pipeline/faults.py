@@ -3,6 +3,7 @@
 from blockstream.errors import (
     BaseMismatchError,
     BlockstreamError,
+    BusyError,
     ConnectionLostError,
     ForbiddenError,
     IntegrityError,
@@ -71,3 +72,25 @@ def translated(error: BaseException) -> BaseException:
 def error_for(code: Code, text: str) -> BlockstreamError:
     """Return the error class of a code with that text."""
     return _CLASSES.get(code, BlockstreamError)(text)
+
+
+_DISCREET: dict[Code, str] = {
+    Code.REFUSED: "the target cannot be written now",
+    Code.TARGET: "the target failed",
+    Code.INTEGRITY: "what was written reads back differently",
+    Code.INTERRUPTED: "it was interrupted there",
+}
+
+
+def discreet(error: BaseException) -> str:
+    """Return what a peer may hear of an error who is to know nothing of this host.
+
+    No paths, no processes, no people: whatever names one is said in other words.
+    """
+    text = str(error)
+    if "/" not in text and "process" not in text:
+        return text
+    if isinstance(error, BusyError):
+        return "somebody else uses the target; nothing was written; try again later"
+    said = _DISCREET.get(code_of(error), "it failed there")
+    return f"{said}; whoever looks after that host finds the reason in its log"

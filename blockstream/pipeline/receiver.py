@@ -14,7 +14,7 @@ from blockstream.linux.streams import WakeableReader
 from blockstream.pipeline.compression import Decompressor
 from blockstream.pipeline.crew import Crew, CrewStoppedError, Turnstile, default_workers
 from blockstream.pipeline.failpoints import failpoint
-from blockstream.pipeline.faults import code_of, error_for, translated
+from blockstream.pipeline.faults import code_of, discreet, error_for, translated
 from blockstream.pipeline.progress import Progress
 from blockstream.pipeline.samples import BaseCheck
 from blockstream_protocol import (
@@ -104,6 +104,7 @@ class Applying:
         answer: Callable[[Message], None] | None = None,
         *,
         keep_frames: bool = False,
+        is_discreet: bool = False,
     ) -> None:
         """Prepare.
 
@@ -113,8 +114,10 @@ class Applying:
             progress: Counted as frames are written.
             answer: Gives a message to the sender; None over a one-way pipe.
             keep_frames: Remember the frames since the last barrier, to read them back.
+            is_discreet: Tell the sender nothing of this host.
         """
         self.session = session
+        self._is_discreet = is_discreet
         # Why only samples told that the target is its base; empty where the kernel knew.
         self.sampled = ""
         self.lock = threading.RLock()
@@ -177,7 +180,8 @@ class Applying:
         return _decisive(errors, self.finish or Finish(code_of(errors[0])))
 
     def _tell(self, error: BaseException) -> None:
-        self.event(lambda: self.session.failed(code_of(error), _said_to_sender(error)))
+        said = discreet(error) if self._is_discreet else _said_to_sender(error)
+        self.event(lambda: self.session.failed(code_of(error), said))
 
     def _one(self, effect: Effect) -> list[Effect]:  # one line an effect
         session = self.session

@@ -1,5 +1,6 @@
 """A key for `serve` writes the disks that its policy names, whatever it asks for."""
 
+import fcntl
 import json
 import os
 import shlex
@@ -72,6 +73,7 @@ def write_policy(host: Host, disk: Path, **more: object) -> Path:
     lines = [f"{key} = {json.dumps(value)}" for key, value in table.items()]
     path = host.folder / "policy.toml"
     path.write_text("[targets.vm]\n" + "\n".join(lines) + "\n")
+    path.chmod(0o600)
     return path
 
 
@@ -164,6 +166,32 @@ def test_a_granted_disk_is_written(host: Host, apply: str) -> None:
     assert vm.read_bytes() == disk.read_bytes()
 
 
+def test_no_operations_allow_nothing(host: Host) -> None:
+    disk, vm = host.disk("disk"), host.blank("vm", 300_000)
+    options = local(host, write_policy(host, vm, operations=[]))
+    for words in (("send", disk, "lab::vm"), ("verify", disk, "lab::vm")):
+        ended = host.run(*words, *options)
+        assert ended.status == 10, ended.err
+        assert "there is no such target for this key" in ended.err
+
+
+def test_a_peer_hears_nothing_of_paths_and_processes(host: Host) -> None:
+    disk, vm = host.disk("disk"), host.blank("vm", 300_000)
+    options = local(host, write_policy(host, vm))
+    with vm.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        busy = host.run("send", disk, "lab::vm", *options, "--retry", "0")
+    assert busy.status == 10, busy.err
+    assert "somebody else uses the target" in busy.err
+    vm.unlink()
+    gone = host.run("send", disk, "lab::vm", *options, "--retry", "0")
+    assert gone.status == 10, gone.err
+    assert "whoever looks after that host finds the reason in its log" in gone.err
+    for ended in (busy, gone):
+        assert str(vm) not in ended.err
+        assert str(os.getpid()) not in ended.err
+
+
 @pytest.mark.slow
 def test_a_granted_disk_is_verified(host: Host) -> None:
     disk = host.disk("disk", 300_000)
@@ -249,6 +277,20 @@ def test_a_policy_that_is_not_clear_allows_nothing(tmp_path: Path, text: str, sa
     path.write_text(text)
     with pytest.raises(UsageError, match=said):
         load_policy(path)
+
+
+@pytest.mark.parametrize("mode", [0o622, 0o660, 0o602])
+def test_a_policy_that_others_may_write_allows_nothing(host: Host, mode: int) -> None:
+    policy = write_policy(host, host.blank("vm", 4096))
+    policy.chmod(mode)
+    with pytest.raises(UsageError, match="can be written by others; nothing is allowed"):
+        load_policy(policy)
+
+
+def test_a_policy_with_a_path_of_some_folder_allows_nothing(host: Host) -> None:
+    policy = write_policy(host, host.blank("vm", 4096), path="vm")
+    with pytest.raises(UsageError, match="path begins with /"):
+        load_policy(policy)
 
 
 def test_a_policy_that_is_not_there_allows_nothing(tmp_path: Path) -> None:
