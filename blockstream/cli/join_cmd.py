@@ -2,12 +2,13 @@
 
 import click
 
-from blockstream.linux.meeting import join
+from blockstream.linux.meeting import heard_token, join
+
+_STDIN = 0
 
 
 @click.command("join", hidden=True)
-@click.argument("token")
 @click.argument("number", type=click.IntRange(0, 255))
-def command(token: str, number: int) -> None:
-    """Give standard input and output to the session that waits under TOKEN."""
-    join(token, number)
+def command(number: int) -> None:
+    """Give standard input and output to a session, whose secret comes first on standard input."""
+    join(heard_token(_STDIN), number)

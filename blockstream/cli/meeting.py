@@ -1,38 +1,40 @@
 """Several connections of one session: they meet where the first one says."""
 
 import contextlib
-import re
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import click
 
-from blockstream.errors import UsageError
-from blockstream.linux.meeting import MOST_STREAMS, gathered
+from blockstream.linux.meeting import MOST_STREAMS, gathered, heard_token
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_MEETING = re.compile(r"([0-9a-f]{32}):(\d{1,2})")
+_STDIN = 0
 
 
 def with_meeting(function: F) -> F:
     """Add --meeting."""
-    return click.option("--meeting", default="", hidden=True, metavar="TOKEN:COUNT")(function)
+    return click.option(
+        "--meeting",
+        type=click.IntRange(0, MOST_STREAMS - 1),
+        default=0,
+        hidden=True,
+        metavar="COUNT",
+    )(function)
 
 
 @contextlib.contextmanager
-def meeting_of(text: str) -> Iterator[list[tuple[int, int]]]:
-    """Wait for the further connections of a session; give their input and output.
+def meeting_of(count: int) -> Iterator[list[tuple[int, int]]]:
+    """Wait for so many further connections of a session; give their input and output.
+
+    Their secret comes first on standard input.
 
     Raises:
-        UsageError: If it is no meeting.
         ConnectionLostError: If they do not come in time.
     """
-    if not text:
+    if not count:
         yield []
         return
-    found = _MEETING.fullmatch(text)
-    if found is None or int(found[2]) >= MOST_STREAMS:
-        raise UsageError("--meeting is TOKEN:COUNT")
-    with gathered(found[1], int(found[2])) as pairs:
+    with gathered(heard_token(_STDIN), count) as pairs:
         yield pairs

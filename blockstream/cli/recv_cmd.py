@@ -109,7 +109,7 @@ def command(  # one an option
     lock_wait: float,
     session: bool,
     standing: bool,
-    meeting: str,
+    meeting: int,
     create: bool,
     verify: bool,
     force_in_use: bool,

@@ -148,7 +148,7 @@ def command(  # one an option
     dry_run: bool,
     compare: bool,
     session: bool,
-    meeting: str,
+    meeting: int,
     state_dir: Path,
     as_json: bool,
     quiet: bool,
@@ -299,7 +299,7 @@ def _refuse_compare(
 
 
 def _to_stdout(
-    request: SendRequest, wish: SnapshotWish, voice: Voice, *, session: bool, meeting: str
+    request: SendRequest, wish: SnapshotWish, voice: Voice, *, session: bool, meeting: int
 ) -> None:
     if wish.rotate and not (session or request.receipt_seconds):
         raise UsageError(

@@ -3,7 +3,6 @@
 import contextlib
 import math
 import os
-import secrets
 import select
 import shlex
 import threading
@@ -31,7 +30,7 @@ from blockstream.jobs.send import SendRequest, SendResult
 from blockstream.jobs.serve import PEER_COMMAND
 from blockstream.jobs.session import Sending
 from blockstream.jobs.supervision import Reporter, Work, supervised
-from blockstream.linux.meeting import MOST_STREAMS
+from blockstream.linux.meeting import MOST_STREAMS, new_token, tell_token
 from blockstream.locations import Remote, Way, open_link, open_links, round_trip
 from blockstream.pipeline.progress import Progress
 from blockstream.words import OURS
@@ -179,10 +178,9 @@ def connected(
     """Connect as often as wished, and let the programs there meet in one session."""
     count = patience.streams
     with contextlib.ExitStack() as stack:
-        token = secrets.token_hex(16)
-        meeting = ["--meeting", f"{token}:{count - 1}"] if count > 1 else []
+        meeting = ["--meeting", str(count - 1)] if count > 1 else []
         commands = [remote_command(options, [*words, *meeting], where)]
-        commands += [f"{options.command} join {token} {number}" for number in range(count - 1)]
+        commands += [f"{options.command} join {number}" for number in range(count - 1)]
         links: list[Link] = [
             stack.enter_context(contextlib.closing(link))
             for link in open_links(where, commands, options.way)
@@ -190,6 +188,10 @@ def connected(
         for each in links:
             # Before any is waited for, because the programs there wait for each other.
             stack.callback(each.hang_up)
+        if count > 1:
+            token = new_token()
+            for each in links:
+                tell_token(token, each.to_peer)
         yield links
 
 

@@ -45,7 +45,7 @@ HOSTILE = [
     "blockstream recv --session --force-in-use -- /",
     "blockstream send --session /etc/shadow",
     "blockstream digests /etc/shadow",
-    "blockstream join 0123456789abcdef0123456789abcdef 0",
+    "blockstream join 0",
     "blockstream serve --policy /dev/stdin",
     "blockstream adopt /dev/vg/vm --id x",
     "../../../../bin/sh",

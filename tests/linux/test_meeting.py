@@ -6,13 +6,14 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from blockstream.errors import ConnectionLostError
 from blockstream.linux import meeting
-from blockstream.linux.meeting import gathered, join
+from blockstream.linux.meeting import gathered, heard_token, join, new_token, tell_token
 
 ROOT = Path(__file__).parents[2]
 
@@ -87,3 +88,69 @@ def test_somebody_elses_process_is_sent_away(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ConnectionLostError, match="only 0 of 1"), gathered(token, 1):
         pass
     caller.join()
+
+
+def test_a_strangers_socket_is_given_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """He may have guessed the name, and waits there."""
+    token = secrets.token_hex(16)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as place:
+        place.bind(b"\0blockstream-" + token.encode())
+        place.listen(1)
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+        with pytest.raises(ConnectionLostError, match="somebody else waits"):
+            join(token, 0)
+        guest, _ = place.accept()
+        with guest:
+            assert guest.recv(10) == b""
+
+
+def test_strangers_are_closed_at_once_and_counted_nowhere() -> None:
+    token, closed = secrets.token_hex(16), threading.Event()
+    ours = meeting._is_ours
+    turn = iter([False, False])
+
+    def stranger(guest: socket.socket) -> bool:
+        return next(turn, True) and ours(guest)
+
+    def call() -> None:
+        for _ in range(2):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as caller:
+                while caller.connect_ex(b"\0blockstream-" + token.encode()):
+                    time.sleep(0.01)
+                caller.settimeout(10)
+                assert caller.recv(1) == b""
+        closed.set()
+        process.append(guest(token, 0))
+
+    process: list[subprocess.Popen[bytes]] = []
+    caller = threading.Thread(target=call)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(meeting, "_is_ours", stranger)
+        caller.start()
+        with gathered(token, 1) as pairs:
+            assert closed.is_set()
+            assert len(pairs) == 1
+        caller.join()
+    (joined,) = process
+    joined.communicate(timeout=10)
+
+
+@pytest.mark.parametrize("said", [b"", b"0" * 32, b"x" * 33, b"0" * 40])
+def test_what_is_no_secret_is_refused(said: bytes) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, said)
+    os.close(writing)
+    with pytest.raises(ConnectionLostError):
+        heard_token(reading)
+    os.close(reading)
+
+
+def test_a_secret_is_heard_and_nothing_after_it() -> None:
+    reading, writing = os.pipe()
+    token = new_token()
+    tell_token(token, writing)
+    os.write(writing, b"stream")
+    assert heard_token(reading) == token
+    assert os.read(reading, 100) == b"stream"
+    for fd in (reading, writing):
+        os.close(fd)
