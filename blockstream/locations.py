@@ -18,7 +18,7 @@ from blockstream.linux.identity import Node
 from blockstream.stores.folder import FolderObjects
 from blockstream.targets.disk import DiskTarget
 from blockstream.transports.command import CommandLink, PipedLink
-from blockstream.words import Secret
+from blockstream.words import Secret, holds_credentials
 
 if TYPE_CHECKING:
     from blockstream.sources.datastore import Server  # ssl and http
@@ -226,17 +226,24 @@ def store_place(location: str, *, disk: bool = True) -> StorePlace | None:
     return StorePlace(found["store"], found["disk"], found["point"] or "")
 
 
-def open_objects(store: str, endpoint: str = "") -> Objects:
+def open_objects(store: str, endpoint: str = "", *, allow_http: bool = False) -> Objects:
     """Open a store's objects; a bucket is not asked yet.
 
     Args:
         store: `dir:PATH` or `s3://BUCKET/PREFIX`.
         endpoint: URL of another S3 server than AWS; empty for what botocore's settings say.
+        allow_http: Speak to another host without TLS.
 
     Raises:
         NotFoundError: If what speaks S3 is not installed.
         UsageError: If the endpoint is no URL.
     """
+    for each in (store, endpoint):
+        if holds_credentials(each):
+            raise UsageError(
+                f"{each} holds a password, which everybody can read on this host; nothing was "
+                "done; credentials come from the environment, ~/.aws, or the instance"
+            )
     if endpoint and not _ENDPOINT.match(endpoint):
         raise UsageError(
             f"{endpoint} is no URL of an S3 server, as https://s3.example.com is; nothing was done"
@@ -250,7 +257,7 @@ def open_objects(store: str, endpoint: str = "") -> Objects:
         )
     from blockstream.stores.s3 import s3_objects  # 0.3 s
 
-    return s3_objects(store, endpoint)
+    return s3_objects(store, endpoint, allow_http=allow_http)
 
 
 @dataclass(frozen=True, slots=True)

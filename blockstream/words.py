@@ -1,5 +1,6 @@
-"""Numbers as people read them."""
+"""What people read: numbers, and words that may be shown."""
 
+import re
 from typing import Final
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
@@ -31,6 +32,27 @@ def duration_text(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+_CREDENTIALS: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^/?#\s@:'\"]*:)[^/?#\s'\"]*@")
+
+
+def holds_credentials(location: str) -> bool:
+    """Tell whether there is a password in a location: everybody can read a command line."""
+    return _CREDENTIALS.match(location) is not None
+
+
+def printable(text: str) -> str:
+    """Return text as it may be shown.
+
+    What came from elsewhere moves no cursor, and has no bytes; lines stay lines. Passwords in
+    locations are left out.
+    """
+    shown = "".join(
+        each if each.isprintable() or each == "\n" else each.encode("unicode_escape").decode()
+        for each in text
+    )
+    return _CREDENTIALS.sub(r"\1***@", shown)
 
 
 class Secret:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 
 from blockstream.errors import InterruptedTransferError
 from blockstream.pipeline.progress import Progress, Snapshot
-from blockstream.words import duration_text, size_text
+from blockstream.words import duration_text, printable, size_text
 
 _LINE_SECONDS = 10.0
 _BAR_SECONDS = 0.1
@@ -170,17 +170,6 @@ class PercentReporter:
                 os.write(self._fd, f"{share}/100\n".encode())
 
     asked = report
-
-
-def printable(text: str) -> str:
-    """Return text as it may be shown: what came from elsewhere moves no cursor, and has no bytes.
-
-    Lines stay lines.
-    """
-    return "".join(
-        each if each.isprintable() or each == "\n" else each.encode("unicode_escape").decode()
-        for each in text
-    )
 
 
 def say(text: str) -> None:

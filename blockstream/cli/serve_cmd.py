@@ -8,12 +8,13 @@ from pathlib import Path
 
 import click
 
-from blockstream.cli.console import printable, say, show
+from blockstream.cli.console import say, show
 from blockstream.cli.options import refuse_terminal, warn, with_state_dir
 from blockstream.errors import BlockstreamError, UsageError
 from blockstream.jobs.serve import Grant, key_line, load_policy, serve
 from blockstream.locations import open_source
 from blockstream.pipeline.faults import discreet
+from blockstream.words import printable
 
 _STDIN, _STDOUT = 0, 1
 

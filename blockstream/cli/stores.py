@@ -34,12 +34,14 @@ class StoreAccess:
         identity: File with an identity that opens an encrypted store.
         state_dir: Where it is remembered which stores were used, and how far they were.
         given: Whether endpoint or identity were given on the command line.
+        allow_http: Speak to another host without TLS.
     """
 
     endpoint: str
     identity: Path | None
     state_dir: Path
     given: bool
+    allow_http: bool = False
 
 
 def with_store_access(command: Callable[..., None]) -> Callable[..., None]:
@@ -59,12 +61,19 @@ def with_store_access(command: Callable[..., None]) -> Callable[..., None]:
         help="Opens an encrypted store: a file with an age identity, or an ssh private key; "
         "BLOCKSTREAM_IDENTITY says it, too.",
     )
+    @click.option(
+        "--allow-http",
+        is_flag=True,
+        help="Take an S3 server of another host that is reached by http, without TLS.",
+    )
     @functools.wraps(command)
-    def wrapped(*words: Any, endpoint_url: str, identity: Path | None, **options: Any) -> None:
+    def wrapped(
+        *words: Any, endpoint_url: str, identity: Path | None, allow_http: bool, **options: Any
+    ) -> None:
         typed = click.get_current_context().get_parameter_source("identity")
-        given = bool(endpoint_url) or typed is ParameterSource.COMMANDLINE
+        given = bool(endpoint_url) or allow_http or typed is ParameterSource.COMMANDLINE
         state_dir = options.get("state_dir") or check_owner(default_state_directory())
-        access = StoreAccess(endpoint_url, identity, state_dir, given)
+        access = StoreAccess(endpoint_url, identity, state_dir, given, allow_http)
         command(*words, access=access, **options)
 
     return wrapped
@@ -82,7 +91,8 @@ def opened_store(store: str, access: StoreAccess) -> Iterator[Repository]:
 @contextlib.contextmanager
 def opened_objects(store: str, access: StoreAccess) -> Iterator[Objects]:
     """Open what a store lies in, and close it."""
-    with contextlib.closing(open_objects(store, access.endpoint)) as objects:
+    opened = open_objects(store, access.endpoint, allow_http=access.allow_http)
+    with contextlib.closing(opened) as objects:
         yield objects
 
 

@@ -130,6 +130,8 @@ def _kms(what: str, recipient: str, store_id: str, **words: Any) -> Any:
     try:
         from aiobotocore.session import get_session  # 0.3 s
         from botocore.exceptions import BotoCoreError, ClientError
+
+        from blockstream.stores.s3 import is_bare
     except ImportError as error:
         raise NotFoundError(
             "KMS needs aiobotocore, which is not installed here (the extra `s3` brings it); "
@@ -143,6 +145,11 @@ def _kms(what: str, recipient: str, store_id: str, **words: Any) -> Any:
         region = arn[3] if arn[0] == "arn" and len(arn) > 3 else None
         region = region or session.get_config_variable("region") or "us-east-1"
         async with session.create_client("kms", region_name=region) as client:
+            if is_bare(client.meta.endpoint_url):
+                raise UsageError(
+                    f"KMS would be asked at {client.meta.endpoint_url}, which is another host, and "
+                    "not https: the store's key would be readable on its way; nothing was done"
+                )
             context = {"blockstream-store": store_id}
             return await getattr(client, what)(KeyId=key, EncryptionContext=context, **words)
 

@@ -68,18 +68,22 @@ _LOOPBACK: Final = {"127.0.0.1", "localhost", "::1"}
 class S3Objects:
     """Objects of a bucket. See `interfaces.Objects` for what each method promises."""
 
-    def __init__(self, bucket: str, prefix: str = "", endpoint: str = "") -> None:
+    def __init__(
+        self, bucket: str, prefix: str = "", endpoint: str = "", *, allow_http: bool = False
+    ) -> None:
         """Prepare to talk to it; nothing is asked yet.
 
         Args:
             bucket: The bucket.
             prefix: What all keys begin with; without slashes at its ends.
             endpoint: URL of another server than AWS; empty for what botocore's settings say.
+            allow_http: Speak to another host without TLS.
         """
         self.name = f"s3://{bucket}" + (f"/{prefix}" if prefix else "")
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
         named = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+        self._allow_http = allow_http
         self._endpoint = endpoint or next((os.environ[n] for n in named if n in os.environ), "")
         self._loop = _new_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="s3", daemon=True)
@@ -297,19 +301,27 @@ class S3Objects:
     async def _connected(self) -> Any:
         async with self._connecting:  # or each of the first requests would make a client
             if self._client is None:
-                self._client = await self._stack.enter_async_context(self._new_client())
+                client = await self._stack.enter_async_context(self._new_client())
+                if is_bare(client.meta.endpoint_url):  # wherever that was said
+                    if not self._allow_http:
+                        raise UsageError(
+                            f"{self.name}: {client.meta.endpoint_url} is another host, and not "
+                            "https: everybody on the way could read and alter what is said; "
+                            "nothing was sent; --allow-http takes it"
+                        )
+                    bare = self._new_client(sign_payload=True)
+                    client = await self._stack.enter_async_context(bare)
+                self._client = client
             return self._client
 
-    def _new_client(self) -> Any:
+    def _new_client(self, *, sign_payload: bool = False) -> Any:
         session = get_session()
         endpoint = self._endpoint or None
-        host = urllib.parse.urlsplit(self._endpoint).hostname
-        # Without encryption, only a signature of the payload protects it on its way.
-        bare = self._endpoint.startswith("http://") and host not in _LOOPBACK
         config = AioConfig(
             s3={
                 "addressing_style": "path" if endpoint else "auto",
-                "payload_signing_enabled": bare,
+                # Without encryption, only that protects the payload on its way.
+                "payload_signing_enabled": sign_payload,
             },
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
@@ -519,6 +531,12 @@ class S3Upload:
         return bool(found["ContentLength"] == self._size)
 
 
+def is_bare(url: str) -> bool:
+    """Tell whether what is sent to a URL leaves this host without encryption."""
+    parts = urllib.parse.urlsplit(url)
+    return parts.scheme == "http" and parts.hostname not in _LOOPBACK
+
+
 def _new_loop() -> asyncio.AbstractEventLoop:
     """Return uvloop's, a tenth faster, if it is installed."""
     try:
@@ -571,7 +589,7 @@ def _base64(crc: int) -> str:
     return base64.b64encode(crc.to_bytes(4, "big")).decode()
 
 
-def s3_objects(place: str, endpoint: str = "") -> S3Objects:
+def s3_objects(place: str, endpoint: str = "", *, allow_http: bool = False) -> S3Objects:
     """Return the objects of `s3://BUCKET/PREFIX`.
 
     Raises:
@@ -580,4 +598,4 @@ def s3_objects(place: str, endpoint: str = "") -> S3Objects:
     bucket, _, prefix = place.removeprefix("s3://").partition("/")
     if not bucket:
         raise UsageError(f"{place} names no bucket")
-    return S3Objects(bucket, prefix.strip("/"), endpoint)
+    return S3Objects(bucket, prefix.strip("/"), endpoint, allow_http=allow_http)

@@ -372,7 +372,7 @@ class DiskTarget:
         try:
             return trace_of(self._fd)
         except OSError as error:
-            raise TargetError(f"{self.name} cannot be flushed: {error.strerror}") from error
+            raise TargetError(f"{self.name} could not be flushed: {self._reason(error)}") from error
 
     # Reading back.
 

@@ -89,3 +89,30 @@ def test_a_password_in_a_location_is_refused_without_being_repeated(
     assert CANARY not in ended.err
     assert "ssh://root:***@lab/" in ended.err
     assert os.listdir(host.folder) == []  # noqa: PTH208  # names only
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["points", "s3://AKIA:{canary}@bucket/x"],
+        ["points", "s3://AKIA:{canary}@bucket/x/vm"],
+        ["send", "disk", "s3://AKIA:{canary}@bucket/x/vm"],
+        ["points", "s3://bucket/x", "--endpoint-url", "https://user:{canary}@s3.example.com"],
+        ["points", "dir:/tmp/x", "--endpoint-url", "ftp://user:{canary}@s3.example.com"],
+        ["send", "nbd://user:{canary}@host/export", "copy"],
+        ["send", "nbds://user:{canary}@host/export", "copy", "--json"],
+        ["extents", "nbd://user:{canary}@host/export", "--bitmap", "x"],
+        ["send", "vsphere://user:{canary}@vcenter/dc/vm/x", "copy"],
+        ["send", "disk", "ssh://user:{canary}@host/disk"],
+        ["send", "foo://user:{canary}@host/disk", "copy"],
+    ],
+)
+def test_a_password_in_a_location_is_never_shown(host: Host, words: list[str]) -> None:
+    host.disk("disk")
+    ended = host.run(*(word.format(canary=CANARY) for word in words))
+    assert ended.status != 0
+    assert ended.status != 1, ended.err
+    assert CANARY not in ended.err + ended.out.decode()
+    assert not any(
+        CANARY.encode() in path.read_bytes() for path in host.folder.rglob("*") if path.is_file()
+    )

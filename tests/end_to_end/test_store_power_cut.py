@@ -131,5 +131,5 @@ def test_a_store_that_does_not_flush_is_caught(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.fsync", lambda _fd: None)
-    monkeypatch.setattr(folder_store, "sync_directory", lambda _path: None)
+    monkeypatch.setattr(folder_store, "sync_names", lambda _folder: None)
     assert len(broken(record(tmp_path), 40)) >= 10
