@@ -1,6 +1,7 @@
 """What people read: numbers, and words that may be shown."""
 
 import re
+from datetime import UTC, datetime
 from typing import Final
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
@@ -35,6 +36,14 @@ def duration_text(seconds: float) -> str:
 
 
 _CREDENTIALS: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^/?#\s@:'\"]*:)[^/?#\s'\"]*@")
+
+
+def time_text(seconds: float, form: str = "%Y-%m-%dT%H:%M:%SZ") -> str:
+    """Return a time since 1970 for people, in UTC; also one that no clock gave."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime(form)
+    except (ValueError, OverflowError, OSError):
+        return "an impossible time"
 
 
 def holds_credentials(location: str) -> bool:

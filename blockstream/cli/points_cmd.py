@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 
 import click
 
@@ -22,7 +21,7 @@ from blockstream.cli.stores import (
 from blockstream.errors import StoreDamagedError, UsageError
 from blockstream.formats.point import Point
 from blockstream.jobs.stores.repository import VERIFIED, StoredDisk
-from blockstream.words import duration_text, size_text
+from blockstream.words import duration_text, size_text, time_text
 
 
 @click.command("points", short_help="List the restore points of a disk, or the disks of a store.")
@@ -69,7 +68,7 @@ def _show(points: Sequence[Point], verified: Mapping[int, float]) -> None:
     show(f"point   {'time (UTC)':<20}   {head}   {'verified':<10}   state\n")
     for point in points:
         when = verified.get(point.seq)
-        checked = datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%d") if when else "never"
+        checked = time_text(when, "%Y-%m-%d") if when else "never"
         show(
             f"{point.seq:>5}   {point.created:<20}   {point.kind:<9}{size_text(point.size):>10}"
             f"{size_text(point.data):>12}{size_text(point.stored):>12}"

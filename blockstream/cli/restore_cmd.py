@@ -75,7 +75,7 @@ def command(
         disk = stack.enter_context(opened_store(place.store, access)).disk(place.disk)
         stack.enter_context(_what_next(place, target))
         found = disk.find(place.point)
-        newest = not place.point.isdecimal() and found == disk.last()
+        newest = not place.point.isdecimal() and found.seq == disk.numbers()[-1]
         doubts = doubts_of(disk, access, newest=newest)
         if not quiet:
             for each in doubts:
@@ -106,7 +106,7 @@ def _what_next(place: StorePlace, target: str) -> Iterator[None]:
         yield
     except StoreDamagedError as error:
         raise StoreDamagedError(
-            f"{error}; nothing of it was written, and {target} does not hold the point; "
+            f"{error}; {target} does not hold the point, at most a part of it; "
             f"`blockstream store verify {place.store}/{place.disk}` says which points are "
             "whole, and `store repair` takes what is damaged from a copy of the store"
         ) from error

@@ -35,7 +35,7 @@ from blockstream.jobs.stores.keys import StoreKeys
 from blockstream.jobs.stores.memory import Memory
 from blockstream.jobs.stores.pins import Pins
 from blockstream.jobs.stores.policy import Role, policy
-from blockstream.jobs.stores.prune import prune
+from blockstream.jobs.stores.prune import Pruned, prune
 from blockstream.jobs.stores.repair import Repaired, repair
 from blockstream.jobs.stores.repository import Repository, StoredDisk, now_text
 from blockstream.jobs.stores.retention import parse_rules
@@ -177,7 +177,8 @@ def prune_points(
 ) -> None:
     """Hide the points of a disk, or of all disks, that no rule keeps, and delete them later.
 
-    What a kept point is made of is never deleted. The newest point is always kept.
+    What a kept point is made of is never deleted. The newest point is always kept; if something
+    that it is made of is missing, so is the newest point that can be restored (exit status 12).
     """
     rules = parse_rules(keep)
 
@@ -188,26 +189,36 @@ def prune_points(
         result = prune(disk, rules, grace=grace * 3600, dry_run=dry_run)
         if as_json:
             event("pruned", **asdict(result))
-            return
-        text = f"{disk.name}: kept {_numbers(result.kept)}; "
-        if dry_run:
-            say(text + f"would be hidden {_numbers(result.hidden)}; nothing was done")
-            return
-        text += f"hidden {_numbers(result.hidden)}; deleted {_numbers(result.deleted)}, "
-        say(text + f"{size_text(result.freed)}")
-        if result.doubtful:
-            say(
-                f"  {counted(result.doubtful, 'object')} that no point names: deleted by a later "
-                "prune, if whoever wrote them gives no sign of life until then"
+        else:
+            _say_pruned(result, dry_run=dry_run)
+        for seq, lack in result.damaged.items():
+            raise StoreDamagedError(
+                f"{lack}; point {seq} of {disk.name} cannot be restored, so the newest one that "
+                f"can be is kept as well; `blockstream store verify {place}` says what else is "
+                "damaged, and `store repair` takes it from a copy of the store"
             )
-        if result.unfinished:
-            say(f"  {result.unfinished} uploads of runs that died were given up")
-        if result.locked:
-            say(f"  {result.locked} objects are locked by the store until later")
-        show_strays(result.strays)
 
     _with_each(place, access, pruned)
     check_doubts(_gone(place, access))
+
+
+def _say_pruned(result: Pruned, *, dry_run: bool) -> None:
+    text = f"{result.disk}: kept {_numbers(result.kept)}; "
+    if dry_run:
+        say(text + f"would be hidden {_numbers(result.hidden)}; nothing was done")
+        return
+    text += f"hidden {_numbers(result.hidden)}; deleted {_numbers(result.deleted)}, "
+    say(text + f"{size_text(result.freed)}")
+    if result.doubtful:
+        say(
+            f"  {counted(result.doubtful, 'object')} that no point names: deleted by a later "
+            "prune, if whoever wrote them gives no sign of life until then"
+        )
+    if result.unfinished:
+        say(f"  {result.unfinished} uploads of runs that died were given up")
+    if result.locked:
+        say(f"  {result.locked} objects are locked by the store until later")
+    show_strays(result.strays)
 
 
 @command.command("compact", short_help="Let the newest point need no older one.")

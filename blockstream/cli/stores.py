@@ -4,7 +4,6 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from blockstream.jobs.stores.repository import Repository, StoredDisk
 from blockstream.jobs.stores.save import SaveResult
 from blockstream.linux.state_directory import check_owner, default_state_directory
 from blockstream.locations import StorePlace, open_objects, store_place
-from blockstream.words import counted, duration_text, size_text
+from blockstream.words import counted, duration_text, size_text, time_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +115,7 @@ def doubts_of(disk: StoredDisk, access: StoreAccess, *, newest: bool = True) -> 
         return [f"the newest manifest cannot be read: {error}"]
     found = [doubt] if doubt else []
     if unnamed:
-        begun = datetime.fromtimestamp(began(unnamed[-1]), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        begun = time_text(began(unnamed[-1]))
         found.append(
             f"{disk.objects.name}/{disk.name} has data newer than its newest point, of "
             f"{counted(len(unnamed), 'run')}, the last begun at {begun}, and no manifest of it: "

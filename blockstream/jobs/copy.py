@@ -113,8 +113,8 @@ def copy(
     Raises:
         BlockstreamError: As for `send` and `recv`, or as `check` raises.
     """
-    target, made = _target(what, where, source)
-    with opened_or_removed(target, where.state_dir, made=made) as everything:
+    target = _target(what, where, source)
+    with opened_or_removed(target, where.state_dir) as everything:
         path = absolute_path(where.target)
         everything.journal.facts = {"path": path, "apply": str(where.apply)}
         if everything.spool_complete:
@@ -132,17 +132,16 @@ def copy(
             ) from error
 
 
-def _target(what: SendRequest, where: ReceiveRequest, source: Source) -> tuple[DiskTarget, bool]:
-    """Open the target, or make it if that is wished and no earlier run did; tell which."""
+def _target(what: SendRequest, where: ReceiveRequest, source: Source) -> DiskTarget:
+    """Open the target, or make it if that is wished and no earlier run did."""
     create = None
     if where.create and not made_before(
         where.target, where.state_dir, lambda clean: clean.id == what.goal
     ):
         create = source.size
-    target = open_target(
+    return open_target(
         where.target, create=create, force_in_use=where.force_in_use, sources=source.nodes
     )
-    return target, create is not None
 
 
 @dataclass(frozen=True, slots=True)

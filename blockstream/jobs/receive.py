@@ -289,8 +289,8 @@ def _opened(
     with contextlib.ExitStack() as stack:
 
         def open_once() -> OpenedTarget:
-            target, made = _target(request, frames, duplex=duplex)
-            return stack.enter_context(opened_or_removed(target, request.state_dir, made=made))
+            target = _target(request, frames, duplex=duplex)
+            return stack.enter_context(opened_or_removed(target, request.state_dir))
 
         yield patiently(open_once, request.lock_wait)
 
@@ -310,15 +310,13 @@ def _would_make(request: ReceiveRequest, opening: Open) -> ReceiveResult:
     return ReceiveResult(opening, None, False, Progress().snapshot(), 0.0, 0)
 
 
-def _target(
-    request: ReceiveRequest, frames: FrameReader, *, duplex: bool
-) -> tuple[DiskTarget, bool]:
+def _target(request: ReceiveRequest, frames: FrameReader, *, duplex: bool) -> DiskTarget:
     if not request.create:
         target = open_target(request.target, force_in_use=request.force_in_use)
         if request.identity not in {"", target.identity.key}:
             target.close()
             raise RefusedError("the target is not the disk that was granted; nothing was written")
-        return target, False
+        return target
     if duplex:
         # The opening comes only after our HELLO, which tells of the target.
         hello = _greeting(frames)
@@ -332,8 +330,8 @@ def _target(
             request.target, request.state_dir, lambda clean: clean.transfer == transfer
         )
     if made:
-        return open_target(request.target, force_in_use=request.force_in_use), False
-    return open_target(request.target, create=size), True
+        return open_target(request.target, force_in_use=request.force_in_use)
+    return open_target(request.target, create=size)
 
 
 def _size_in(hello: Hello) -> int:

@@ -197,21 +197,20 @@ def opened(target: DiskTarget, state_dir: Path) -> Iterator[OpenedTarget]:
 
 
 @contextlib.contextmanager
-def opened_or_removed(target: DiskTarget, state_dir: Path, *, made: bool) -> Iterator[OpenedTarget]:
+def opened_or_removed(target: DiskTarget, state_dir: Path) -> Iterator[OpenedTarget]:
     """Open the journals; a file that was made for nothing is removed again. See `opened`."""
     with contextlib.ExitStack() as stack:
         try:
             everything = stack.enter_context(opened(target, state_dir))
         except BlockstreamError:
-            if made:
-                Path(target.name).unlink(missing_ok=True)
+            target.remove_made()
             raise
         try:
             yield everything
         except BlockstreamError:
             touched = everything.unfinished or isinstance(everything.journal.state, Clean)
-            if made and not touched:
-                Path(target.name).unlink(missing_ok=True)
+            if not touched:
+                target.remove_made()
             raise
 
 

@@ -4,6 +4,7 @@ import ctypes
 import fcntl
 import os
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -35,6 +36,13 @@ def kept_file(path: Path) -> int:
         OSError: If it is a link, or cannot be opened.
     """
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
+def remove_made(path: str, made: os.stat_result) -> None:
+    """Remove a file that we made, unless its name stands for something else by now."""
+    with suppress(OSError):
+        if os.path.samestat(Path(path).lstat(), made):
+            Path(path).unlink()
 
 
 def write_durably(path: Path, data: bytes) -> None:

@@ -27,7 +27,7 @@ from blockstream.linux.block import (
 )
 from blockstream.linux.buffers import PAGE, aligned_buffer, read_all, write_all
 from blockstream.linux.device_mapper import is_thin
-from blockstream.linux.files import sync_directory
+from blockstream.linux.files import remove_made, sync_directory
 from blockstream.linux.identity import (
     Identity,
     Node,
@@ -71,7 +71,7 @@ class DiskTarget:
         """
         self.name = path
         self._fd = _created(path, create) if create is not None else _opened(path, force_in_use)
-        self._created = create is not None
+        self._made = os.fstat(self._fd) if create is not None else None
         self._medium = -1
         # First bytes and ends of what was written to a file, two for each range.
         self._data = array("q")
@@ -103,11 +103,15 @@ class DiskTarget:
             self._medium = self._open_medium()
         except BaseException:
             os.close(self._fd)
-            if self._created:
-                os.unlink(path)  # noqa: PTH108  # ours, and empty
+            self.remove_made()
             raise
 
     # Opening.
+
+    def remove_made(self) -> None:
+        """Remove the file again, if it was made for this target."""
+        if self._made is not None:
+            remove_made(self.name, self._made)
 
     def _lock(self, force: bool) -> None:
         """Keep other receivers and QEMU out, and udev from probing a half-written disk."""
@@ -465,8 +469,9 @@ def _created(path: str, size: int) -> int:
         os.fsync(fd)
         sync_directory(folder)
     except OSError as error:
+        made = os.fstat(fd)
         os.close(fd)
-        os.unlink(path)  # noqa: PTH108  # ours, and empty
+        remove_made(path, made)
         raise RefusedError(
             f"{path} cannot have {size} bytes: {error.strerror}; nothing was written"
         ) from error

@@ -149,6 +149,7 @@ class Receiver:
         self._committing = False
         self._failure: tuple[Code, str] | None = None
         self._touched = False
+        self._verdict = Verdict.REFUSE
         self._skimming = False
         self._draining = False
         self._heard = self._spoke = now
@@ -259,14 +260,11 @@ class Receiver:
             written: How it shows that somebody wrote to the target; empty if nothing does.
 
         Raises:
-            RemoteProtocolError: If somebody wrote to the target since its commit.
+            RemoteProtocolError: If somebody wrote to the target since its commit, and the transfer
+                does not write all of it.
         """
         self._expect(State.DECIDING)
-        if written:
-            raise RefusedError(
-                f"the target was written since its last commit: {written}", Grounds.WRITTEN
-            )
-        return self._prepare()
+        return self._decided(written)
 
     def prepared(self) -> list[Effect]:
         """Take the end of `Prepare`: mark the target DIRTY."""
@@ -437,13 +435,23 @@ class Receiver:
         decision = decide(opening, plan, self._target, force_base=self._policy.force_base)
         if decision.verdict is Verdict.REFUSE:
             raise RefusedError(decision.reason, Grounds.BASE)
-        if self._policy.dry_run:
-            self._state = State.DONE
-            return [Finish(0, written=False)]
-        if decision.verdict is Verdict.SKIM:
-            return self._skim(opening)
+        self._verdict = decision.verdict
         if decision.samples:
             return [CheckBase(decision.samples)]
+        return self._decided("")
+
+    def _decided(self, written: str) -> list[Effect]:
+        """Act on the verdict, now that it is known how somebody wrote to the target, if so."""
+        opening, policy = self._known_opening(), self._policy
+        if written and not (opening.full or policy.force_base):
+            raise RefusedError(
+                f"the target was written since its last commit: {written}", Grounds.WRITTEN
+            )
+        if policy.dry_run:
+            self._state = State.DONE
+            return [Finish(0, written=False)]
+        if self._verdict is Verdict.SKIM and not written:
+            return self._skim(opening)
         return self._prepare()
 
     def _skim(self, opening: Open) -> list[Effect]:

@@ -79,7 +79,9 @@ class Decision:
     Attributes:
         verdict: What to do.
         reason: For REFUSE, a sentence for people.
-        samples: For APPLY onto a CLEAN target, the digest that its samples must still have.
+        samples: For what is done only if nobody wrote to the target since its commit, the digest
+            that its samples must still have. If somebody did, SKIM becomes APPLY where that is
+            possible.
     """
 
     verdict: Verdict
@@ -98,8 +100,9 @@ def decide(opening: Open, plan: Plan, state: TargetState, *, force_base: bool = 
     """
     if isinstance(state, Clean) and state.id == opening.goal:
         if state.chain:
-            return Decision(Verdict.SKIM)
-        return Decision(Verdict.REFUSE, f"the target was adopted as {state.id!r} already")
+            return Decision(Verdict.SKIM, samples=state.samples)
+        if not opening.full:
+            return Decision(Verdict.REFUSE, f"the target was adopted as {state.id!r} already")
     if opening.full:
         return Decision(Verdict.APPLY)
     match state:

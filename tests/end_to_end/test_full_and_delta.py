@@ -146,6 +146,43 @@ def test_increment_arrives_and_the_same_again_writes_nothing(host: Host) -> None
     assert copy.stat().st_mtime_ns == before.st_mtime_ns
 
 
+@pytest.mark.parametrize("piped", [False, True])
+def test_a_goal_that_somebody_wrote_to_since_is_not_there(host: Host, piped: bool) -> None:
+    """It was "already committed", with other bytes."""
+    copy, new, words = increment(host)
+
+    def send(*options: str | Path) -> tuple[int, str]:
+        if piped:
+            ended = host.run("recv", *options, copy, data=host.stream(*words))
+        else:
+            ended = host.run("send", *words, copy, *options)
+        return ended.status, ended.err
+
+    assert send()[0] == 0
+    with copy.open("r+b") as file:
+        file.seek(-5000, os.SEEK_END)
+        file.write(b"written by somebody")
+    status, said = send()
+    assert (status, "was written since its last commit" in said) == (10, True)
+    if not piped:
+        ended = host.run("send", *words, copy, "-n")
+        assert (ended.status, "was written since" in ended.err) == (10, True), ended.err
+    full: Words = [new, "--goal", "B"]
+    ended = host.run("send", *full, copy)
+    assert (ended.status, "already" in ended.err) == (0, False), ended.err
+    assert copy.read_bytes() == new.read_bytes()
+    ended = host.run("send", *full, copy)
+    assert (ended.status, "already" in ended.err) == (0, True), ended.err
+
+
+def test_full_copy_goes_onto_what_was_adopted_as_its_goal(host: Host) -> None:
+    disk, copy = host.disk("disk"), host.blank("copy", 300_000)
+    host.adopt(copy, "A")
+    ended = host.run("send", disk, copy, "--goal", "A")
+    assert ended.status == 0, ended.err
+    assert copy.read_bytes() == disk.read_bytes()
+
+
 def test_increment_from_another_base_is_refused_and_nothing_changes(host: Host) -> None:
     copy, new, words = increment(host)
     assert host.run("adopt", copy, "--id", "other").status == 0

@@ -1142,12 +1142,17 @@ def test_older_points_are_restored_although_the_newest_manifest_is_damaged(
     host: Host, either: str, tmp_path: Path
 ) -> None:
     states = saved(host, either, tmp_path / "disk", 2)
+    first, _ = ok(host.run("points", f"{either}/vm", "--json")).results
     (tmp_path / "store/bs1/disk/vm/point/0000000002.json").write_bytes(b"junk")
     ended = host.run("restore", f"{either}/vm@1", tmp_path / "copy", "--create")
     assert ended.status == 19, ended.err
     assert "the newest manifest cannot be read" in ended.err
     assert (tmp_path / "copy").read_bytes() == states[0]
-    assert host.run("restore", f"{either}/vm", tmp_path / "other", "--create").status == 12
+    ended = host.run("restore", f"{either}/vm@{first['state']}", tmp_path / "named", "--create")
+    assert ended.status == 19, ended.err
+    assert (tmp_path / "named").read_bytes() == states[0]
+    for word in ("vm", "vm@2036-01-01", "vm@nothing"):
+        assert host.run("restore", f"{either}/{word}", tmp_path / "other", "--create").status == 12
 
 
 def test_a_disk_that_lost_all_its_manifests_is_not_overlooked(

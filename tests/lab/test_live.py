@@ -27,7 +27,9 @@ RUNS = int(os.environ.get("LAB_RUNS", "1"))
 
 
 # Lets the volume be reached from this host.
-EXPORT = "qemu-nbd --fork -f raw --cache=none --aio=native -t -e 4 -x vm /dev/vg/vm"
+# A guest that waits for its memory holds no lock of its disk yet; qemu-nbd would.
+_DISK = "driver=raw,file.driver=host_device,file.filename=/dev/vg/vm,file.locking=off"
+EXPORT = f"qemu-nbd --fork --image-opts --cache=none --aio=native -t -e 4 -x vm {_DISK}"
 
 
 def disk_of(guest: Guest) -> str:

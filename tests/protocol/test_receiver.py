@@ -443,8 +443,12 @@ def test_a_target_that_somebody_wrote_to_is_refused() -> None:
 
 def test_a_dry_run_ends_after_the_decision() -> None:
     receiver = receiver_at(policy=ReceiverPolicy(dry_run=True))
-    assert opened(receiver) == [Finish(0, written=False)]
+    assert opened(receiver) == [CheckBase("5" * 64)]
+    assert receiver.base_checked("") == [Finish(0, written=False)]
     assert receiver.state is State.DONE
+    written_to = receiver_at(policy=ReceiverPolicy(dry_run=True))
+    opened(written_to)
+    assert refused(written_to.base_checked, "sampled ranges differ")[0] is Code.REFUSED
 
 
 def test_a_forced_base_is_believed() -> None:
@@ -505,14 +509,34 @@ def test_a_one_way_stream_from_anywhere_else_is_refused(
 # The goal is there already.
 
 DONE_ALREADY = Clean(
-    "g", "b", PLAN, OPENING.identity(new_digest).hex(), 3, chain_at(3).hex(), "6" * 64
+    "g", "b", PLAN, OPENING.identity(new_digest).hex(), 3, chain_at(3).hex(), "5" * 64
 )
 
 
 def test_a_duplex_sender_is_told_what_the_target_holds() -> None:
     receiver = receiver_at(DONE_ALREADY)
     committed = Committed(DONE_ALREADY.transfer, "g", 3, chain_at(3).hex(), 1536)
-    assert opened(receiver) == [Send(committed), Finish(0, committed=committed, written=False)]
+    assert opened(receiver) == [CheckBase("5" * 64)]
+    assert receiver.base_checked("") == [
+        Send(committed),
+        Finish(0, committed=committed, written=False),
+    ]
+
+
+@pytest.mark.parametrize("duplex", [True, False])
+def test_a_goal_that_somebody_wrote_to_is_not_there(duplex: bool) -> None:
+    increment = receiver_at(DONE_ALREADY)
+    assert opened(increment, duplex=duplex) == [CheckBase("5" * 64)]
+    code, text = refused(increment.base_checked, "3 sectors")
+    assert (code, text.endswith("since its last commit: 3 sectors")) == (Code.REFUSED, True)
+    forced = receiver_at(DONE_ALREADY, ReceiverPolicy(force_base=True))
+    opened(forced, duplex=duplex)
+    assert forced.base_checked("3 sectors") == [Prepare(PLAN, resumed=False)]
+    full = receiver_at(DONE_ALREADY)
+    full.receive(Hello(duplex=duplex))
+    whole = Plan.whole(SIZE)
+    assert full.receive(opening_of(whole, size=SIZE)) == [CheckBase("5" * 64)]
+    assert full.base_checked("3 sectors") == [Prepare(whole, resumed=False)]
 
 
 def test_a_one_way_stream_to_what_is_there_is_compared_and_writes_nothing() -> None:
@@ -528,7 +552,8 @@ def test_a_continuation_of_what_was_committed_meanwhile_has_nothing_to_do(frames
     """Its token was asked for before the commit."""
     opening = replace(OPENING, frames=frames, chain=chain_at(frames).hex())
     receiver = receiver_at(DONE_ALREADY)
-    assert opened(receiver, duplex=False, opening=opening) == []
+    opened(receiver, duplex=False, opening=opening)
+    assert receiver.base_checked("") == []
     for seq in range(frames, 3):
         admit(receiver, seq)
         assert verify(receiver, seq) == []
@@ -542,12 +567,14 @@ def test_a_continuation_with_another_content_is_refused() -> None:
     opening = replace(OPENING, frames=2, chain=HEX)
     receiver = receiver_at(DONE_ALREADY)
     opened(receiver, duplex=False, opening=opening)
+    receiver.base_checked("")
     admit(receiver, 2)
     verify(receiver, 2)
     code, _ = refused(lambda: receiver.receive(End(3, chain_at(3).hex(), 1536)))
     assert code is Code.INTEGRITY
     other = receiver_at(replace(DONE_ALREADY, transfer=HEX))
-    code, text = refused(lambda: opened(other, duplex=False, opening=opening))
+    opened(other, duplex=False, opening=opening)
+    code, text = refused(other.base_checked, "")
     assert (code, text.startswith("the stream continues after")) == (Code.REFUSED, True)
 
 
@@ -563,6 +590,7 @@ def test_another_content_under_the_same_goal_is_refused() -> None:
 def test_checkpoints_of_a_stream_that_is_only_compared_ask_for_nothing() -> None:
     receiver = receiver_at(DONE_ALREADY)
     opened(receiver, duplex=False)
+    receiver.base_checked("")
     assert receiver.state is State.SKIM
     admit(receiver, 0)
     assert verify(receiver, 0) == []
@@ -730,6 +758,7 @@ def test_a_one_way_stream_may_be_slow() -> None:
 def test_after_the_end_time_asks_for_nothing(duplex: bool) -> None:
     receiver = receiver_at(policy=ReceiverPolicy(dry_run=True))
     opened(receiver, duplex=duplex)
+    receiver.base_checked("")
     assert receiver.tick(10 * IDLE_SECONDS) == []
     assert receiver.end_of_stream() == []
 

@@ -85,6 +85,8 @@ def receiver_in(state: State) -> Receiver:
     receiver.receive(INCREMENT if state in {State.PLANNING, State.DECIDING} else OPENING)
     if state is State.DECIDING:
         receiver.receive(PlanRows(PIECE.rows()))
+    if state is State.SKIM:
+        receiver.base_checked("")
     if state in {State.STREAM, State.ENDING, State.DONE}:
         (record,) = receiver.prepared()
         assert isinstance(record, Record)

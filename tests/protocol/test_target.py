@@ -32,11 +32,11 @@ def dirty(base: str, goal: str = "h", plan: Plan = SMALL) -> Dirty:
 
 ROWS: list[tuple[str, TargetState, str, Plan, bool, Verdict, str]] = [
     # name, state, base of the transfer, its plan, forced, verdict, start of the reason
-    ("the goal is there", clean("g"), "b", SMALL, False, Verdict.SKIM, ""),
-    ("the goal is there, full", clean("g"), "", SMALL, False, Verdict.SKIM, ""),
-    ("the goal is there, forced", clean("g"), "b", SMALL, True, Verdict.SKIM, ""),
+    ("the goal is there", clean("g"), "b", SMALL, False, Verdict.SKIM, "samples"),
+    ("the goal is there, full", clean("g"), "", SMALL, False, Verdict.SKIM, "samples"),
+    ("the goal is there, forced", clean("g"), "b", SMALL, True, Verdict.SKIM, "samples"),
     ("adopted", clean("g", chain=""), "b", SMALL, False, Verdict.REFUSE, "the target was adopted"),
-    ("adopted, full", clean("g", chain=""), "", SMALL, True, Verdict.REFUSE, "the target was adop"),
+    ("adopted, full", clean("g", chain=""), "", SMALL, False, Verdict.APPLY, ""),
     ("full onto unknown", Unknown(), "", SMALL, False, Verdict.APPLY, ""),
     ("full onto clean", clean("x"), "", SMALL, False, Verdict.APPLY, ""),
     ("full onto dirty", dirty("x"), "", SMALL, False, Verdict.APPLY, ""),

@@ -281,9 +281,7 @@ class World:
         if self._hopeless or self.full or self.rng.random() > 0.02:
             return
         state = self._journal_state()
-        intent = self.store.view.intent
-        sent = {self.source.goal, intent.goal if intent is not None else ""}
-        if isinstance(state, Clean) and state.id not in sent:
+        if isinstance(state, Clean):
             self.faults.count("tamper", "somebody writes to the target")
             block = below(self.rng, BLOCKS)
             # Short enough for the last block, which may be.

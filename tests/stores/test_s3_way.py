@@ -69,7 +69,7 @@ def test_plain_http_to_another_host_is_refused_wherever_it_was_said(
             )
     with (
         closing(s3_objects("s3://bucket/x", argument)) as objects,
-        pytest.raises(UsageError, match="and not https: .* --allow-http takes it"),
+        pytest.raises(UsageError, match=r"and not https: .* --allow-http takes it"),
     ):
         objects.put("a", b"content")
     assert SEEN == []

@@ -134,6 +134,26 @@ def test_a_file_made_in_vain_is_removed_again(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("other", ["file", "folder", "linked folder"])
+def test_what_took_the_place_of_a_made_file_is_not_removed(tmp_path: Path, other: str) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    path = folder / "made"
+    with closing(DiskTarget(str(path), create=4096)) as target:
+        if other == "linked folder":
+            folder.rename(tmp_path / "away")
+            (tmp_path / "others").mkdir()
+            folder.symlink_to("others")
+        else:
+            path.rename(tmp_path / "away")
+        if other == "folder":
+            path.mkdir()
+        else:
+            path.write_bytes(b"precious")
+        target.remove_made()
+        assert path.exists()
+
+
 def test_a_file_larger_than_the_file_system_takes_is_refused_and_removed(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match=r"cannot have .* bytes: .*nothing was written"):
         DiskTarget(str(tmp_path / "new"), create=(1 << 63) - 1)

@@ -49,6 +49,8 @@ class Pruned:
         doubtful: Objects that no point names and that look old; they go when a later prune sees no
             sign of life of whoever wrote them.
         strays: Keys of what lies among its objects and is none of ours: it stays.
+        damaged: What the newest points lack that cannot be restored, by number. The newest one that
+            can be is kept in addition.
     """
 
     disk: str
@@ -60,6 +62,7 @@ class Pruned:
     unfinished: int = 0
     doubtful: int = 0
     strays: list[str] = field(default_factory=list)
+    damaged: dict[int, str] = field(default_factory=dict)
 
 
 def prune(disk: StoredDisk, rules: Rules, *, grace: float, dry_run: bool = False) -> Pruned:
@@ -72,11 +75,14 @@ def prune(disk: StoredDisk, rules: Rules, *, grace: float, dry_run: bool = False
         dry_run: Only say what would become of it.
 
     Raises:
+        StoreDamagedError: If no point can be restored; nothing was done.
         BlockstreamError: As the store fails; run again, it goes on.
     """
     points = list(disk.points())
-    keep = kept(points, rules)
-    result = Pruned(disk.name, sorted(keep))
+    damaged = _damaged(disk, points)
+    sound = [point.seq for point in points if point.seq not in damaged]
+    keep = kept(points, rules) | set(sound[-1:])
+    result = Pruned(disk.name, sorted(keep), damaged=damaged)
     numbers = disk.numbers()
     marks = disk.hidden(numbers)
     unwanted = [point.seq for point in points if point.seq not in keep]
@@ -92,7 +98,7 @@ def prune(disk: StoredDisk, rules: Rules, *, grace: float, dry_run: bool = False
     # A chain that is long is slow to read, and keeps all that it is made of. Only the map is made
     # anew: to copy takes long, and room until older points are gone.
     live = [point for point in points if point.seq in keep]
-    if live and len(disk.chain(live[-1])) > _LONGEST_CHAIN:
+    if live and not damaged and len(disk.chain(live[-1])) > _LONGEST_CHAIN:
         # Who commits a point meanwhile is in the way of the map alone, and the next time makes it.
         with contextlib.suppress(BusyError):
             compact(disk, worth=0)
@@ -102,6 +108,31 @@ def prune(disk: StoredDisk, rules: Rules, *, grace: float, dry_run: bool = False
     return result
 
 
+def _damaged(disk: StoredDisk, points: Sequence[Point]) -> dict[int, str]:
+    """Return what the newest points lack, down to the first one that can be restored."""
+    found = dict[int, str]()
+    for point in reversed(points):
+        lack = disk.lack_of(point)
+        if not lack:
+            return found
+        found[point.seq] = lack
+    if found:
+        raise StoreDamagedError(
+            f"{next(iter(found.values()))}; no point of {disk.name} can be restored: nothing was "
+            f"pruned; `blockstream store verify {disk.objects.name}/{disk.name}` says what is "
+            "missing, and `store repair` takes it from a copy of the store"
+        )
+    return found
+
+
+def _made_of(disk: StoredDisk, point: Point, everything: Sequence[Point]) -> set[int]:
+    """Return the numbers of the points that a point is made of; of a broken chain, all older."""
+    try:
+        return {each.seq for each in disk.chain(point)}
+    except StoreDamagedError:
+        return {each.seq for each in everything if each.seq <= point.seq}
+
+
 def _delete(disk: StoredDisk, old: set[int], now: float, result: Pruned) -> None:
     """Delete points that were hidden long ago and that no other needs; and what nothing names."""
     everything = disk.everything()
@@ -109,7 +140,7 @@ def _delete(disk: StoredDisk, old: set[int], now: float, result: Pruned) -> None
     needed: set[int] = set()
     for point in everything:
         if point.seq not in old:
-            needed |= {each.seq for each in disk.chain(point)}
+            needed |= _made_of(disk, point, everything)
     gone = [point for point in everything if point.seq in old - needed]
     # The newest first, so that none is ever there without what it goes onto.
     for point in reversed(gone):
@@ -119,7 +150,7 @@ def _delete(disk: StoredDisk, old: set[int], now: float, result: Pruned) -> None
             failpoint("prune.after_manifest")
             result.deleted.append(point.seq)
         else:
-            needed |= {each.seq for each in disk.chain(point)}
+            needed |= _made_of(disk, point, everything)
     failpoint("prune.before_sweep")
     deleted = set(result.deleted)
     _unmark(disk, {point.seq for point in everything} - deleted, result)

@@ -371,10 +371,16 @@ class StoredDisk:
         return found
 
     def _among(self, word: str) -> Point | None:
+        numbers = self.numbers()
+        hidden = self.hidden(numbers)
+        # A state is what its own manifest says; a time may mean any point.
+        good = self.readable([seq for seq in numbers if seq not in hidden])
+        named = [point for point in good if point.state == word]
+        if named:
+            return named[-1]
         points = list(self.points())
-        named = [point for point in points if point.state == word]
-        if named or not _TIME.fullmatch(word):
-            return named[-1] if named else None
+        if not _TIME.fullmatch(word):
+            return None
         until = word.replace(" ", "T")
         # As text, as far as the word goes: 2026-11-20 means the whole of that day.
         return next(
@@ -487,12 +493,7 @@ class StoredDisk:
         Raises:
             StoreError: If something is missing.
         """
-        sizes = dict[str, int]()
-        for owner in sorted({pack.owner for pack in point.packs}):
-            listed = self.objects.listed(f"{self.folder}pack/{owner}/")
-            sizes |= {info.key: info.size for info in listed}
-        wanted = {f"{self.folder}pack/{pack.key}": pack.size for pack in point.packs}
-        gone = [key for key, size in wanted.items() if sizes.get(key) != size]
+        gone = self._packs_gone([point])
         if point.index and self.objects.info(self.folder + point.index) is None:
             gone.append(self.folder + point.index)
         if gone:
@@ -501,6 +502,28 @@ class StoredDisk:
                 f"{self.name} named it, as `store prune` deletes what a run left that died; "
                 "nothing of the point is visible; send again"
             )
+
+    def _packs_gone(self, points: Iterable[Point]) -> list[str]:
+        """Return the keys of packs that are not there, or not of their size."""
+        packs, sizes = [pack for point in points for pack in point.packs], dict[str, int]()
+        for owner in sorted({pack.owner for pack in packs}):
+            listed = self.objects.listed(f"{self.folder}pack/{owner}/")
+            sizes |= {info.key: info.size for info in listed}
+        wanted = {f"{self.folder}pack/{pack.key}": pack.size for pack in packs}
+        return [key for key, size in wanted.items() if sizes.get(key) != size]
+
+    def lack_of(self, point: Point) -> str:
+        """Return why a point cannot be restored; empty if all that it is made of is there.
+
+        No frame is read: `store verify` does that.
+        """
+        try:
+            chain = self.chain(point)
+            self.indexes(chain)
+        except StoreDamagedError as error:
+            return str(error)
+        gone = self._packs_gone(chain)
+        return f"{self.objects.name}: {gone[0]} is not there, or cut" if gone else ""
 
     def unnamed(self) -> list[str]:
         """Return the ids of points that are newer than the newest, and have no manifest.
@@ -529,13 +552,20 @@ class StoredDisk:
                 found.setdefault(owner_of(name), Owned()).objects.append(info)
         return found
 
-    def readable(self) -> list[Point]:
-        """Return the points whose manifests are good, pruned ones as well."""
-        found = []
-        for seq in self.numbers():
+    def readable(self, numbers: Sequence[int] | None = None) -> list[Point]:
+        """Return the points whose manifests are good: of all, pruned ones as well, or of some."""
+
+        def point(seq: int) -> Point | None:
             with contextlib.suppress(StoreDamagedError):
-                found.append(self.point(seq))
-        return found
+                return self.point(seq)
+            return None
+
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            return [
+                found
+                for found in pool.map(point, self.numbers() if numbers is None else numbers)
+                if found is not None
+            ]
 
     def discard(self, identity: str, packs: Iterable[Pack]) -> None:
         """Delete what no manifest will name, if the key may; else pruning finds it.

@@ -422,6 +422,44 @@ def test_no_mark_hides_or_deletes_the_newest_point(model: Model) -> None:
     model.check()
 
 
+@pytest.mark.parametrize("what", ["pack", "cut pack", "index", "empty index", "manifest"])
+def test_the_newest_point_that_can_be_restored_is_kept(model: Model, what: str) -> None:
+    """The rules kept only points that were damaged, and the last good one was deleted."""
+    model.send(full=False, count=3)
+    broken = model.disk.find("6")
+    sound = 4 if what == "manifest" else 5
+    if what == "manifest":
+        key = model.disk.point_key(5)
+    else:
+        named = f"pack/{broken.packs[0].key}" if "pack" in what else broken.index
+        key = model.disk.folder + named
+    path, kept = model.store / key, model.store.parent / "kept"
+    content = path.read_bytes()
+    path.rename(kept)
+    if what == "cut pack":
+        path.write_bytes(content[:-1])
+    elif what == "empty index":
+        path.write_bytes(b"")
+    for _ in range(2):
+        found = prune(model.disk, parse_rules("last=1"), grace=0)
+        assert (found.kept, list(found.damaged)) == ([sound, 6], [6])
+    kept.rename(path)
+    for seq in (sound, 6):
+        with closing(opened_point(model.disk, model.disk.point(seq))) as source:
+            buffer = aligned_buffer(source.size)
+            source.read_into([0], [source.size], buffer)
+        assert buffer == model.points[seq], seq
+
+
+def test_where_nothing_can_be_restored_nothing_is_pruned(model: Model) -> None:
+    first = model.disk.find("1")
+    (model.store / f"{model.disk.folder}pack/{first.packs[0].key}").unlink()
+    before = model.keys("")
+    with pytest.raises(StoreDamagedError, match="no point of vm can be restored"):
+        prune(model.disk, parse_rules("last=1"), grace=0)
+    assert model.keys("") == before
+
+
 STRAYS = {
     "point/@eaDir/0000000005.json": "point/@eaDir/",
     "point/0000000005 (copy).json": "point/0000000005 (copy).json",
