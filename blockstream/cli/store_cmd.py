@@ -84,7 +84,14 @@ def init(store: str, recipients: tuple[str, ...], access: StoreAccess) -> None:
     With --encrypt-to, whoever reads the bucket or the folder sees names and sizes only. Every
     command needs an --identity then, or a key of KMS that it may use.
     """
-    with opened_objects(whole_store(store), access) as objects:
+    place = whole_store(store)
+    outer = place.rpartition("/")[0]
+    if outer.startswith("dir:") and is_store(outer, access):
+        raise RefusedError(
+            f"{place} is the name of a disk of the store {outer}; nothing was made; choose a "
+            "folder that is in no store"
+        )
+    with opened_objects(place, access) as objects:
         header = Repository.create(objects, recipients)
         name = objects.name
         if not header.encrypted:  # else its key is remembered, when it is used

@@ -144,7 +144,8 @@ def check_doubts(doubts: Sequence[str]) -> None:
 def show_strays(keys: Iterable[str]) -> None:
     """Name what lies in a store and is none of ours."""
     for key in sorted(keys):
-        say(f"{key} is nothing of blockstream's: it is left alone")
+        name = key.replace("\n", r"\n")  # or it would be a line of its own
+        say(f"{name} is nothing of blockstream's: it is left alone")
 
 
 def place_of(word: str) -> StorePlace:

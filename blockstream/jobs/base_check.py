@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from blockstream.errors import InterruptedTransferError, WrittenSinceError
+from blockstream.errors import InterruptedTransferError, RefusedError
 from blockstream.extents import ExtentMap
 from blockstream.formats.extent_lists import ExtentList, Meaning
 from blockstream.interfaces import Source, Target
@@ -37,7 +37,7 @@ def check_base_here(
         reporters: Who shows progress.
 
     Raises:
-        WrittenSinceError: If the target is not its base.
+        RefusedError: If the target is not its base.
         BlockstreamError: If one of them cannot be read.
     """
     if target.size < source.size:
@@ -72,7 +72,7 @@ def check_base_there(
         digests cannot tell whether the rest is equal.
 
     Raises:
-        WrittenSinceError: If the target is not its base.
+        RefusedError: If the target is not its base.
         BlockstreamError: With what the other end said.
     """
     what = planned(request, source)
@@ -130,9 +130,10 @@ class _Comparing:
             self.progress.frame(data=length, covered=length, wire=0)
 
 
-def _differing(target: str, offset: int) -> WrittenSinceError:
-    return WrittenSinceError(
+def _differing(target: str, offset: int) -> RefusedError:
+    return RefusedError(
         f"{target} differs from the source at offset {offset}, where nothing is said to have "
         "changed since the base: somebody wrote to it, or the list of changes lacks something; "
-        "nothing was written; send a full copy, or --compare, which sends what differs"
+        "nothing was written to it; send a full copy; --force-base looks at nothing, and leaves "
+        "what was written"
     )

@@ -13,6 +13,7 @@ from blockstream.errors import (
     NotFoundError,
     RefusedError,
     SourceError,
+    WrittenSinceError,
 )
 from blockstream.extents import ExtentMap
 from blockstream.jobs.stored import apply_stored
@@ -81,7 +82,13 @@ def undo(everything: OpenedTarget, progress: Progress | None = None) -> str:
         everything.drop_undo()
         return goal
     policy = ReceiverPolicy(allow_larger=True)
-    committed = apply_stored(everything, everything.undo_path, policy=policy, progress=progress)
+    try:
+        committed = apply_stored(everything, everything.undo_path, policy=policy, progress=progress)
+    except WrittenSinceError as error:
+        raise WrittenSinceError(
+            f"{error}; nothing was written to {everything.target.name}: what others wrote is not "
+            f"in the undo log; send a full copy of {goal}"
+        ) from error
     everything.drop_undo()
     return committed.goal
 

@@ -639,8 +639,8 @@ class Receiver:
         committed = self._already()
         if (end.frames, end.chain) != (committed.frames, committed.chain):
             raise RemoteProtocolError(
-                f"the target already holds {committed.goal!r}, but with another content than this "
-                "stream's; nothing was written; give this state another name",
+                f"the target already holds {committed.goal!r}, but by another transfer, or with "
+                "another content; nothing was written; give this state another name",
                 Code.REFUSED,
             )
         self._state = State.DONE

@@ -331,8 +331,8 @@ class Sender:
     @staticmethod
     def _another_content(goal: str) -> RemoteProtocolError:
         return RemoteProtocolError(
-            f"the target already holds {goal!r}, but with another content; nothing was written; "
-            "give this state another name",
+            f"the target already holds {goal!r}, but by another transfer, or with another content; "
+            "nothing was written; give this state another name",
             Code.REFUSED,
         )
 

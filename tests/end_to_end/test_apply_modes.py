@@ -232,6 +232,17 @@ def test_undo_after_a_commit_and_again_forward(eager: Host) -> None:
     assert target.read_bytes() == new.read_bytes()
 
 
+def test_undo_under_what_somebody_wrote_says_what_to_do(eager: Host) -> None:
+    target, _, words = based(eager)
+    assert eager.pipe(words, [target, "--apply", "undo"]).statuses == (0, 0)
+    with target.open("r+b") as file:
+        file.write(b"written by somebody")
+    before = target.read_bytes()
+    ended = eager.run("undo", target)
+    assert (ended.status, "send a full copy of A" in ended.err) == (10, True), ended.err
+    assert target.read_bytes() == before
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [1_234_567, 4096, 300_032])
 def test_undo_of_disks_of_any_size(eager: Host, size: int) -> None:

@@ -14,7 +14,7 @@ from blockstream.formats.point import Pack, Point
 from blockstream.interfaces import Objects
 from blockstream.jobs.stores.repository import FOLDERS
 from blockstream.locations import open_objects
-from tests.end_to_end.hosts import Ended, Host, wait_until
+from tests.end_to_end.hosts import Ended, Host, Words, wait_until
 from tests.rotation import share
 from tests.s3_proxy import Fault, Rule, proxy
 from tests.s3_servers import S3Server
@@ -1242,3 +1242,82 @@ def test_words_of_others_move_no_cursor(host: Host, store: str, tmp_path: Path) 
     said = ok(host.run("points", f"{store}/vm")).err
     assert "\\x1b[31m\\u202e is nothing of blockstream's" in said
     assert "\x1b" not in said
+
+
+def test_a_store_in_place_of_a_disk_of_another_is_refused(
+    host: Host, store: str, tmp_path: Path
+) -> None:
+    """It hid the disk: `store verify` and `prune` meant the empty store within."""
+    saved(host, store, tmp_path / "disk", 1)
+    ended = host.run("store", "init", f"{store}/vm")
+    assert (ended.status, "is the name of a disk" in ended.err) == (10, True)
+    assert host.run("points", f"{store}/vm").status == 0
+    ok(host.run("store", "init", f"{store}-2"))
+
+
+def test_nothing_goes_onto_a_chain_that_is_broken(host: Host, store: str, tmp_path: Path) -> None:
+    """It was saved, and no restore could read it."""
+    disk = tmp_path / "disk"
+    saved(host, store, disk, 1)
+    changes = host.list_everything("all", SIZE)
+    words: Words = ["send", disk, f"{store}/vm", "--extents", changes]
+    ok(host.run(*words, "--base", "s0", "--goal", "s1"))
+    manifest = tmp_path / "store/bs1/disk/vm/point/0000000001.json"
+    kept = manifest.rename(tmp_path / "kept")
+    ended = host.run(*words, "--base", "s1", "--goal", "s2")
+    assert (ended.status, "nothing was sent; send a full copy" in ended.err) == (12, True)
+    ok(host.run("send", disk, f"{store}/vm", "--goal", "s2"))
+    ok(host.run("restore", f"{store}/vm", tmp_path / "copy", "--create"))
+    kept.rename(manifest)
+    ok(host.run("restore", f"{store}/vm@s1", tmp_path / "older", "--create"))
+
+
+def test_a_disk_without_a_sound_newest_point_is_pruned_with_the_damage_said(
+    host: Host, store: str, tmp_path: Path
+) -> None:
+    states = saved(host, store, tmp_path / "disk", 3)
+    newest = max((tmp_path / "store/bs1/disk/vm/pack").iterdir())
+    shutil.rmtree(newest)
+    words = ("store", "prune", store, "--keep", "last=1", "--grace", "0")
+    for more in (["-n"], [], ["--json"]):
+        ended = host.run(*words, *more)
+        assert (ended.status, "point 3 of vm cannot be restored" in ended.err) == (12, True)
+    ended = host.run("restore", f"{store}/vm@2", tmp_path / "copy", "--create")
+    assert ended.status == 0, ended.err
+    assert (tmp_path / "copy").read_bytes() == states[1]
+    assert host.run("restore", f"{store}/vm@1", tmp_path / "gone", "--create").status == 17
+
+
+def test_times_that_no_clock_gave_are_shown_as_such(host: Host, store: str, tmp_path: Path) -> None:
+    """They ended `points` with a traceback."""
+    saved(host, store, tmp_path / "disk", 1)
+    folder = tmp_path / "store/bs1/disk/vm/pack/ffffffffffff-0123456789abcdef"
+    folder.mkdir()
+    (folder / "0000.pack").write_bytes(b"x")
+    for words in (
+        ("points", f"{store}/vm"),
+        ("restore", f"{store}/vm", tmp_path / "copy", "--create"),
+    ):
+        ended = host.run(*words)
+        assert (ended.status, "begun at an impossible time" in ended.err) == (19, True), ended.err
+
+
+def test_a_number_after_which_none_has_a_name_is_refused(
+    host: Host, store: str, tmp_path: Path
+) -> None:
+    """The point after it was saved, and never listed."""
+    saved(host, store, tmp_path / "disk", 1)
+    folder = tmp_path / "store/bs1/disk/vm/point"
+    point = Point.decode((folder / "0000000001.json").read_bytes())
+    last = replace(point, seq=9_999_999_999, check="")
+    (folder / "9999999999.json").write_bytes(last.encode())
+    ended = host.run("send", tmp_path / "disk", f"{store}/vm", "--goal", "next")
+    assert (ended.status, "after which no other has a name" in ended.err) == (10, True)
+
+
+def test_a_stray_name_makes_no_line_of_its_own(host: Host, store: str, tmp_path: Path) -> None:
+    saved(host, store, tmp_path / "disk", 1)
+    (tmp_path / "store/bs1/disk/vm/point/\nvm: 4.0 MiB read").touch()
+    ended = ok(host.run("points", f"{store}/vm"))
+    assert "\nvm: 4.0 MiB" not in ended.err
+    assert "\\nvm: 4.0 MiB read is nothing of blockstream's" in ended.err

@@ -316,8 +316,8 @@ def test_a_goal_that_is_there_with_another_content_is_refused() -> None:
     code, text = refused(sender.replayed, FRAMES[0][0].digest, 512)
     assert (code, text) == (
         Code.REFUSED,
-        "the target already holds 'g', but with another content; nothing was written; "
-        "give this state another name",
+        "the target already holds 'g', but by another transfer, or with another content; "
+        "nothing was written; give this state another name",
     )
 
 

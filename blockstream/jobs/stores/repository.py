@@ -54,6 +54,7 @@ VERIFIED: Final = "verified"
 _FINGERPRINT: Final = "blockstream: fingerprint of a store"
 _DISKS: Final = "bs1/disk/"
 ALIVE_SECONDS: Final = 600.0  # whoever gave no sign for so long is dead, or cut off
+_LAST_SEQ: Final = 9_999_999_998  # of ten digits; one more may still be looked for
 _MARK_BYTES: Final = 4096
 # Folders of a disk: how many words the names in it have, and which names are ours.
 FOLDERS: Final = {
@@ -214,8 +215,13 @@ class StoredDisk:
         """Look, before all of it travels, whether a point of that number could be committed.
 
         Raises:
-            RefusedError: If something that is none of ours has its name.
+            RefusedError: If something that is none of ours has its name, or there is none.
         """
+        if seq > _LAST_SEQ:
+            raise RefusedError(
+                f"{self.objects.name}: {self.name} has a point {seq - 1}, which no run of "
+                "blockstream made, and after which no other has a name; nothing was sent"
+            )
         key = self.point_key(seq)
         if self.strays & {key, f"{key}/"}:
             raise RefusedError(
@@ -454,7 +460,12 @@ class StoredDisk:
         if not point.index:
             return PointIndex.empty(point.size)
         key = self.folder + point.index
-        data = self.objects.read_whole(key, most_index_bytes(point.size, point.frames))
+        try:
+            data = self.objects.read_whole(key, most_index_bytes(point.size, point.frames))
+        except MemoryError as error:  # also where a hole of a file is that large
+            raise StoreDamagedError(
+                f"{self.objects.name}: {key} is larger than the memory of this host"
+            ) from error
         if blake3(data).hexdigest() != point.index_digest:
             raise StoreDamagedError(f"{self.objects.name}: {key} is not what was stored")
         try:
@@ -498,9 +509,10 @@ class StoredDisk:
             gone.append(self.folder + point.index)
         if gone:
             raise StoreError(
-                f"{self.objects.name}: {gone[0]} was deleted before point {point.seq} of "
-                f"{self.name} named it, as `store prune` deletes what a run left that died; "
-                "nothing of the point is visible; send again"
+                f"{self.objects.name}: {gone[0]} is gone before point {point.seq} of {self.name} "
+                "named it: lost, or deleted by `store prune` as of a run that died; nothing of the "
+                "point is visible; the same command again makes it anew, unless `blockstream store "
+                "verify` finds that older points lack it as well"
             )
 
     def _packs_gone(self, points: Iterable[Point]) -> list[str]:

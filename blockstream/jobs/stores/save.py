@@ -14,6 +14,7 @@ from blockstream.errors import (
     BusyError,
     InterruptedTransferError,
     RefusedError,
+    StoreDamagedError,
     StoreError,
 )
 from blockstream.extents import ExtentMap
@@ -264,6 +265,7 @@ def _check_base(what: SendPlan, last: Point | None, disk: StoredDisk) -> Point:
 
     Raises:
         BaseMismatchError: If it starts from another state.
+        StoreDamagedError: If what that point goes onto is missing.
         RefusedError: If the disk has grown, and the changes do not say by what.
     """
     base, size = what.opening.base, what.opening.size
@@ -273,6 +275,14 @@ def _check_base(what: SendPlan, last: Point | None, disk: StoredDisk) -> Point:
             f"{disk.objects.name} holds {holds} of {disk.name} last, and not the base {base!r}; "
             "nothing was sent; send the changes since that one, or all, without --base"
         )
+    try:
+        disk.chain(last)
+    except StoreDamagedError as error:
+        raise StoreDamagedError(
+            f"{error}; an increment onto point {last.seq} could not be restored; nothing was sent; "
+            "send a full copy, or put back what is missing with `blockstream store repair "
+            f"{disk.objects.name} --from COPY`"
+        ) from error
     if size > last.size:
         tail = ExtentMap.from_columns(
             np.array([last.size]), np.array([size - last.size]), Kind.DATA, size

@@ -404,7 +404,7 @@ def test_nothing_is_committed_whose_packs_are_gone(
 
     before = model.keys("")
     monkeypatch.setattr(StoredDisk, "commit", late)
-    with pytest.raises(StoreError, match="was deleted before point 6"):
+    with pytest.raises(StoreError, match="is gone before point 6"):
         model.send(full=False, count=3)
     monkeypatch.setattr(StoredDisk, "commit", commit)
     assert model.keys("") == before
@@ -449,6 +449,21 @@ def test_the_newest_point_that_can_be_restored_is_kept(model: Model, what: str) 
             buffer = aligned_buffer(source.size)
             source.read_into([0], [source.size], buffer)
         assert buffer == model.points[seq], seq
+
+
+def test_an_index_that_takes_more_memory_than_there_is_is_damaged(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hole makes a file as large as its manifest says; the program ended with a traceback."""
+    model.send(full=True, count=3)
+    newest = model.disk.find("6")
+
+    def too_large(*_: object) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr(type(model.disk.objects), "read_whole", too_large)
+    with pytest.raises(StoreDamagedError, match="larger than the memory"):
+        model.disk.index(newest)
 
 
 def test_where_nothing_can_be_restored_nothing_is_pruned(model: Model) -> None:
