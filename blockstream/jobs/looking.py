@@ -52,6 +52,9 @@ class _Onlooker:
     def read_back(self, frame_digest: bytes, extents: list[Extent]) -> None:
         """Compare nothing."""
 
+    def leave(self) -> None:
+        """Do nothing."""
+
     def check_base(self, samples: str) -> BaseCheck:
         """Know of nothing."""
         return BaseCheck()

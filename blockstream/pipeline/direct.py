@@ -1,11 +1,13 @@
 """Straight into the device: effects of a receiver executed on a target and its journal."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import blake3
 
 from blockstream.errors import ReadBackError, RefusedError, TargetError
 from blockstream.interfaces import Target
+from blockstream.linux.traces import Verdict, compared
 from blockstream.pipeline.failpoints import failpoint
 from blockstream.pipeline.journal import Journal
 from blockstream.pipeline.samples import BaseCheck, Evidence, base_check, evidence
@@ -39,14 +41,35 @@ class DirectApplier:
         self._journal = journal
         self._save_undo = save_undo
         self._dirty = isinstance(journal.state, Dirty)
+        self._begun = False
         self._trace = ""
 
     def prepare(self, opening: Open, plan: Plan, *, resumed: bool, first: int) -> None:
-        """Save what undo needs; the journal itself was preallocated when it was opened."""
+        """Save what undo needs; the journal itself was preallocated when it was opened.
+
+        Raises:
+            RefusedError: If it goes on with what was left, and somebody wrote to that.
+        """
+        if self._dirty and self._journal.trace and (first or opening.base):
+            found = compared(self._journal.trace, self._target.trace())
+            if found.verdict is Verdict.WRITTEN:
+                raise RefusedError(
+                    f"{self._target.name} was written since the transfer to it was interrupted: "
+                    f"{found.reason}; nothing more was written; `blockstream abort "
+                    f"{self._target.name}` gives that one up, and then a full copy helps"
+                )
         if self._save_undo is not None:
             self._save_undo(opening, plan, resumed)
             failpoint("recv.undo_saved")
         self._target.begin()
+        self._begun = True
+
+    def leave(self) -> None:
+        """Note what the kernel knows of a target that is left half-written."""
+        if self._dirty and self._begun:
+            # Without it, going on is as it was.
+            with suppress(TargetError, OSError):
+                self._journal.record(self._journal.state, trace=self._target.trace())
 
     def record(self, state: TargetState) -> None:
         """Record a state; before the first write a full disk is only a refusal."""

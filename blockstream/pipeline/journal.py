@@ -112,7 +112,7 @@ class Journal:
 
     @property
     def trace(self) -> str:
-        """What the kernel knew of writes to the target when it was CLEAN; empty for nothing."""
+        """What the kernel knew of writes when the target was CLEAN, or left DIRTY; or nothing."""
         return self.entry.facts.get(_TRACE, "")
 
     def record(
@@ -123,7 +123,7 @@ class Journal:
         Args:
             state: What the target holds.
             facts: What people want to know, of this record.
-            trace: Of CLEAN, what the kernel knows of writes to the target.
+            trace: What the kernel knows of writes to the target, once there will be no more.
 
         Raises:
             OSError: If the journal's disk failed. What is durable then is either record.

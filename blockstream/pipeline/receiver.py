@@ -92,6 +92,9 @@ class Applier(Protocol):
             TargetError: If it is not what was written to it.
         """
 
+    def leave(self) -> None:
+        """Take the news that the session ends, and that the target could be flushed."""
+
 
 class Applying:
     """Executes the effects of one receiver session; shared by streams and local copies."""
@@ -177,6 +180,8 @@ class Applying:
             except (BlockstreamError, RemoteProtocolError, CrewStoppedError) as later:
                 errors.append(later)
                 self._tell(later)
+        if not any(code_of(error) in {Code.TARGET, Code.BUG} for error in errors):
+            self._applier.leave()
         return _decisive(errors, self.finish or Finish(code_of(errors[0])))
 
     def _tell(self, error: BaseException) -> None:

@@ -141,6 +141,9 @@ class StagedApplier:
         """Return nothing: the target is sampled once the spool is applied."""
         return ""
 
+    def leave(self) -> None:
+        """Do nothing: the target was not touched."""
+
     def close(self) -> None:
         """Close the spool."""
         if self._fd >= 0:

@@ -124,7 +124,7 @@ class Sftp:
         status = int.from_bytes(body[:4], "big")
         if status == _NO_SUCH_FILE:
             raise NotFoundError(f"{self.name}:{path} does not exist; END was not sent")
-        said = "".join(c for c in _unpacked(body[4:]).decode(errors="replace") if c.isprintable())
+        said = _unpacked(body[4:]).decode(errors="replace")
         raise SourceError(f"{self.name}:{path} cannot be read: {said}; END was not sent")
 
     def _ask(self, kind: int, body: bytes) -> int:

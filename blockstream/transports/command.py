@@ -73,8 +73,8 @@ class PipedLink:
             status = self._process.wait(_PATIENCE_SECONDS)
         # A grandchild may hold the pipe open for ever.
         self._listener.join(1.0)
-        words = b"".join(self._said).decode(errors="replace")
-        return status, _plain(words)
+        lines = b"".join(self._said).decode(errors="replace").splitlines()
+        return status, "\n".join(line for line in lines if line.strip())
 
     def close(self) -> None:
         """Give everything back."""
@@ -147,9 +147,3 @@ def pipes_to_process() -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """Make pipes for a process; return our ends and its ends: input, output, error."""
     (their_in, our_in), (our_out, their_out), (our_err, their_err) = (os.pipe() for _ in range(3))
     return (our_in, our_out, our_err), (their_in, their_out, their_err)
-
-
-def _plain(text: str) -> str:
-    """Return another host's words without what could move a terminal's cursor."""
-    lines = ("".join(c for c in line if c.isprintable()) for line in text.splitlines())
-    return "\n".join(line for line in lines if line.strip())

@@ -4,6 +4,7 @@ import fcntl
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -173,6 +174,39 @@ def test_a_goal_that_somebody_wrote_to_since_is_not_there(host: Host, piped: boo
     assert copy.read_bytes() == new.read_bytes()
     ended = host.run("send", *full, copy)
     assert (ended.status, "already" in ended.err) == (0, True), ended.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("touched", [False, True])
+@pytest.mark.parametrize("full", [False, True])
+def test_a_half_written_target_that_somebody_wrote_to_is_not_gone_on_with(
+    host: Host, full: bool, touched: bool
+) -> None:
+    """What was durable counted as being there, and with the rest it was committed."""
+    size = 8 << 20
+    copy, new, _ = increment(host, size)
+    words: list[str | Path] = [new, "--compress", "none"]
+    states = ["--goal", "B"] if full else ["--base", "A", "--goal", "B"]
+    if not full:
+        words += ["--extents", host.list_everything("all", size)]
+    stream = host.stream(*words, *states, "--bwlimit", "2M")  # long enough for a checkpoint
+    cut = host.run("recv", copy, data=stream[:-100_000])
+    assert (cut.status, host.status(copy)["state"]) == (11, "dirty"), cut.err
+    if touched:
+        with copy.open("r+b") as file:
+            file.write(b"written by somebody")
+    before = copy.read_bytes()
+    token = re.search(r"bsr1-[\w-]+", cut.err)
+    assert token is not None, cut.err
+    ended = host.run("recv", copy, data=host.stream(*words, "--resume", token[0]))
+    if touched:
+        said = "was written since the transfer to it was interrupted"
+        assert (ended.status, said in ended.err) == (10, True), ended.err
+        assert copy.read_bytes() == before
+        assert host.run("abort", copy).status == 0
+        ended = host.run("send", new, copy, "--goal", "B")
+    assert ended.status == 0, ended.err
+    assert copy.read_bytes() == new.read_bytes()
 
 
 def test_full_copy_goes_onto_what_was_adopted_as_its_goal(host: Host) -> None:

@@ -57,6 +57,9 @@ class CountingApplier:
     def read_back(self, frame_digest: bytes, extents: list[Extent]) -> None:
         pass
 
+    def leave(self) -> None:
+        pass
+
     def check_base(self, samples: str) -> BaseCheck:
         return BaseCheck()
 
