@@ -406,6 +406,7 @@ class ReceiveEngine:
         self._crew = Crew(self._wake)
         self._stopped = ""
         self._heard = 0
+        self._listening = False
         self._ended = False
         # A sender that hears us leaves its direction open; nothing more is expected there.
         applying.on_finish = frames.stop
@@ -436,7 +437,8 @@ class ReceiveEngine:
     def tick(self) -> None:
         """Let the session notice the time; may flush, so call it from a thread of its own."""
         session, now = self._applying.session, time.monotonic()
-        if self._frames.wire_bytes != self._heard:
+        # While all of us write or flush, nobody knows what the sender says.
+        if self._frames.wire_bytes != self._heard or not self._listening:
             self._heard = self._frames.wire_bytes
             session.heard(now)
         try:
@@ -477,7 +479,9 @@ class ReceiveEngine:
                 return None
 
     def _next_in_turn(self, buffer: memoryview, decompress: Decompressor) -> list[Effect] | None:
+        self._listening = True
         frame = self._frames.next(buffer)
+        self._listening = False
         session = self._applying.session
         if frame is None:
             return self._end_of_input()

@@ -371,11 +371,11 @@ def test_a_session_cut_anywhere_ends_and_the_next_one_finishes_it(
 def test_a_flush_may_take_longer_than_a_peer_may_be_silent(
     zygote: Zygote, tmp_path: Path, pings: bool
 ) -> None:
-    patience = {"IDLE_SECONDS": 4.0, "PING_SECONDS": 0.2 if pings else 60.0}
+    patience = {"IDLE_SECONDS": 2.0, "PING_SECONDS": 0.2 if pings else 60.0}
     with closing(Host(tmp_path, zygote, limits=patience)) as host:
         disk, blank = host.disk("disk", MIB), host.blank("t", MIB)
         with rigged(tmp_path, blank) as rig:
-            rig.order(slow=6)
+            rig.order(slow=4)
             near, far = Wire(host, disk, Path(rig.devices["t"])).run()
             assert rig.hits() > 0
             if pings:
@@ -383,7 +383,7 @@ def test_a_flush_may_take_longer_than_a_peer_may_be_silent(
                 assert rig.image("t").read_bytes() == disk.read_bytes()
             else:
                 assert near.status in {11, 15}
-                assert "the receiver was silent for 4 s" in near.err
+                assert "the receiver was silent for 2 s" in near.err
 
 
 # Several sessions.

@@ -1,15 +1,24 @@
 """No error is forgotten for another's sake, and no flush is tried twice."""
 
+import os
+import time
+from collections.abc import Callable
+from contextlib import closing
+
 import blake3
 import pytest
 
 from blockstream.errors import IntegrityError, InterruptedTransferError, ReadBackError, TargetError
+from blockstream.linux.streams import WakeableReader
 from blockstream.pipeline.progress import Progress
-from blockstream.pipeline.receiver import Applying
+from blockstream.pipeline.receiver import Applying, FrameReader, ReceiveEngine
 from blockstream.pipeline.samples import BaseCheck
 from blockstream_protocol import (
+    IDLE_SECONDS,
+    MAGIC,
     Checkpoint,
     Effect,
+    End,
     Extent,
     Extents,
     Frame,
@@ -24,6 +33,8 @@ from blockstream_protocol import (
     Unknown,
     Verify,
     Write,
+    control_frame,
+    encode,
     encode_table,
     parse_table,
     plain_frame,
@@ -135,3 +146,52 @@ def test_a_last_barrier_that_fails_is_not_repeated(
     assert isinstance(error, BaseExceptionGroup)
     assert applier.flushes == 1
     assert len(applier.records) == 1
+
+
+class SlowApplier(CountingApplier):
+    """An applier that takes its time; meanwhile the clock ticks."""
+
+    def __init__(self, pause: Callable[[], None]) -> None:
+        super().__init__()
+        self._pause = pause
+
+    def prepare(self, opening: Open, plan: Plan, *, resumed: bool, first: int) -> None:
+        self._pause()
+
+    def flush(self) -> None:
+        super().flush()
+        self._pause()
+
+
+def test_a_sender_is_not_silent_while_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undo logs and flushes took longer than a sender may be silent: it had pinged all the time."""
+    now = [0.0]
+
+    def pause() -> None:
+        for _ in range(3):
+            now[0] += IDLE_SECONDS / 2
+            receiving.tick()
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    plan = Plan.whole(SIZE)
+    digest = plan.digest(blake3.blake3).hex()
+    opening = Open(size=SIZE, base="", goal="g", plan=digest, ranges=1, total=SIZE)
+    raw = encode_table([Extent(0, SIZE, Kind.DATA)]) + b"x" * SIZE
+    frame = plain_frame(FrameType.EXTENTS, raw, blake3.blake3)
+    chain = blake3.blake3(opening.identity(blake3.blake3) + frame.digest).hexdigest()
+    said = [control_frame(each, blake3.blake3) for each in (Hello(duplex=True), opening)]
+    said += [frame, control_frame(End(1, chain, SIZE), blake3.blake3)]
+    session = Receiver(size=SIZE, state=Unknown(), new_digest=blake3.blake3)
+    applier = SlowApplier(pause)
+    reading, writing = os.pipe()
+    try:
+        os.write(writing, MAGIC + b"".join(encode(each) for each in said))
+        with closing(WakeableReader(reading)) as reader:
+            applying = Applying(session, applier, Progress(), lambda _message: None)
+            frames = FrameReader(reader)
+            receiving = ReceiveEngine(applying, frames, Progress(), workers=1)
+            finish = receiving.run()
+    finally:
+        os.close(reading)
+        os.close(writing)
+    assert (finish.code, applier.flushes) == (0, 1)
