@@ -11,6 +11,7 @@ import pytest
 from blockstream.errors import NotFoundError
 from blockstream.interfaces import Link
 from blockstream.locations import Remote, Way, open_link
+from blockstream.words import printable
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 
@@ -66,10 +67,14 @@ def test_the_far_status_and_last_words_are_told(connect: Connect, status: int) -
         assert link.ended() == (status, "sorry")
 
 
-def test_last_words_cannot_move_a_cursor(connect: Connect) -> None:
+def test_last_words_come_as_they_were_said_and_are_shown_without_moving_a_cursor(
+    connect: Connect,
+) -> None:
     with closing(connect(r"printf 'a\033[2Jb\r\n\0c\n' >&2")) as link:
         read_all(link.from_peer)
-        assert link.ended() == (0, "a[2Jb\nc")
+        status, words = link.ended()
+        assert (status, words) == (0, "a\x1b[2Jb\n\x00c")
+        assert printable(words) == r"a\x1b[2Jb" + "\n" + r"\x00c"
 
 
 def test_endless_words_are_cut(connect: Connect) -> None:

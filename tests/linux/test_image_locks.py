@@ -1,6 +1,7 @@
 """What QEMU has open is not written, and what is being written no QEMU opens; with real ones."""
 
 import os
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -29,20 +30,25 @@ def image(tmp_path: Path) -> Path:
 @contextmanager
 def served(path: str | Path, folder: Path, *words: str) -> Iterator[None]:
     """Let qemu-nbd have an image open."""
-    socket = folder / "nbd.sock"
-    command = ["qemu-nbd", "-f", "raw", "-t", "-k", str(socket), *words, str(path)]
+    place = folder / "nbd.sock"
+    command = ["qemu-nbd", "-f", "raw", "-t", "-k", str(place), *words, str(path)]
     server = subprocess.Popen(command)  # noqa: S603  # as written
     try:
         until = time.monotonic() + 20
-        while not socket.exists():
+        while not place.exists():
             assert server.poll() is None
             assert time.monotonic() < until
             time.sleep(0.02)
+        # It listens before it opens the image, and answers afterwards.
+        with socket.socket(socket.AF_UNIX) as asking:
+            asking.settimeout(20)
+            asking.connect(str(place))
+            assert asking.recv(8) == b"NBDMAGIC"
         yield
     finally:
         server.terminate()
         server.wait()
-        socket.unlink(missing_ok=True)
+        place.unlink(missing_ok=True)
 
 
 def io(path: str | Path, command: str) -> subprocess.CompletedProcess[str]:
