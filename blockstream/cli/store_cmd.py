@@ -198,7 +198,8 @@ def prune_points(
             event("pruned", **asdict(result))
         else:
             _say_pruned(result, dry_run=dry_run)
-        for seq, lack in result.damaged.items():
+        if result.damaged:
+            seq, lack = next(iter(result.damaged.items()))
             raise StoreDamagedError(
                 f"{lack}; point {seq} of {disk.name} cannot be restored, so the newest one that "
                 f"can be is kept as well; `blockstream store verify {place}` says what else is "

@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -47,6 +46,7 @@ from blockstream.formats.store_names import (
 )
 from blockstream.interfaces import ObjectInfo, Objects
 from blockstream.jobs.stores.keys import StoredIds, StoreHeader, StoreKeys, encrypted
+from blockstream.words import time_text
 
 _AT_ONCE: Final = 8  # small objects that are asked for side by side
 PRUNED: Final = "pruned"
@@ -572,12 +572,9 @@ class StoredDisk:
                 return self.point(seq)
             return None
 
+        wanted = self.numbers() if numbers is None else numbers
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            return [
-                found
-                for found in pool.map(point, self.numbers() if numbers is None else numbers)
-                if found is not None
-            ]
+            return [found for found in pool.map(point, wanted) if found is not None]
 
     def discard(self, identity: str, packs: Iterable[Pack]) -> None:
         """Delete what no manifest will name, if the key may; else pruning finds it.
@@ -639,4 +636,4 @@ def new_id() -> str:
 
 def now_text() -> str:
     """Return the time, UTC."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return time_text(time.time())
