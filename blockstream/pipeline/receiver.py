@@ -438,7 +438,9 @@ class ReceiveEngine:
         """Let the session notice the time; may flush, so call it from a thread of its own."""
         session, now = self._applying.session, time.monotonic()
         # While all of us write or flush, nobody knows what the sender says.
-        if self._frames.wire_bytes != self._heard or not self._listening:
+        if not self._listening:
+            session.busy(now)
+        if self._frames.wire_bytes != self._heard:
             self._heard = self._frames.wire_bytes
             session.heard(now)
         try:

@@ -22,6 +22,7 @@ _HEAD = struct.Struct("<BBII")
 _CRC = struct.Struct("<I")
 HEAD_BYTES = _HEAD.size + _CRC.size + DIGEST_BYTES
 OPTIONAL = 0x80  # a type from here on may be skipped
+_SKIP_BYTES = 64 << 10
 
 
 class FrameType(IntEnum):
@@ -146,6 +147,7 @@ class FrameDecoder:
         self._started = False
         self._pending: _Pending | None = None
         self._skip = 0
+        self._scrap = memoryview(b"")
         self._ended = False
         self.wire_bytes = 0
 
@@ -225,6 +227,7 @@ class FrameDecoder:
             if wire_len > EXTENTS_BYTES:
                 raise RemoteProtocolError(f"an optional frame of {wire_len} bytes is too long")
             self._skip = wire_len
+            self._scrap = memoryview(bytearray(min(wire_len, _SKIP_BYTES)))
             self._expect_next()
             return None
         kind, codec = _checked_head(number, codec_number, raw_len, wire_len)
@@ -248,7 +251,7 @@ class FrameDecoder:
     def _expect_next(self) -> None:
         """Wait for a head, or for the next stretch of a frame that is being skipped."""
         self._have = 0
-        self._want = self._head[: min(self._skip, HEAD_BYTES) or HEAD_BYTES]
+        self._want = self._scrap[: self._skip] if self._skip else self._head[:HEAD_BYTES]
 
 
 def frame_in(data: Buffer) -> Frame:

@@ -24,5 +24,9 @@ TEXT_BYTES = 1024
 
 PING_SECONDS = 15.0
 IDLE_SECONDS = 90.0
+# PING says that a side is there, not that it does what it must.
+OWED_SECONDS = 600.0
+# Who continues reads again, to prove it, what the peer holds: a slower source is none.
+PROVED_BYTES_PER_SECOND = 1 << 20
 CHECKPOINT_BYTES = 256 << 20
 CHECKPOINT_SECONDS = 2.0

@@ -25,7 +25,14 @@ from blockstream_protocol._errors import (
     RemoteProtocolError,
 )
 from blockstream_protocol._extents import Extent
-from blockstream_protocol._limits import ALIGNMENT, DEVICE_BYTES, IDLE_SECONDS, PING_SECONDS
+from blockstream_protocol._limits import (
+    ALIGNMENT,
+    DEVICE_BYTES,
+    IDLE_SECONDS,
+    OWED_SECONDS,
+    PING_SECONDS,
+    PROVED_BYTES_PER_SECOND,
+)
 from blockstream_protocol._messages import (
     Abort,
     Ack,
@@ -152,7 +159,8 @@ class Receiver:
         self._verdict = Verdict.REFUSE
         self._skimming = False
         self._draining = False
-        self._heard = self._spoke = now
+        self._heard = self._spoke = self._owed = now
+        self._to_prove = 0  # bytes that the sender reads again before its first frame
 
     # What others may ask.
 
@@ -197,6 +205,8 @@ class Receiver:
                 f"a message of type {type(message).__name__} came when {self._state.value}"
             )
         self._state = following
+        if not isinstance(message, Checkpoint):  # it may be said again and again
+            self._owed = max(self._owed, now)
         return self._dispatch(message)
 
     def _dispatch(self, message: Message) -> list[Effect]:
@@ -234,14 +244,26 @@ class Receiver:
         """Take the news that bytes came: a frame on a slow line may take longer than the limit."""
         self._heard = max(self._heard, now)
 
+    def busy(self, now: float) -> None:
+        """Take the news that nobody here could listen: whatever is missing may lie there."""
+        self._heard, self._owed = max(self._heard, now), max(self._owed, now)
+
     def tick(self, now: float) -> list[Effect]:
-        """Let time pass: pings and the idle limit.
+        """Let time pass: pings, the idle limit, and the limit on what the sender owes.
 
         Raises:
-            RemoteProtocolError: If a duplex peer was silent too long.
+            RemoteProtocolError: If a duplex peer was silent too long, or does not go on.
         """
         if not self._duplex or self._state is State.DONE:
             return []
+        if not self._is_owed:
+            self._owed = max(self._owed, now)
+        patience = OWED_SECONDS + self._to_prove / PROVED_BYTES_PER_SECOND
+        if now - self._owed >= patience:
+            raise RemoteProtocolError(
+                f"the sender is there, but for {patience:.0f} s nothing came of what it owes",
+                Code.INTERRUPTED,
+            )
         if now - self._heard >= IDLE_SECONDS:
             raise RemoteProtocolError(
                 f"the sender was silent for {IDLE_SECONDS:.0f} s", Code.INTERRUPTED
@@ -250,6 +272,13 @@ class Receiver:
             self._spoke = now
             return [Send(Ping())]
         return []
+
+    @property
+    def _is_owed(self) -> bool:
+        """Whether the next step is the sender's, and nothing that it may have to wait for."""
+        if self._state is State.STREAM:  # END may wait for the other disks of a set
+            return self._verified.covered < self._whole_plan.total
+        return self._state in {State.OPENING, State.PLANNING}
 
     # Events: what executors report.
 
@@ -502,10 +531,12 @@ class Receiver:
     def _start_at(self, mark: Mark) -> None:
         self._admitted = self._verified = self._prefix = self._confirmed = self._durable = mark
         self._cursor = 0
+        self._to_prove = mark.covered
 
     # Data.
 
     def _on_extents(self, message: Extents) -> list[Effect]:
+        self._to_prove = 0
         seq = self._admitted.frames
         chain = link(self._new_digest, self._admitted.chain, message.frame.digest)
         self._chains[seq] = chain

@@ -14,6 +14,7 @@ from blockstream_protocol._limits import (
     CHECKPOINT_BYTES,
     CHECKPOINT_SECONDS,
     IDLE_SECONDS,
+    OWED_SECONDS,
     PING_SECONDS,
     PLAN_FRAME_BYTES,
 )
@@ -79,7 +80,7 @@ class Sender:
         self._gave_up = False
         self._acked = 0
         self._unmarked = 0
-        self._heard = self._spoke = self._marked = now
+        self._heard = self._spoke = self._marked = self._began = now
 
     @property
     def transfer(self) -> str:
@@ -165,13 +166,21 @@ class Sender:
         raise RemoteProtocolError("the receiver hung up", Code.INTERRUPTED)
 
     def tick(self, now: float) -> list[Effect]:
-        """Let time pass: pings and the idle limit.
+        """Let time pass: pings, the idle limit, and the limit on the HELLO that is owed.
+
+        The receiver owes nothing else in a time: zeroing, applying and flushing take what they
+        take.
 
         Raises:
-            RemoteProtocolError: If a duplex peer was silent too long.
+            RemoteProtocolError: If a duplex peer was silent too long, or does not begin.
         """
         if not self._duplex or self._peer_is_done:
             return []
+        if self._state is State.GREET and now - self._began >= OWED_SECONDS:
+            raise RemoteProtocolError(
+                f"the receiver is there, but did not say HELLO for {OWED_SECONDS:.0f} s",
+                Code.INTERRUPTED,
+            )
         if now - self._heard >= IDLE_SECONDS:
             code = Code.UNKNOWN if self._state is State.ENDING else Code.INTERRUPTED
             raise RemoteProtocolError(f"the receiver was silent for {IDLE_SECONDS:.0f} s", code)

@@ -24,6 +24,7 @@ from blockstream_protocol import (
     RemoteProtocolError,
     encode,
     encode_head,
+    encode_optional,
     message_of,
     unpacked,
 )
@@ -209,6 +210,21 @@ def test_a_skipped_frame_costs_no_memory() -> None:
     list(decoder.feed(MAGIC + head + bytes(100_000)))
     assert decoder.between_frames
     assert asked == []
+
+
+def test_a_frame_is_skipped_in_large_steps() -> None:
+    """Steps of a head's size made 23,000 turns of each frame of a peer that says nothing else."""
+    decoder = FrameDecoder()
+    data = MAGIC + encode_optional(0x80, bytes(1 << 20), new_digest) + PING
+    steps = 0
+    while data:
+        space = decoder.buffer()
+        space[: len(data)] = data[: len(space)]
+        count = min(len(space), len(data))
+        frame, data, steps = decoder.filled(count), data[count:], steps + 1
+    assert frame is not None
+    assert frame.kind is FrameType.PING
+    assert steps < 50
 
 
 def _crc(data: bytes) -> bytes:

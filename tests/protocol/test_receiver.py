@@ -1,11 +1,15 @@
 """The receiver writes only what was planned and verified, and promises only what is durable."""
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from blockstream_protocol import (
     IDLE_SECONDS,
+    OWED_SECONDS,
     PING_SECONDS,
     RECEIVER,
     Abort,
@@ -823,6 +827,103 @@ def test_an_opening_within_what_is_granted_is_taken() -> None:
     receiver = receiver_at(policy=policy)
     receiver.receive(Hello(duplex=True))
     assert receiver.receive(replace(OPENING, name="vm")) == []
+
+
+def _patience(receiver: Receiver, chatter: Callable[[float], object]) -> float:
+    """Return for how many seconds a sender is borne that says only this, twice a minute."""
+    for now in range(30, 10**6, 30):
+        chatter(float(now))
+        try:
+            receiver.tick(float(now))
+        except RemoteProtocolError as error:
+            if error.code is Code.INTERRUPTED and "nothing came of what it owes" in str(error):
+                return float(now)
+            raise
+    return math.inf
+
+
+def _chatter(receiver: Receiver, what: str, now: float) -> object:
+    match what:
+        case "ping":
+            return receiver.receive(Ping(), now)
+        case "checkpoint" if at(receiver) is State.STREAM:
+            return receiver.receive(checkpoint(receiver.durable.frames), now)
+    return receiver.heard(now)  # bytes of a frame that never ends, or of one that is skipped
+
+
+@pytest.mark.parametrize("what", ["ping", "bytes", "checkpoint"])
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_what_is_owed_has_a_limit_whatever_else_comes(steps: int, what: str) -> None:
+    """A session stayed alive for ever by a PING, or one byte, in each minute and a half."""
+    receiver = receiver_at() if steps < 3 else streaming()
+    messages: list[Message] = [Hello(duplex=True), OPENING]
+    for message in messages[:steps] if steps < 3 else []:
+        receiver.receive(message)
+    assert at(receiver) is [State.OPENING, State.PLANNING, State.STREAM][steps - 1]
+    assert _patience(receiver, partial(_chatter, receiver, what)) == OWED_SECONDS
+
+
+def test_a_frame_pays_what_is_owed_until_the_next_one() -> None:
+    receiver = streaming()
+    receiver.receive(Extents(FRAMES[0]), OWED_SECONDS - 30)
+    verify(receiver, 0)
+    assert _patience(receiver, partial(receiver.receive, Ping())) == 2 * OWED_SECONDS - 30
+
+
+def test_nothing_is_owed_by_a_sender_that_said_all_but_the_end() -> None:
+    """END waits until all disks of a set are there, which may take days."""
+    receiver = streaming()
+    admit(receiver, 0, 1, 2)
+    verify(receiver, 0, 1, 2)
+    assert _patience(receiver, partial(receiver.receive, Ping())) == math.inf
+
+
+def test_what_takes_long_here_is_no_debt_of_the_sender() -> None:
+    receiver = receiver_at()
+    opened(receiver)
+    assert at(receiver) is State.DECIDING
+    for now in range(60, 6000, 60):
+        receiver.receive(Ping(), float(now))
+        receiver.tick(float(now))
+    receiver.base_checked("")
+    (record,) = receiver.prepared()
+    assert isinstance(record, Record)
+    receiver.recorded(record.state)
+    receiver.tick(6000.0)
+    for now in range(6060, 12000, 60):
+        receiver.busy(float(now))
+        receiver.tick(float(now))
+    with pytest.raises(RemoteProtocolError, match="owes"):
+        _ping_and_tick(receiver, 11940 + OWED_SECONDS)
+
+
+def _ping_and_tick(receiver: Receiver, now: float) -> None:
+    receiver.receive(Ping(), now)
+    receiver.tick(now)
+
+
+def test_a_sender_that_continues_may_read_again_what_is_here() -> None:
+    size = 1 << 40
+    plan = Plan.whole(size)
+    opening = Open(
+        size=size,
+        base="",
+        goal="g",
+        plan=plan.digest(new_digest).hex(),
+        ranges=1,
+        total=size,
+    )
+    transfer = opening.identity(new_digest).hex()
+    half = Dirty("", "g", plan, transfer, 1 << 19, HEX, 1 << 39, 1 << 39)
+    receiver = receiver_at(half, size=size)
+    receiver.receive(Hello(duplex=True))
+    receiver.receive(opening)
+    (record,) = receiver.prepared()
+    assert isinstance(record, Record)
+    receiver.recorded(record.state)
+    limit = OWED_SECONDS + (1 << 19)
+    last = limit - limit % 30 + 30
+    assert _patience(receiver, partial(receiver.receive, Ping())) == last
 
 
 def test_bytes_of_a_slow_frame_count_as_life() -> None:

@@ -9,6 +9,7 @@ from blockstream_protocol import (
     CHECKPOINT_BYTES,
     CHECKPOINT_SECONDS,
     IDLE_SECONDS,
+    OWED_SECONDS,
     PING_SECONDS,
     SENDER,
     Abort,
@@ -400,6 +401,24 @@ def test_a_silent_receiver_gets_pings_and_is_given_up() -> None:
     assert sender.receive(Ping(), now=50.0) == []
     assert sender.tick(IDLE_SECONDS + 49) == [Send(Ping())]
     assert refused(sender.tick, IDLE_SECONDS + 50)[0] is Code.INTERRUPTED
+
+
+def test_a_receiver_that_only_pings_is_given_up() -> None:
+    sender = sender_of()
+    sender.start()
+    for now in range(60, int(OWED_SECONDS), 60):
+        sender.receive(Ping(), float(now))
+        sender.tick(float(now))
+    sender.receive(Ping(), OWED_SECONDS)
+    code, text = refused(sender.tick, OWED_SECONDS)
+    assert (code, "did not say HELLO" in text) == (Code.INTERRUPTED, True)
+
+
+def test_what_a_receiver_does_takes_what_it_takes() -> None:
+    for sender in (streaming(), ended()):
+        for now in range(60, 100 * int(OWED_SECONDS), 60):
+            sender.receive(Ping(), float(now))
+            sender.tick(float(now))
 
 
 def test_a_one_way_sender_has_nobody_to_ping() -> None:
