@@ -166,6 +166,11 @@ class ExtentMap:
         chosen = self.lengths if kind is None else self.lengths[self.kinds == kind]
         return int(chosen.sum())
 
+    def of_kind(self, kind: Kind) -> "ExtentMap":
+        """Return what is listed with that kind."""
+        rows = self.kinds == kind
+        return ExtentMap(self.offsets[rows], self.lengths[rows], self.kinds[rows], self.size)
+
     # Algebra.
 
     def overlaid(self, other: "ExtentMap") -> "ExtentMap":

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ from blockstream.jobs.migration.domain import DomainGuest, Leaving
 from blockstream.jobs.migration.guests import CommandGuest, FarHost, Guest
 from blockstream.jobs.migration.landing import LandingWish
 from blockstream.jobs.migration.live import LiveGuest
+from blockstream.jobs.migration.marks import places_of
 from blockstream.jobs.migration.migrate import (
     Migration,
     MigrationReport,
@@ -33,7 +34,7 @@ from blockstream.jobs.migration.migrate import (
 )
 from blockstream.jobs.migration.note import MigrationNote
 from blockstream.jobs.migration.rounds import Round
-from blockstream.jobs.migration.volume import Means, Move
+from blockstream.jobs.migration.volume import Means, Move, moved_to
 from blockstream.jobs.supervision import Reporter
 from blockstream.linux import lvm
 from blockstream.locations import Remote
@@ -58,7 +59,8 @@ _PLOT_COLUMNS = 30
     default=5.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long the guest may stand still; rounds go on until the rest fits.",
+    help="How long the last pass may take; rounds go on until it fits. The guest stands still "
+    "meanwhile, and is woken here when it takes longer.",
 )
 @click.option(
     "--on-no-converge",
@@ -128,6 +130,7 @@ def command(
 
     The guest is known by --domain to libvirt, by --qmp to QEMU, or by commands of yours: --pause
     is done when it stands still, --start when it runs there, --roll-back lets it run here again.
+    A command that runs here ends with this one, however this one ends.
 
     \b
     Examples:
@@ -140,20 +143,17 @@ def command(
       blockstream migrate --resume vg/vm
       blockstream migrate --abort vg/vm
     """  # noqa: D301
+    shown = reporters("migrate", as_json=as_json, quiet=quiet, progress_fd=progress_fd)
+    voice = _Voice(shown, as_json=as_json, quiet=quiet)
     if resume or abort:
-        typed = _typed(context)
-        if typed or len(places) != 1 or resume == abort or dry_run:
+        if len(places) != 1 or resume == abort or dry_run:
             raise UsageError(
                 "--resume and --abort take one VOLUME; all else is as the migration was begun"
             )
-        words = _words_of_earlier(places, state_dir)
-        with command.make_context("migrate", list(words), parent=context.parent) as earlier:
-            options, places = earlier.params, earlier.params["places"]
+        migration = _earlier(context, places[0], state_dir, voice, abort=abort)
     else:
         words = [*_typed(context), *places]
-    shown = reporters("migrate", as_json=as_json, quiet=quiet, progress_fd=progress_fd)
-    voice = _Voice(shown, as_json=as_json, quiet=quiet)
-    migration = _prepared(places, words, options, state_dir, voice)
+        migration = _prepared(places, words, options, state_dir, voice)
     try:
         if abort:
             migration.abort()
@@ -184,6 +184,33 @@ class _Voice:
             warn(text, as_json=self.as_json)
 
 
+def _earlier(
+    context: click.Context, place: str, state_dir: Path, voice: _Voice, *, abort: bool
+) -> Migration:
+    """Take up what was begun: by the note of its run, or what it left by its tags alone.
+
+    Raises:
+        UsageError: If something is given that the note knows.
+        NotFoundError: If nothing was begun.
+    """
+    volume = lvm.volume_at(place)
+    if volume is None:
+        raise NotFoundError(f"{place} is no logical volume of this host")
+    words = MigrationNote(state_dir, volume).words
+    if words:
+        if _typed(context):
+            raise UsageError(f"how {place} was being migrated is known: give nothing else")
+        with command.make_context("migrate", list(words), parent=context.parent) as earlier:
+            options = earlier.params
+        return _prepared(options["places"], words, options, state_dir, voice)
+    moves = [moved_to(volume, where) for where in places_of(volume).values()]
+    if not moves or not abort:
+        raise NotFoundError(f"no migration of {place} was begun and not finished here")
+    means = _means(context.params, state_dir, voice)
+    nobody = CommandGuest("", "", "", FarHost(moves[0].where, means.options), means.tell)
+    return Migration(MigrationRequest((moves[0],), means), nobody)
+
+
 def _prepared(
     places: Sequence[str],
     words: Sequence[str],
@@ -199,16 +226,7 @@ def _prepared(
     """
     moves = _moves(places, options)
     kind = _kind_of_guest(options)
-    limiter, followers = limiter_for(options["bwlimit"], as_json=voice.as_json)
-    peer = peer_options(options, as_json=voice.as_json)
-    means = Means(
-        state_dir=state_dir,
-        options=peer,
-        reporters=[*voice.shown, *followers],
-        tell=voice.tell,
-        compression=CompressionChoice.parse(options["compress"]),
-        limiter=limiter,
-    )
+    means = _means(options, state_dir, voice)
     request = MigrationRequest(
         moves=tuple(moves),
         means=means,
@@ -220,6 +238,18 @@ def _prepared(
         store=parse_size(options["snapshot_size"]) if options["snapshot_size"] else 0,
     )
     return Migration(request, _guest(kind, moves, options, means))
+
+
+def _means(options: Mapping[str, Any], state_dir: Path, voice: _Voice) -> Means:
+    limiter, followers = limiter_for(options["bwlimit"], as_json=voice.as_json)
+    return Means(
+        state_dir=state_dir,
+        options=peer_options(options, as_json=voice.as_json),
+        reporters=[*voice.shown, *followers],
+        tell=voice.tell,
+        compression=CompressionChoice.parse(options["compress"]),
+        limiter=limiter,
+    )
 
 
 # Each way to know the guest, with what belongs to it alone and what it cannot do without.
@@ -322,19 +352,6 @@ def _names_of(source: str) -> tuple[str, str]:
     return volume.group, volume.name
 
 
-def _words_of_earlier(places: Sequence[str], state_dir: Path) -> list[str]:
-    """Return the command line of an earlier run.
-
-    Raises:
-        NotFoundError: If there was none.
-    """
-    volume = lvm.volume_at(places[0])
-    words = MigrationNote(state_dir, volume).words if volume is not None else []
-    if not words:
-        raise NotFoundError(f"no migration of {places[0]} was begun and not finished here")
-    return words
-
-
 def _typed(context: click.Context) -> list[str]:
     """Return the options that were typed, so that they can be typed again."""
     words: list[str] = []
@@ -366,9 +383,14 @@ def _show(report: MigrationReport, *, as_json: bool, quiet: bool) -> None:
             f"{size_text(each.wire):>14}{duration_text(each.seconds):>12}{full:>12}   "
             f"{_bar(each, report.rounds)}"
         )
+    parts = [
+        f"{seconds:.1f} s {what}"
+        for what, seconds in asdict(report.downtime).items()
+        if round(seconds, 1)
+    ]
     say(
         f"migrated in {duration_text(report.seconds)}; the guest stood still for "
-        f"{report.downtime:.1f} s"
+        f"{report.downtime.total:.1f} s" + (f": {', '.join(parts)}" if len(parts) > 1 else "")
     )
 
 

@@ -6,17 +6,22 @@ from collections.abc import Iterator
 import numpy as np
 
 from blockstream.errors import InterruptedTransferError, SourceError
-from blockstream.extents import ExtentMap
+from blockstream.extents import Column, ExtentMap, Piece
 from blockstream.interfaces import Source
 from blockstream.linux.buffers import aligned_buffer
 from blockstream.pipeline.progress import Progress
-from blockstream_protocol import Kind
+from blockstream_protocol import DATA_BYTES, Kind
 
-_STEP = 1 << 20
 _GRAIN = 4096
 
 
-def changes(new: Source, old: Source, progress: Progress, stopped: list[str]) -> ExtentMap:
+def changes(
+    new: Source,
+    old: Source,
+    progress: Progress,
+    stopped: list[str],
+    within: ExtentMap | None = None,
+) -> ExtentMap:
     """Return the blocks in which `new` differs from `old`: DATA, or ZERO where they became zeros.
 
     Ranges that are holes in both are not read. What `new` has beyond the end of `old` has changed.
@@ -26,6 +31,7 @@ def changes(new: Source, old: Source, progress: Progress, stopped: list[str]) ->
         old: The disk as it was.
         progress: Counted as ranges are compared.
         stopped: Filled from outside with a reason to end.
+        within: Where they can differ at all; None for anywhere.
 
     Raises:
         SourceError: If one cannot be read, or `new` is the smaller one.
@@ -37,55 +43,47 @@ def changes(new: Source, old: Source, progress: Progress, stopped: list[str]) ->
             "make a disk smaller"
         )
     size = new.size
-    data = _data_of(new).overlaid(_data_of(old, size))
+    data = _data_of(new, size).overlaid(_data_of(old, size)) if within is None else within
+    both = size if old.size == size else old.size // _GRAIN * _GRAIN
+    data = data.intersected(ExtentMap.from_columns(*_one(0, both), Kind.DATA, size))
     progress.size, progress.total = size, data.total()
-    buffers = aligned_buffer(_STEP), aligned_buffer(_STEP)
+    buffers = aligned_buffer(DATA_BYTES), aligned_buffer(DATA_BYTES)
     found = array("q")
-    for offset, length in _steps(data):
+    for piece in data.pieces():
         if stopped:
             raise InterruptedTransferError(f"{stopped[0]}; no list was written")
+        length = int(piece.lengths.sum())
         views = buffers[0][:length], buffers[1][:length]
-        new.read_into([offset], [length], views[0])
-        _read_old(old, offset, views[1])
-        found.extend(_differing(views[0], views[1], offset))
+        for source, view in zip((new, old), views, strict=True):
+            source.read_into(piece.offsets.tolist(), piece.lengths.tolist(), view)
+        found.extend(_differing(*views, piece))
         progress.frame(data=length, covered=length, wire=0)
-    beyond = np.array([old.size]), np.array([size - old.size])
-    grown = ExtentMap.from_columns(*beyond, Kind.DATA, size).rounded(_GRAIN)
+    grown = ExtentMap.from_columns(*_one(both, size - both), Kind.DATA, size)
     return _mapped(found, size).overlaid(new.extents().intersected(grown))
 
 
-def _data_of(source: Source, size: int | None = None) -> ExtentMap:
-    extents = source.extents()
-    data = extents.kinds == Kind.DATA
-    aligned = ExtentMap(
-        extents.offsets[data], extents.lengths[data], extents.kinds[data], size or source.size
+def _data_of(source: Source, size: int) -> ExtentMap:
+    data = source.extents().of_kind(Kind.DATA)
+    return ExtentMap(data.offsets, data.lengths, data.kinds, size).rounded(_GRAIN)
+
+
+def _one(offset: int, length: int) -> tuple[Column, Column]:
+    """Return one range as columns; none if it is empty."""
+    return np.array([offset] if length else [], np.int64), np.array(
+        [length] if length else [], np.int64
     )
-    return aligned.rounded(_GRAIN)
 
 
-def _steps(extents: ExtentMap) -> Iterator[tuple[int, int]]:
-    """Cut into reads."""
-    for offset, length, _ in extents:
-        for start in range(offset, offset + length, _STEP):
-            yield start, min(_STEP, offset + length - start)
-
-
-def _read_old(old: Source, offset: int, view: memoryview) -> None:
-    """Read what `old` has of a range; beyond its end it counts as zeros."""
-    inside = max(0, min(len(view), old.size - offset))
-    if inside:
-        old.read_into([offset], [inside], view[:inside])
-    view[inside:] = bytes(len(view) - inside)
-
-
-def _differing(new: memoryview, old: memoryview, offset: int) -> "array[int]":
+def _differing(new: memoryview, old: memoryview, piece: Piece) -> "array[int]":
     """Return (offset, length, kind) of each block that differs."""
     rows = array("q")
+    starts = np.cumsum(piece.lengths) - piece.lengths
     for start in _suspects(new, old):
         mine = bytes(new[start : start + _GRAIN])
         if mine != old[start : start + _GRAIN]:
             kind = Kind.DATA if mine.strip(b"\0") else Kind.ZERO
-            rows.extend((offset + start, len(mine), kind))
+            row = int(np.searchsorted(starts, start, side="right")) - 1
+            rows.extend((int(piece.offsets[row]) + start - int(starts[row]), len(mine), kind))
     return rows
 
 

@@ -1,7 +1,9 @@
 """Disks of two hosts compared by digests alone: each reads its own, 32 bytes a block travel."""
 
 import contextlib
+import math
 import threading
+import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,7 +31,7 @@ from blockstream.pipeline.crew import Crew, Turnstile, default_workers
 from blockstream.pipeline.limiter import Limiter
 from blockstream.pipeline.outlet import PipeOutlet
 from blockstream.pipeline.progress import Progress
-from blockstream_protocol import Hello, Kind
+from blockstream_protocol import OWED_SECONDS, Hello, Kind
 
 # A block that differs travels whole: smaller ones would cost more digests than they save.
 GRAIN = 64 << 10
@@ -196,7 +198,15 @@ class _Incoming:
     def __init__(self, reader: WakeableReader) -> None:
         self._reader = reader
         self._whole = blake3.blake3()
+        self._waiting_since = math.inf
+        self._is_late = False
         self.size = 0
+
+    def tick(self) -> None:
+        """Give up a peer of which nothing comes, as where a line is cut without a word."""
+        if time.monotonic() - self._waiting_since >= OWED_SECONDS:
+            self._is_late = True
+            self._reader.stop()
 
     def heading(self) -> None:
         """Take the first line."""
@@ -223,7 +233,11 @@ class _Incoming:
         data = bytearray(count)
         view = memoryview(data)
         while view:
+            self._waiting_since = time.monotonic()
             got = self._reader.read_into(view)
+            self._waiting_since = math.inf
+            if self._is_late:
+                raise ConnectionLostError(f"the other host said nothing for {OWED_SECONDS:.0f} s")
             if not got:
                 raise ConnectionLostError("the other host ended before it had read its disk")
             view = view[got:]
@@ -266,7 +280,7 @@ def compare(
             job.stop(reason)
             reader.stop()
 
-        supervised(run, Work(stop), progress, reporters)
+        supervised(run, Work(stop, incoming.tick), progress, reporters)
     offsets = np.frombuffer(found, np.int64) if found else np.empty(0, np.int64)
     lengths = np.minimum(GRAIN, source.size - offsets)
     differing = ExtentMap.from_columns(offsets, lengths, Kind.DATA, source.size)

@@ -202,6 +202,8 @@ class Standing:
         """Take over a link on which `recv --session --standing` runs."""
         self._link = link
         self._took_all = True
+        self._sending: Sending | None = None
+        self._stopped = ""
         self._poll = select.poll()
         self._poll.register(link.from_peer, select.POLLIN)
 
@@ -209,6 +211,12 @@ class Standing:
     def usable(self) -> bool:
         """Whether it takes another one, as far as is known: one that says anything has ended."""
         return self._took_all and not self._poll.poll(0)
+
+    def stop(self, reason: str) -> None:
+        """Make `send` end soon, or not begin; any thread."""
+        self._stopped = reason
+        if self._sending is not None:
+            self._sending.stop(reason)
 
     def send(
         self, request: SendRequest, source: Source, reporters: list[Reporter], progress: Progress
@@ -219,7 +227,9 @@ class Standing:
             BlockstreamError: With what the other end said; then it takes no other.
         """
         self._took_all = False
-        sending = Sending(request, source, progress)
+        self._sending = sending = Sending(request, source, progress)
+        if self._stopped:
+            sending.stop(self._stopped)
         link = self._link
         began = time.monotonic()
 

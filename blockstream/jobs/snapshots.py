@@ -121,17 +121,15 @@ def opened(
             yield source, request
         return
     _check(volume, request, wish)
-    if request.resume is not None:
-        with _resumed(volume, request) as found:
+    with volume_held(volume, request.state_dir, alone=False):
+        own_list = bool(request.extents or request.base)
+        itself = rehearsal or wish.quiesced or own_list or not volume.is_written
+        if request.resume is not None:
+            reading = _resumed(volume, request)
+        else:
+            reading = _itself(volume, request, wish) if itself else _fresh(volume, request, wish)
+        with reading as found:
             yield found
-        return
-    own_list = bool(request.extents or request.base)
-    if rehearsal or wish.quiesced or own_list or not volume.is_written:
-        with _itself(volume, request, wish) as found:
-            yield found
-        return
-    with _fresh(volume, request, wish) as found:
-        yield found
 
 
 @contextlib.contextmanager
@@ -187,6 +185,13 @@ def _check(volume: Volume, request: SendRequest, wish: SnapshotWish) -> None:
         raise RefusedError(f"{volume} is a part of a thin pool, not a disk; nothing was sent")
     if volume.attributes[:1] == "O" or (volume.is_active and lvm.origin_merges(volume)):
         raise RefusedError(f"a snapshot is being merged into {volume}; nothing was sent")
+    own_list = request.base or request.extents or request.resume
+    if volume.is_snapshot and volume.is_written and not (wish.quiesced or own_list):
+        raise RefusedError(
+            f"{volume} is a snapshot that can be written, of which LVM makes no snapshot; nothing "
+            f"was sent; give --quiesced if nobody writes it, or make it read-only: `lvchange -pr "
+            f"{volume}`"
+        )
 
 
 @contextlib.contextmanager
@@ -362,8 +367,19 @@ def changes_between(older: Volume, newer: Volume, state_dir: Path) -> ExtentList
     Raises:
         SnapshotInvalidError: If a classic one is not valid.
         SourceError: If it cannot be told.
-        RefusedError: If somebody else holds the metadata of the pool.
+        NotFoundError: If somebody removed the older one.
+        RefusedError: If somebody renamed or merges it, or holds the metadata of the pool.
     """
+    try:
+        return _changes_between(older, newer, state_dir)
+    except SnapshotInvalidError:
+        raise
+    except SourceError:
+        lvm.again(older)  # names what somebody else did to it
+        raise
+
+
+def _changes_between(older: Volume, newer: Volume, state_dir: Path) -> ExtentList:
     if not older.is_thin:
         found = changed_since(older)
         return ExtentList(found.extents, Meaning.CHANGED, "exception store", newer.size)
@@ -433,9 +449,10 @@ def _lost(kept: Volume, wish: SnapshotWish, notes: list[str]) -> bool:
 def _unfinished(
     volume: Volume, ident: str, older: Volume | None, last: str, notes: list[str]
 ) -> tuple[Volume | None, list[Volume]]:
-    """Return the snapshot that an unfinished transfer was made from.
+    """Return the snapshot that an unfinished transfer was made from, and what goes after this one.
 
-    Others of it are removed, which is noted; those for which that fails are returned, too.
+    Others of it are removed, which is noted; those for which that fails are returned, too. What the
+    target holds stays until it holds something newer.
     """
     found = [
         each
@@ -443,17 +460,19 @@ def _unfinished(
         if each.origin == volume.name and is_ours(each, ident)
     ]
     found = [each for each in found if older is None or each.uuid != older.uuid]
-    useful, stale = None, []
+    useful, stale, kept = None, list[Volume](), list[Volume]()
     for each in sorted(found, key=number_of):
         # One from before the base would lead back in time.
         early = older is not None and not _lies_after(each, older, ident)
-        if each.is_invalid or each.uuid == last or early:
+        if each.uuid == last and not each.is_invalid:
+            kept.append(each)
+        elif each.is_invalid or early:
             stale.append(each)
         else:
             useful = each
         if early and each.uuid != last:
             notes.append(f"{each}, which an earlier run left, is older than {older}: not used")
-    return useful, list(_not_removed(stale))
+    return useful, [*kept, *_not_removed(stale)]
 
 
 def _lies_after(kept: Volume, older: Volume, ident: str) -> bool:
@@ -522,6 +541,32 @@ def number_of(volume: Volume) -> int:
     """Return the number in the name of a snapshot of ours."""
     found = _OURS.fullmatch(volume.name)
     return int(found[2]) if found else 0
+
+
+@contextlib.contextmanager
+def volume_held(volume: Volume, state_dir: Path, *, alone: bool) -> Iterator[None]:
+    """Send a volume, perhaps to several targets, or move it, but not both at once.
+
+    Args:
+        volume: The volume.
+        state_dir: Where journals lie.
+        alone: Whether it is moved.
+
+    Raises:
+        BusyError: If somebody is at work who cannot share it.
+    """
+    folder = state_dir / "lvm"
+    make_directory(folder)
+    fd = kept_file(folder / f"held-{volume.uuid}")
+    try:
+        try:
+            fcntl.flock(fd, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            what = "sends or moves" if alone else "moves"
+            raise BusyError(f"another blockstream {what} {volume} now; nothing was done") from None
+        yield
+    finally:
+        os.close(fd)
 
 
 class _Memory:

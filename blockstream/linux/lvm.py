@@ -163,6 +163,28 @@ def find(group: str, name: str) -> Volume:
     raise NotFoundError(f"there is no volume {group}/{name}; nothing was done")
 
 
+def again(volume: Volume) -> Volume:
+    """Look at a volume again, which must still be what it was.
+
+    Raises:
+        NotFoundError: If somebody removed it.
+        RefusedError: If somebody renamed it, or merges something into it, or it into something.
+    """
+    there = volumes(volume.group)
+    found = next((each for each in there if each.uuid == volume.uuid), None)
+    if found is None:
+        raise NotFoundError(f"{volume} is not there any more: somebody removed it")
+    if found.name != volume.name:
+        raise RefusedError(f"{volume} is called {found} now: somebody renamed it")
+    merging = [each for each in there if each.merging and volume.name in {each.origin, each.name}]
+    if merging:
+        raise RefusedError(
+            f"{merging[0]} is being merged into {merging[0].origin}, now or when that is activated "
+            "next: somebody asked for it"
+        )
+    return found
+
+
 def of_origin(volume: Volume, word: str) -> Volume:
     """Return the snapshot of `volume` that `word` names: its name, VG/LV, or a path.
 
@@ -243,12 +265,13 @@ def make_snapshot(volume: Volume, name: str, store: int = 0) -> Volume:
 
 
 def remove(volume: Volume) -> None:
-    """Take a volume away.
+    """Take a volume away, whatever it is called by now; one that is gone is no error.
 
     Raises:
         SourceError: If LVM cannot, as while somebody has it open.
     """
-    _run("lvremove", "-qq", "-f", "-y", str(volume))
+    # By its uuid: what took its name is somebody else's.
+    _run("lvremove", "-qq", "-f", "-y", "-S", f"lv_uuid={volume.uuid}", volume.group)
 
 
 def make_volume(group: str, name: str, size: int, *, tag: str, pool: str = "") -> Volume:
@@ -266,13 +289,22 @@ def make_volume(group: str, name: str, size: int, *, tag: str, pool: str = "") -
     return find(group, name)
 
 
-def drop_tag(volume: Volume, tag: str) -> None:
-    """Take a tag from a volume.
+def add_tag(volume: Volume, tag: str) -> None:
+    """Give a volume a tag.
 
     Raises:
         SourceError: If LVM cannot.
     """
-    _run("lvchange", "-qq", "--deltag", tag, str(volume))
+    _run("lvchange", "-qq", "--addtag", tag, str(volume))
+
+
+def drop_tag(volume: Volume, tag: str) -> None:
+    """Take a tag from a volume, whatever that is called by now.
+
+    Raises:
+        SourceError: If LVM cannot.
+    """
+    _run("lvchange", "-qq", "--deltag", tag, "-S", f"lv_uuid={volume.uuid}", volume.group)
 
 
 def free_bytes(group: str) -> int:
@@ -405,6 +437,8 @@ def thin_delta(pool: Volume, older: Volume, newer: Volume) -> bytes:
 
 def _run(*command: str) -> str:
     """Run a command of LVM's; return what it wrote.
+
+    It may outlive us, by moments: one that is ended in the middle could leave volumes suspended.
 
     Raises:
         NotFoundError: If it is not installed.

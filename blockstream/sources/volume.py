@@ -121,9 +121,15 @@ def check_valid(snapshot: Volume) -> None:
 
     Raises:
         SnapshotInvalidError: If it does not.
+        NotFoundError: If somebody removed it.
+        RefusedError: If somebody renamed or merges it.
         SourceError: If it cannot be told.
     """
-    trouble = lvm.snapshot_trouble(snapshot.dm_path)
+    try:
+        trouble = lvm.snapshot_trouble(snapshot.dm_path)
+    except SourceError:
+        lvm.again(snapshot)  # names what somebody else did to it
+        raise
     if trouble:
         raise SnapshotInvalidError(
             f"{snapshot} is not valid any more ({trouble}): it was filled by changes of its "

@@ -26,7 +26,7 @@ from blockstream.linux.block import (
     zero_out,
 )
 from blockstream.linux.buffers import PAGE, aligned_buffer, read_all, write_all
-from blockstream.linux.device_mapper import is_thin
+from blockstream.linux.device_mapper import thin_at
 from blockstream.linux.files import remove_made, sync_directory
 from blockstream.linux.identity import (
     Identity,
@@ -39,6 +39,7 @@ from blockstream.linux.identity import (
 )
 from blockstream.linux.image_locks import is_open_in_qemu, keep_qemu_out
 from blockstream.linux.traces import trace_of
+from blockstream.targets.fresh_chunks import FreshChunks
 
 # One request to the kernel, so that a signal and a progress line do not wait for minutes.
 _ZERO_STEP = 1 << 30
@@ -78,6 +79,7 @@ class DiskTarget:
         # Whether something may be in the cache; set after a write, so that a flush beside it counts
         # only for what it has seen.
         self._unflushed = False
+        self._fresh: FreshChunks | None = None
         try:
             self._lock(force_in_use)
             info = os.fstat(self._fd)
@@ -96,7 +98,10 @@ class DiskTarget:
             self._limits = queue_limits_of(self._fd) if self._is_device else QueueLimits()
             # Only a thin volume promises that what it unmapped reads as zeros; a disk that has
             # nothing but discard may forget it with the next power cut.
-            self._is_thin = self._is_device and is_thin(info.st_rdev)
+            thin = thin_at(info.st_rdev) if self._is_device else None
+            self._is_thin = thin is not None
+            if thin is not None and thin.shows_old:
+                self._fresh = FreshChunks(self._fd, self.size, thin.chunk)
             self._keeps_thin = (
                 self._is_thin and self._limits.discard_max > 0 and not self._limits.write_zeroes_max
             )
@@ -144,6 +149,8 @@ class DiskTarget:
         Whoever may change it could have exchanged it between two looks, for a link to any file.
         """
         del self._data[:]
+        if self._fresh is not None:
+            self._fresh.begin()
         other = self._other_name()
         if other:
             raise RefusedError(
@@ -205,6 +212,7 @@ class DiskTarget:
             if not self._is_device:
                 self._note(offsets, lengths)
             try:
+                self._provide(offsets, lengths)
                 done = self._write_batch(offsets, lengths, buffer)
                 position = 0
                 for offset, length, count in zip(offsets, lengths, done, strict=True):
@@ -240,6 +248,16 @@ class DiskTarget:
             write_all(self._fd, data, offset)
         except OSError as error:
             raise self._failure("written", offset, len(data), error) from error
+
+    def _provide(self, offsets: Sequence[int], lengths: Sequence[int]) -> None:
+        """Let no write bring up what lay in a thin pool before."""
+        if self._fresh is None:
+            return
+        for offset, length in zip(offsets, lengths, strict=True):
+            try:
+                self._fresh.provide(offset, length)
+            except OSError as error:
+                raise self._failure("written", offset, length, error) from error
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeros, unmapping where that is certain to give zeros."""
@@ -301,6 +319,8 @@ class DiskTarget:
                 self._write_zeros(start, step)
 
     def _write_zeros(self, offset: int, length: int) -> None:
+        if self._fresh is not None:
+            self._fresh.provide(offset, length)
         for start in range(offset, offset + length, len(_ZEROS)):
             write_all(self._fd, _ZEROS[: min(len(_ZEROS), offset + length - start)], start)
 
@@ -434,6 +454,8 @@ class DiskTarget:
         if self._medium >= 0:
             os.close(self._medium)
         os.close(self._fd)
+        if self._fresh is not None:
+            self._fresh.close()
 
     def _reason(self, error: OSError) -> str:
         # The page cache of a device knows only one error, a full pool included (fs/buffer.c).

@@ -515,3 +515,73 @@ def stopped_at(lab: Guest, point: str, *words: str) -> Running:
     running = lab.start_blockstream(*words, BLOCKSTREAM_FAILPOINT=f"{point}:1:stop")
     running.wait_for_stop()
     return running
+
+
+@pytest.mark.parametrize("kind", ["thick", "thin"])
+def test_snapshots_of_others_that_can_be_written_are_sources_and_bases(
+    lab: Guest, kind: str
+) -> None:
+    MAKERS[kind](lab)
+    scribble(lab, "/dev/vg/vm", 1, 300)
+    lab.run(f"lvcreate -qq -y -s {'-L 16M' if kind == 'thick' else '-kn'} -n other vg/vm")
+    before = names(lab)
+    done = lab.blockstream("send", "vg/other", "/root/copy", "--create")
+    if kind == "thick":
+        assert done.status == 10, done.err
+        assert "of which LVM makes no snapshot; nothing was sent; give --quiesced" in done.err
+        done = lab.blockstream("send", "vg/other", "/root/copy", "--create", "--quiesced")
+    ok(done)
+    assert digest(lab, "/root/copy") == digest(lab, "/dev/vg/other")
+    # What was sent was a snapshot of it, or it as it was, under a name of its own.
+    ok(lab.blockstream("adopt", "/root/copy", "--id", uuid(lab, "other"), "--force-base"))
+    # Both are written from now on.
+    scribble(lab, "/dev/vg/vm", 2, 50)
+    scribble(lab, "/dev/vg/other", 3, 50)
+    ok(lab.blockstream("send", "vg/vm", "/root/copy", "--since", "other"))
+    assert digest(lab, "/root/copy") == digest(lab, "/dev/vg/vm")
+    assert names(lab) == before
+
+
+@pytest.mark.parametrize("kind", ["thick", "thin"])
+def test_what_the_target_holds_stays_until_it_holds_something_newer(lab: Guest, kind: str) -> None:
+    """A plain send removed the base of the next rotation, and was killed before it had another."""
+    MAKERS[kind](lab)
+    words = ["send", "vg/vm", "/root/copy"]
+    ok(lab.blockstream(*words, "--create", "--rotate", "--since", "last"))
+    kept = names(lab)
+    scribble(lab, "/dev/vg/vm", 2, 20)
+    died = lab.blockstream(*words, BLOCKSTREAM_FAILPOINT="recv.ready:1:kill")
+    assert died.status == -9, died.err
+    assert kept < names(lab)
+    done = ok(lab.blockstream(*words, "--rotate", "--since", "last", "--json"))
+    committed = [json.loads(line) for line in done.err.splitlines()][-1]
+    assert committed["counts"]["covered"] < 8 * MIB
+    assert digest(lab, "/root/copy") == digest(lab, "/dev/vg/vm")
+    assert len(names(lab)) == len(kept)
+
+
+@pytest.mark.parametrize("way", ["data", "zeros"])
+def test_a_pool_that_does_not_zero_its_chunks_shows_nothing_old(lab: Guest, way: str) -> None:
+    """Of a chunk that was written in part the rest showed what had lain there before."""
+    lab.run(
+        "lvcreate -qq -y -Wn -Zn -n old -L 240M vg; tr '\\0' x </dev/zero | "
+        "dd of=/dev/vg/old bs=1M iflag=fullblock oflag=direct status=none 2>/dev/null; "
+        "lvremove -qq -f vg/old"
+    )
+    make_thin(lab, "target")
+    make_thick(lab)
+    lab.run("blkdiscard -z /dev/vg/vm; blkdiscard /dev/vg/target")
+    snapshot(lab, "thick", "first")
+    ok(lab.blockstream("send", "vg/first", "/dev/vg/target"))
+    if way == "data":
+        scribble(lab, "/dev/vg/vm", 2, 100)
+        words = ["send", "vg/vm", "/dev/vg/target", "--since", "first", "--quiesced"]
+    else:
+        rows = [{"offset": at, "length": 4096, "kind": "zero"} for at in (4096, MIB)]
+        head = {"format": "blockstream-extents", "version": 1, "size": 32 * MIB}
+        changed = head | {"meaning": "changed", "extents": rows}
+        lab.run("cat >/root/list", data=json.dumps(changed).encode())
+        words = ["send", "vg/vm", "/dev/vg/target", "--quiesced", "--extents", "/root/list"]
+        words += ["--base", uuid(lab, "first"), "--goal", "next"]
+    ok(lab.blockstream(*words))
+    assert digest(lab, "/dev/vg/target") == digest(lab, "/dev/vg/vm")

@@ -23,11 +23,12 @@ STOP = (
 # Long limits: an emulated processor takes seconds for what a real one does in tenths, and on a busy
 # machine the rounds do not get shorter.
 HOOKS = (
-    *("--max-downtime", "15", "--on-no-converge", "go"),
+    *("--max-downtime", "60", "--on-no-converge", "go"),
     *("--pause", STOP),
     *("--start", "touch /root/started"),
     *("--roll-back", "pkill -CONT -f [w]riter.py; touch /root/back"),
 )
+WAY = ("--rsh", "ssh", "--remote-command", "blockstream-warm", "--max-downtime", "60")
 
 
 @pytest.fixture
@@ -88,8 +89,7 @@ def wrong_records(src: Guest, dst: Guest) -> list[list[int]]:
 
 def migrate(src: Guest, *words: str, **environment: str) -> Done:
     places = ["vg/vm", "dst:vg/vm", "--snapshot-size", "64M"]
-    way = ["--rsh", "ssh", "--remote-command", "blockstream-warm"]
-    return src.blockstream("migrate", *places, "--json", *way, *words, **environment)
+    return src.blockstream("migrate", *places, "--json", *WAY, *words, **environment)
 
 
 def report(done: Done) -> dict[str, object]:
@@ -147,10 +147,16 @@ def test_a_start_that_fails_brings_the_guest_back_and_the_same_command_goes_on(
     records = len(src.run("cat /root/log"))
     src.run("sleep 1")
     assert len(src.run("cat /root/log")) > records  # it writes again
-    report(migrate(src, *HOOKS))
+    assert "dst:/dev/vg/vm, which was made for this" in done.err
+    assert "`blockstream migrate --abort vg/vm` removes it" in done.err
+    values = report(migrate(src, *HOOKS))
     assert wrong_records(src, dst) == []
     assert digest(dst, "/dev/vg/vm") == digest(src, "/dev/vg/vm")
     assert names(src) == before
+    assert dst.run("lvs --noheadings -o lv_tags vg").split() == []
+    assert src.run("lvs --noheadings -o lv_tags vg").split() == []
+    # It went on from the snapshot of the first run, although a last pass lay between.
+    assert values["rounds"][0]["covered"] < 16 << 20  # type: ignore[index]
 
 
 def test_all_that_is_wrong_is_said_at_once_and_nothing_is_done(src: Guest, dst: Guest) -> None:
@@ -199,8 +205,166 @@ def test_a_guest_that_writes_too_fast_is_said_to_and_runs_on(writer: Guest, dst:
     done = migrate(src, *words)
     assert done.status == 10, done.err
     assert "does not converge: the guest changes" in done.err
-    assert names(src) == before
     assert src.ssh("ls /root/back").status != 0  # it was never paused
+    # What stays is named, and does not stay for ever.
+    (kept,) = names(src) - before
+    assert f"there stay vg/{kept} and dst:/dev/vg/vm, which was made for this" in done.err
+    assert src.blockstream("migrate", "--abort", "vg/vm").status == 0
+    assert names(src) == before
+    assert names(dst) == set()
+
+
+def test_a_line_that_is_cut_in_the_pause_does_not_keep_the_guest_still(
+    writer: Guest, dst: Guest
+) -> None:
+    """It stood still for 103 to 111 s where 5 were allowed."""
+    src = writer
+    make_thick(src)
+    before = names(src)
+    begin(src)
+    noted = "cut -d' ' -f1 /proc/uptime >/root/"
+    cut = f"{STOP}; {noted}paused; ip link set eth1 down"
+    awake = f"pkill -CONT -f [w]riter.py; {noted}back"
+    words = ["--create", *HOOKS, "--max-downtime", "10", "--pause", cut, "--roll-back", awake]
+    try:
+        done = migrate(src, *words)
+        assert done.status == 11, done.err
+        assert "the guest is woken" in done.err
+        assert (
+            "the last pass did not end within the 10 s that the guest may stand still" in done.err
+        )
+        paused, back = (float(src.run(f"cat /root/{each}")) for each in ("paused", "back"))
+        assert 9 < back - paused < 60
+    finally:
+        src.run("ip link set eth1 up")
+    report(migrate(src, "--create", *HOOKS))
+    assert wrong_records(src, dst) == []
+    assert names(src) == before
+
+
+def test_a_pause_that_is_slow_ends_with_the_run_that_was_killed(writer: Guest, dst: Guest) -> None:
+    """It went on alone, and stopped a guest that nobody was left to wake."""
+    src = writer
+    make_thick(src)
+    begin(src)
+    slow = f"touch /root/slow; (sleep 4; {STOP}; touch /root/stopped) & wait"
+    running = src.start_blockstream(
+        *("migrate", "vg/vm", "dst:vg/vm", "--create", *HOOKS, "--pause", slow),
+        *("--rsh", "ssh", "--remote-command", "blockstream-warm"),
+    )
+    src.run("until [ -e /root/slow ]; do sleep 0.05; done")
+    running.signal("KILL")
+    assert running.wait().status == -9
+    src.run("sleep 5; [ ! -e /root/stopped ]; rm /root/slow")
+    assert src.blockstream("migrate", "--abort", "vg/vm").status == 0
+    assert names(dst) == set()
+
+
+def test_what_an_earlier_place_has_is_removed_in_the_end(src: Guest, dst: Guest) -> None:
+    make_thick(src)
+    died = migrate(src, "--create", "--quiesced", BLOCKSTREAM_FAILPOINT="send.after_end:1:kill")
+    assert died.status == -9, died.err
+    assert names(dst) == {"vm"}
+    done = src.blockstream(
+        "migrate", "vg/vm", "dst:vg/other", "--create", "--quiesced", "--json", *WAY
+    )
+    report(done)
+    assert "an earlier migration of vg/vm to dst:/dev/vg/vm was not finished" in done.err
+    assert names(src) == {"vm"}
+    assert names(dst) == {"other"}
+    for host in (src, dst):
+        assert host.run("lvs --noheadings -o lv_tags vg").split() == []
+
+
+def test_what_is_left_is_found_without_a_note(src: Guest, dst: Guest) -> None:
+    make_thick(src)
+    for name in ("vm", "other"):
+        died = src.blockstream(
+            *("migrate", "vg/vm", f"root@dst:vg/{name}", "--create", "--quiesced", "--rsh", "ssh"),
+            BLOCKSTREAM_FAILPOINT="send.after_end:1:kill",
+        )
+        assert died.status == -9, died.err
+        src.run("rm -r /var/lib/blockstream")
+    assert names(dst) == {"vm", "other"}
+    assert src.blockstream("migrate", "--resume", "vg/vm", "--rsh", "ssh").status == 17
+    done = src.blockstream("migrate", "--abort", "vg/vm", "--rsh", "ssh")
+    assert done.status == 0, done.err
+    assert names(src) == {"vm"}
+    assert names(dst) == set()
+    assert src.run("lvs --noheadings -o lv_tags vg").split() == []
+    assert src.blockstream("migrate", "--abort", "vg/vm", "--rsh", "ssh").status == 17
+
+
+def test_a_volume_is_not_sent_while_it_moves_nor_moved_while_it_is_sent(
+    src: Guest, dst: Guest
+) -> None:
+    make_thick(src)
+    words = ["migrate", "vg/vm", "dst:vg/vm", "--create", "--quiesced", "--rsh", "ssh"]
+    moving = src.start_blockstream(*words, BLOCKSTREAM_FAILPOINT="send.hello:1:stop")
+    moving.wait_for_stop()
+    done = src.blockstream("send", "vg/vm", "/root/copy", "--create")
+    assert done.status == 10, done.err
+    assert "another blockstream moves vg/vm now" in done.err
+    moving.signal("KILL")
+    moving.wait()
+    sending = src.start_blockstream(
+        *("send", "vg/vm", "/root/copy", "--create"), BLOCKSTREAM_FAILPOINT="recv.ready:1:stop"
+    )
+    sending.wait_for_stop()
+    other = src.start_blockstream("send", "vg/vm", "/root/copy2", "--create")
+    assert other.wait().status == 0  # to another target, at the same time
+    done = src.blockstream(*words)
+    assert done.status == 10, done.err
+    assert "another blockstream sends or moves vg/vm now" in done.err
+    sending.signal("KILL")
+    sending.wait()
+    assert src.blockstream("migrate", "--abort", "vg/vm").status == 0
+
+
+def test_a_volume_that_is_renamed_on_its_way_is_named(src: Guest, dst: Guest) -> None:
+    make_thin(src)
+    words = [*("migrate", "vg/vm", "dst:vg/vm", "--create", "--quiesced"), *WAY]
+    running = src.start_blockstream(*words, BLOCKSTREAM_FAILPOINT="send.after_end:1:stop")
+    running.wait_for_stop()
+    src.run("lvrename vg vm new")
+    running.signal("CONT")
+    done = running.wait()
+    assert done.status == 10, done.err
+    assert "vg/vm is called vg/new now: somebody renamed it" in done.err
+    src.run("lvrename vg new vm")
+    report(src.blockstream(*words, "--json"))
+    assert digest(dst, "/dev/vg/vm") == digest(src, "/dev/vg/vm")
+    assert names(src) == {"vm", "pool"}
+
+
+@pytest.mark.parametrize("kind", ["thick", "thin"])
+def test_a_snapshot_that_somebody_else_removes_is_named(src: Guest, dst: Guest, kind: str) -> None:
+    MAKERS[kind](src)
+    words = [*("migrate", "vg/vm", "dst:vg/vm", "--create"), *WAY]
+    hooks = [*("--on-no-converge", "go", "--roll-back", "true"), "--pause"]
+    take = "lvremove -qq -f $(lvs --noheadings -o lv_full_name -S 'lv_name=~^blockstream' vg)"
+    done = src.blockstream(*words, *hooks, take)
+    assert done.status == 17, done.err
+    assert "is not there any more: somebody removed it" in done.err
+    report(src.blockstream(*words, "--quiesced", "--json"))
+    assert digest(dst, "/dev/vg/vm") == digest(src, "/dev/vg/vm")
+    assert names(src) & {"vm", "pool"} == names(src)
+
+
+def test_of_a_chunk_only_what_was_written_goes_over(src: Guest, dst: Guest) -> None:
+    """Chunks of 64 KiB went over whole in the pause, for 4 KiB each that had been written."""
+    make_thin(src)
+    make_thin(dst, "unused", 4)
+    scribble(src, "/dev/vg/vm", 1, 3000)
+    words = ["migrate", "vg/vm", "dst:vg/vm", "--create", "--pool", "pool", "--quiesced", *WAY]
+    # In the first round of changes, so that what comes now goes over in the last pass.
+    running = src.start_blockstream(*words, "--json", BLOCKSTREAM_FAILPOINT="send.hello:2:stop")
+    running.wait_for_stop()
+    scribble(src, "/dev/vg/vm", 2, 200)
+    running.signal("CONT")
+    values = report(running.wait())
+    assert digest(dst, "/dev/vg/vm") == digest(src, "/dev/vg/vm")
+    assert 0 < values["rounds"][-1]["covered"] <= 200 * 4096  # type: ignore[index]
 
 
 def test_abort_wakes_the_guest_and_cleans_both_hosts(writer: Guest, dst: Guest) -> None:
@@ -238,8 +402,7 @@ def test_several_volumes_move_and_both_sides_are_compared(src: Guest, dst: Guest
         make_thick(src, name, 16)
         scribble(src, f"/dev/vg/{name}", number, 100, mib=16)
     words = ["migrate", "vg/root", "vg/data", "dst:vg", "--create", "--quiesced", "--verify"]
-    way = ["--rsh", "ssh", "--remote-command", "blockstream-warm", "--max-downtime", "60"]
-    report(src.blockstream(*words, "--json", *way))
+    report(src.blockstream(*words, "--json", *WAY))
     for name in ("root", "data"):
         assert digest(dst, f"/dev/vg/{name}") == digest(src, f"/dev/vg/{name}")
     assert names(src) == names(dst) == {"root", "data"}
@@ -282,10 +445,9 @@ def test_a_guest_that_cannot_be_woken_is_said_to_stand_still(writer: Guest, dst:
 def test_a_snapshot_that_overflows_is_begun_again_with_more_room(src: Guest, dst: Guest) -> None:
     make_thick(src)
     scribble(src, "/dev/vg/vm", 1, 300)
-    way = ["--rsh", "ssh", "--remote-command", "blockstream-warm", "--max-downtime", "60"]
     words = ["migrate", "vg/vm", "dst:vg/vm", "--create", "--quiesced", "--snapshot-size", "4M"]
     running = src.start_blockstream(
-        *words, *way, "--json", BLOCKSTREAM_FAILPOINT="send.hello:2:stop"
+        *words, *WAY, "--json", BLOCKSTREAM_FAILPOINT="send.hello:2:stop"
     )
     running.wait_for_stop()  # in the first delta, with the snapshot that it is counted from
     scribble(src, "/dev/vg/vm", 2, 1500, mib=8)
@@ -304,9 +466,8 @@ def test_the_old_host_is_brought_up_to_date_from_the_new_one(src: Guest, dst: Gu
     scribble(src, "/dev/vg/vm", 1, 1000)
     report(migrate(src, "--create", "--quiesced"))
     scribble(dst, "/dev/vg/vm", 2, 20)
-    way = ["--rsh", "ssh", "--remote-command", "blockstream-warm", "--max-downtime", "60"]
     words = ["migrate", "vg/vm", "src:vg/vm", "--revert", "--quiesced", "--json"]
-    values = report(dst.blockstream(*words, *way))
+    values = report(dst.blockstream(*words, *WAY))
     assert digest(dst, "/dev/vg/vm") == digest(src, "/dev/vg/vm")
     assert values["rounds"][0]["covered"] <= 20 * 65536  # type: ignore[index]
     assert names(src) == names(dst) == {"vm"}

@@ -842,13 +842,13 @@ def _patience(receiver: Receiver, chatter: Callable[[float], object]) -> float:
     return math.inf
 
 
-def _chatter(receiver: Receiver, what: str, now: float) -> object:
+def _chatter(receiver: Receiver, what: str, now: float) -> None:
     match what:
         case "ping":
-            return receiver.receive(Ping(), now)
+            receiver.receive(Ping(), now)
         case "checkpoint" if at(receiver) is State.STREAM:
-            return receiver.receive(checkpoint(receiver.durable.frames), now)
-    return receiver.heard(now)  # bytes of a frame that never ends, or of one that is skipped
+            receiver.receive(checkpoint(receiver.durable.frames), now)
+    receiver.heard(now)  # bytes of a frame that never ends, or of one that is skipped
 
 
 @pytest.mark.parametrize("what", ["ping", "bytes", "checkpoint"])

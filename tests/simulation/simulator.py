@@ -16,7 +16,7 @@ The promises that are checked, by number:
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -280,17 +280,19 @@ class World:
         """Let somebody write to a target that is CLEAN at its base."""
         if self._hopeless or self.full or self.rng.random() > 0.02:
             return
-        state = self._journal_state()
-        if isinstance(state, Clean):
+        # On the medium as well: where a journal's flush failed, and the power then fails, it may be
+        # DIRTY all the same, and nothing is promised of who wrote to a half-written target.
+        seen = [self._journal_state(slots) for slots in (self.storage.view, self.storage.durable)]
+        if all(isinstance(state, Clean) for state in seen):
             self.faults.count("tamper", "somebody writes to the target")
             block = below(self.rng, BLOCKS)
             # Short enough for the last block, which may be.
             self.disk.overwrite(block * BLOCK, self.rng.randbytes(SECTOR))
             self._tampered = self._hopeless = True
 
-    def _journal_state(self) -> TargetState:
+    def _journal_state(self, slots: Sequence[bytes]) -> TargetState:
         copy = SlotStorage(self.rng, Faults(Random(0), self.tell))  # noqa: S311  # see above
-        copy.view, copy.plans = list(self.storage.view), dict(self.storage.plans)
+        copy.view, copy.plans = list(slots), dict(self.storage.plans)
         return Journal(copy, blake3, self.size).state
 
     def opening(self) -> Open:
@@ -310,7 +312,7 @@ class World:
 
     def _with_token(self, opening: Open) -> Open:
         """Add the resume point; some people throw the token away, some take an old one."""
-        state = self._journal_state()
+        state = self._journal_state(self.storage.view)
         old, new = self._token, None
         if isinstance(state, Dirty) and state.frames:
             self._token = new = (state.transfer, state.frames, state.chain)

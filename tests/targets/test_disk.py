@@ -17,6 +17,7 @@ from blockstream.errors import BusyError, RefusedError, TargetError
 from blockstream.linux import block
 from blockstream.linux.batch import Batch
 from blockstream.linux.block import QueueLimits
+from blockstream.linux.device_mapper import Thin
 from blockstream.linux.identity import Node
 from blockstream.sources.disk import DiskSource
 from blockstream.targets import disk as target_module
@@ -339,7 +340,7 @@ def test_a_discard_counts_as_zeros_only_where_it_reads_as_zeros(
 ) -> None:
     limits = QueueLimits(write_zeroes_max=0, discard_max=1 << 30, discard_granularity=65536)
     monkeypatch.setattr(target_module, "queue_limits_of", lambda _fd: limits)
-    monkeypatch.setattr(target_module, "is_thin", lambda _device: True)
+    monkeypatch.setattr(target_module, "thin_at", lambda _device: Thin(65536, shows_old=False))
     discarded: list[tuple[int, int]] = []
 
     def discard(fd: int, offset: int, length: int) -> None:
@@ -377,7 +378,8 @@ def test_nothing_else_is_discarded(
         raise AssertionError("a discard is no content")
 
     monkeypatch.setattr(target_module, "queue_limits_of", lambda _fd: limits)
-    monkeypatch.setattr(target_module, "is_thin", lambda _device: thin)
+    known = Thin(65536, shows_old=False) if thin else None
+    monkeypatch.setattr(target_module, "thin_at", lambda _device: known)
     monkeypatch.setattr(target_module, "discard", never)
     with loop_device(image) as device, closing(DiskTarget(device)) as target:
         target.zero(0, MIB)

@@ -4,7 +4,6 @@ import contextlib
 import os
 import select
 import shlex
-import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from blockstream.errors import BlockstreamError, ConnectionLostError, Interrupte
 from blockstream.interfaces import Link
 from blockstream.jobs.peer import PeerOptions
 from blockstream.linux.buffers import write_stream
+from blockstream.linux.children import run_guarded
 from blockstream.locations import Remote, open_link
 
 _NO_CONNECTION: Final = 255
@@ -190,30 +190,25 @@ def _outcome(link: Link, what: str) -> str:
 def run_here(command: str | Sequence[str], what: str) -> str:
     """Run a command on this host, for the shell if it is a line; return what it wrote.
 
+    It does not outlive us: a command that stops the guest must not do so when nobody is left to
+    wake it.
+
     Raises:
         InterruptedTransferError: If it failed.
     """
+    words = ["/bin/sh", "-c", command] if isinstance(command, str) else command
     try:
-        done = subprocess.run(  # noqa: S603  # the user's own command
-            command,
-            shell=isinstance(command, str),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=COMMAND_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
+        done = run_guarded(words, COMMAND_SECONDS)
+    except TimeoutError:
         raise InterruptedTransferError(
-            f"{what} did not end within {COMMAND_SECONDS:.0f} s"
+            f"{what} did not end within {COMMAND_SECONDS:.0f} s, and was ended"
         ) from None
     except OSError as error:
         raise InterruptedTransferError(f"{what} cannot be run: {error.strerror}") from error
-    if done.returncode:
-        said = (done.stderr or done.stdout).strip()[-500:] or "without a word"
-        raise InterruptedTransferError(f"{what} failed with status {done.returncode}: {said}")
-    return done.stdout
+    if done.status:
+        said = (done.err or done.out).strip()[-500:] or "without a word"
+        raise InterruptedTransferError(f"{what} failed with status {done.status}: {said}")
+    return done.out
 
 
 def problem_of(ask: Callable[[], object]) -> list[str]:

@@ -29,7 +29,8 @@ class Landing:
         problems: Why nothing can go there; empty if it can.
         state: `clean`, `dirty` or `unknown`, as its journal says.
         holds: The state that it holds, or is on the way to.
-        base: Where it is on the way from.
+        base: Where it is on the way from, or came from by an increment.
+        made: Whether it was made for this migration.
     """
 
     path: str
@@ -37,6 +38,7 @@ class Landing:
     state: str = "unknown"
     holds: str = ""
     base: str = ""
+    made: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ def _absent(wish: LandingWish, path: str, there: Sequence[lvm.Volume]) -> Landin
     if problems or wish.dry_run:
         return Landing(path, tuple(problems))
     lvm.make_volume(wish.group, wish.name, wish.size, tag=wish.mark, pool=wish.pool)
-    return Landing(path)
+    return Landing(path, made=True)
 
 
 def _present(
@@ -130,15 +132,16 @@ def _present(
         problems.append(f"{volume} is not active")
     if volume.is_open:
         problems.append(f"{volume} is in use")
+    made = wish.mark in volume.tags
     if problems:
-        return Landing(path, tuple(problems))
-    found = Landing(path)
+        return Landing(path, tuple(problems), made=made)
+    found = Landing(path, made=made)
     with contextlib.suppress(BlockstreamError):
         match status_at(path, state_dir).state:
             case Clean() as state:
-                found = Landing(path, (), "clean", state.id)
+                found = Landing(path, (), "clean", state.id, state.prev, made=made)
             case Dirty() as state:
-                found = Landing(path, (), "dirty", state.goal, state.base)
+                found = Landing(path, (), "dirty", state.goal, state.base, made=made)
     return found
 
 

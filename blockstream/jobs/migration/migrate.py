@@ -2,8 +2,9 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 from blockstream.errors import (
     BlockstreamError,
@@ -15,18 +16,23 @@ from blockstream.errors import (
     RefusedError,
     SourceError,
 )
+from blockstream.jobs.migration.downtime import Downtime, Watch
 from blockstream.jobs.migration.guests import Guest
 from blockstream.jobs.migration.landing import Landing
+from blockstream.jobs.migration.marks import places_of
 from blockstream.jobs.migration.note import MigrationNote, Phase
 from blockstream.jobs.migration.rounds import Next, Round, decide_next, projected
-from blockstream.jobs.migration.volume import Means, Move, MovingVolume
+from blockstream.jobs.migration.volume import Means, Move, MovingVolume, moved_to
 from blockstream.jobs.send import SendResult
+from blockstream.jobs.snapshots import volume_held
 from blockstream.jobs.supervision import undisturbed
 from blockstream.linux import lvm
 from blockstream.pipeline.failpoints import failpoint
 from blockstream.words import duration_text, size_text
 
 _MOST_OVERFLOWS = 3
+# A last pass that takes longer than expected, and was wanted all the same, may take so much longer.
+_MARGIN = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +43,7 @@ class MigrationRequest:
         moves: The volumes of the guest.
         means: What they are moved with.
         words: The command line, for `--resume`.
-        max_downtime: Seconds that the guest may stand still.
+        max_downtime: Seconds that the last pass may take, while the guest stands still.
         go_anyway: Whether the last pass begins although it will take longer.
         compare: Whether the targets hold most of it, so that only what differs need go over.
         verify: Whether both sides are compared before the guest is started there.
@@ -60,12 +66,12 @@ class MigrationReport:
 
     Attributes:
         rounds: All rounds, the last pass included.
-        downtime: Seconds from the moment it stood still to the end of the start.
+        downtime: How long it stood still.
         seconds: How long all of it took.
     """
 
     rounds: tuple[Round, ...]
-    downtime: float
+    downtime: Downtime
     seconds: float
 
 
@@ -84,6 +90,7 @@ class Migration:
         self._tell = request.means.tell
         self._rounds: list[Round] = []
         self._round_ended = 0.0
+        self._limit = request.max_downtime
         self._problems: list[str] = []
         found = [self._found(move) for move in request.moves]
         self._volumes = [each for each in found if each is not None]
@@ -120,10 +127,9 @@ class Migration:
         if self._problems:
             raise self._refused()
 
-    def _refused(self) -> RefusedError:
-        return RefusedError(
-            "the migration cannot begin:\n  " + "\n  ".join(self._problems) + "\nnothing was done"
-        )
+    def _refused(self, done: str = "\nnothing was done") -> RefusedError:
+        problems = "\n  ".join(self._problems)
+        return RefusedError(f"the migration cannot begin:\n  {problems}{done}")
 
     # All of it.
 
@@ -133,31 +139,77 @@ class Migration:
         Raises:
             BlockstreamError: If it does not; then it runs here, but for OutcomeUnknownError.
         """
-        with self._note.held(), contextlib.ExitStack() as stack:
+        with self._alone(), contextlib.ExitStack() as stack:
             for moving in self._volumes:
                 stack.callback(moving.close)
             began = time.monotonic()
             # Before the other host is asked, which may be why that run died.
             self._recover()
             self.check()
+            self._leave_other_places()
             self._record(Phase.ROUNDS)
             try:
+                for moving in self._volumes:
+                    moving.claim()
                 downtime = self._moved()
-            except (InterruptedTransferError, OutcomeUnknownError) as error:
+            except BlockstreamError as error:
                 if self._note.phase is not Phase.ROUNDS:
                     raise
-                text = "`blockstream migrate --resume VOLUME` goes on, --abort cleans up"
-                raise type(error)(f"{error}; {text}") from error
-            except BaseException:
-                if self._note.phase is Phase.ROUNDS:
-                    self._drop_snapshots()
-                    self._note.forget()
-                raise
+                raise type(error)(f"{error}; {self._what_stays()}") from error
             with undisturbed(self._tell):
                 self._finish()
         return MigrationReport(tuple(self._rounds), downtime, time.monotonic() - began)
 
-    def _moved(self) -> float:
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Let nobody else move or send these volumes meanwhile.
+
+        Raises:
+            BusyError: If somebody does.
+        """
+        with contextlib.ExitStack() as stack:
+            for moving in self._volumes:
+                held = volume_held(moving.volume, self._means.state_dir, alone=True)
+                stack.enter_context(held)
+            yield
+
+    def _what_stays(self) -> str:
+        """Name what is left of a run that failed in its rounds, and what to do with it."""
+        volume = self._volumes[0].volume
+        try:
+            left = [name for moving in self._volumes for name in moving.left()]
+            if not left:
+                for moving in self._volumes:
+                    moving.release()
+                self._note.forget()
+                return "the guest runs here, and nothing of this is left"
+        except BlockstreamError as error:
+            left = [f"something ({error})"]
+        return (
+            f"the guest runs here; there stay {' and '.join(left)}; the same command, or "
+            f"`blockstream migrate --resume {volume}`, goes on with that, and `blockstream migrate "
+            f"--abort {volume}` removes it"
+        )
+
+    def _leave_other_places(self) -> None:
+        """Remove here what an earlier migration to another place left, and say so."""
+        for moving in self._others():
+            self._tell(
+                f"an earlier migration of {moving.volume} to {moving.where} was not finished: its "
+                "snapshots here are removed, and what it made there in the end, or by --abort"
+            )
+            moving.drop_snapshots()
+
+    def _others(self) -> list[MovingVolume]:
+        """Return the same volumes as they were on their way to other places."""
+        return [
+            MovingVolume(moved_to(moving.volume, where), moving.volume, self._means, 0)
+            for moving in self._volumes
+            for tag, where in places_of(lvm.again(moving.volume)).items()
+            if tag != moving.tag
+        ]
+
+    def _moved(self) -> Downtime:
         """Move them, with more room for changes where there was too little; return the downtime.
 
         Raises:
@@ -192,7 +244,7 @@ class Migration:
         Raises:
             LeftoverError: If something is left; then it may be tried again.
         """
-        with self._note.held():
+        with self._alone():
             self._recover()
             self._leave(lambda moving: moving.asked(remove=True), "the guest runs here")
 
@@ -205,21 +257,29 @@ class Migration:
         self._leave(lambda moving: moving.asked(settle=True), "the guest runs on the other host")
 
     def _leave(self, settle: Callable[[MovingVolume], Landing], where_it_is: str) -> None:
-        """Remove our snapshots, tell the other host that it is over, and forget the note."""
-        try:
-            self._drop_snapshots()
-            for moving in self._volumes:
-                settle(moving)
-        except BlockstreamError as error:
-            raise LeftoverError(
-                f"{where_it_is}, but something of ours is left: {error}; the same command tries "
-                "again to remove it"
-            ) from error
-        self._note.forget()
+        """Remove our snapshots, tell the other hosts that it is over, and forget the note.
 
-    def _drop_snapshots(self) -> None:
-        for moving in self._volumes:
-            moving.drop_snapshots()
+        What cannot be removed does not keep the rest.
+
+        Raises:
+            LeftoverError: If something stays.
+        """
+        problems = []
+        steps = [(moving, settle) for moving in self._volumes]
+        steps += [(moving, lambda other: other.asked(remove=True)) for moving in self._others()]
+        for moving, finish in steps:
+            try:
+                moving.drop_snapshots()
+                finish(moving)
+                moving.release()
+            except BlockstreamError as error:
+                problems.append(str(error))
+        if problems:
+            raise LeftoverError(
+                f"{where_it_is}, but something of ours is left: {'; '.join(problems)}; the same "
+                "command tries again to remove it"
+            )
+        self._note.forget()
 
     def _recover(self) -> None:
         """Wake a guest that a run which died had paused.
@@ -256,7 +316,7 @@ class Migration:
         landings = [moving.asked() for moving in self._volumes]
         self._problems += [text for found in landings for text in found.problems]
         if self._problems:
-            raise self._refused()
+            raise self._refused("")
         return landings
 
     # Rounds.
@@ -304,23 +364,22 @@ class Migration:
         if verdict is not Next.HOPELESS:
             return verdict is Next.AGAIN
         last, seconds = self._rounds[-1], projected(self._rounds) or 0.0
-        best = max(each.send_rate for each in self._rounds)
         text = (
             f"it does not converge: the guest changes {size_text(last.dirty_rate)} a second, "
-            f"{size_text(best)} a second can be sent, so the last pass would take "
+            f"{size_text(last.send_rate)} a second can be sent, so the last pass would take "
             f"{duration_text(seconds)} and not {duration_text(self._request.max_downtime)}"
         )
         if not self._request.go_anyway:
             raise RefusedError(
-                f"{text}; the guest runs on here; allow more with --max-downtime, or give "
-                "--on-no-converge go"
+                f"{text}; allow more with --max-downtime, or give --on-no-converge go"
             )
-        self._tell(text)
+        self._limit = _MARGIN * seconds
+        self._tell(f"{text}; it goes on, and gives up after {duration_text(self._limit)}")
         return False
 
     # The guest goes over.
 
-    def _switch(self) -> float:
+    def _switch(self) -> Downtime:
         """Move the guest, and return how long it stood still."""
         self._record(Phase.PREPARED)
         try:
@@ -332,21 +391,33 @@ class Migration:
                 self._call_off()
             raise
 
-    def _last(self) -> float:
+    def _last(self) -> Downtime:
         """Stop the guest, send the rest, start it over there; return how long it stood still."""
         for moving in self._volumes:
             moving.stand_by()
         self._record(Phase.PAUSED)
+        watch = Watch(self._limit, self._wake)
         try:
-            began = self._guest.pause()
-            self._send_rest()
+            times = [self._guest.pause(), time.monotonic()]
+            with watch:
+                self._send_rest()
+            times.append(time.monotonic())
             if self._request.verify:
                 self._verify()
+            times.append(time.monotonic())
         except BaseException:
-            self._roll_back()
+            self._roll_back(watch)
             raise
         self._start()
-        return time.monotonic() - began
+        times.append(time.monotonic())
+        return Downtime(*(later - earlier for earlier, later in pairwise(times)))
+
+    def _wake(self) -> None:
+        """Wake the guest, while whoever sends the rest may hang anywhere."""
+        self._tell(f"after {duration_text(self._limit)} it is given up: the guest is woken")
+        for moving in self._volumes:
+            moving.stop("the guest was woken")
+        self._guest.roll_back()
 
     def _send_rest(self) -> None:
         """Send what changed since the last snapshots, from the volumes themselves."""
@@ -391,15 +462,16 @@ class Migration:
                 raise
             self._record(Phase.DONE)
 
-    def _roll_back(self) -> None:
-        """Let the guest run here again.
+    def _roll_back(self, watch: Watch | None = None) -> None:
+        """Let the guest run here again, if nobody has done that yet.
 
         Raises:
             InterruptedTransferError: If it could not be woken; the note goes on to say so.
         """
         with undisturbed(self._tell):
             try:
-                self._guest.roll_back()
+                if watch is None or not watch.fired or watch.error is not None:
+                    self._guest.roll_back()
             except BlockstreamError as error:
                 raise InterruptedTransferError(
                     f"THE GUEST STANDS STILL, it could not be woken here: {error}; wake it by "
@@ -444,6 +516,7 @@ def _counted(
 def report_values(report: MigrationReport) -> dict[str, object]:
     """Return a report as JSON has it."""
     values = asdict(report)
+    values["downtime"], values["downtime_parts"] = report.downtime.total, values["downtime"]
     values["rounds"] = [
         asdict(each) | {"send_rate": each.send_rate, "dirty_rate": each.dirty_rate}
         for each in report.rounds

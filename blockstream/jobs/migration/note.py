@@ -1,15 +1,12 @@
-"""How far a migration is: a file that outlives the run that wrote it, and that one run holds."""
+"""How far a migration is: a file that outlives the run that wrote it."""
 
-import contextlib
-import fcntl
 import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 
-from blockstream.errors import BusyError, IntegrityError
-from blockstream.linux.files import kept_file, write_durably
+from blockstream.errors import IntegrityError
+from blockstream.linux.files import write_durably
 from blockstream.linux.lvm import Volume
 from blockstream.linux.state_directory import make_directory
 
@@ -58,23 +55,6 @@ class MigrationNote:
     def forget(self) -> None:
         """It is over."""
         self.path.unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Let nobody else migrate this guest meanwhile.
-
-        Raises:
-            BusyError: If somebody does.
-        """
-        make_directory(self.path.parent)
-        fd = kept_file(self.path.with_suffix(".lock"))
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-        except BlockingIOError:
-            raise BusyError("another blockstream migrates it now; nothing was done") from None
-        finally:
-            os.close(fd)
 
     def _values(self) -> dict[str, str]:
         try:

@@ -57,7 +57,8 @@ class Next(Enum):
 def projected(rounds: Sequence[Round], waited: float = 0.0) -> float | None:
     """Return the seconds that the last pass would take now; None before changes were seen.
 
-    What has been changed since the last snapshot was made goes over at the best rate so far.
+    What has been changed since the last snapshot was made goes over as the last round did: what
+    the line carried an hour ago, it may carry no more.
 
     Args:
         rounds: All so far, the whole copy first.
@@ -66,9 +67,8 @@ def projected(rounds: Sequence[Round], waited: float = 0.0) -> float | None:
     last = rounds[-1]
     if not last.interval:
         return None
-    best = max(each.send_rate for each in rounds)
     fixed = _FIXED_SECONDS + last.preparing
-    return fixed + last.dirty_rate * (last.seconds + waited) / max(best, 1.0)
+    return fixed + last.dirty_rate * (last.seconds + waited) / max(last.send_rate, 1.0)
 
 
 def decide_next(rounds: Sequence[Round], max_downtime: float, waited: float = 0.0) -> Next:

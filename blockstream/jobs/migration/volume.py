@@ -11,9 +11,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from blockstream.errors import ConnectionLostError, OutcomeUnknownError, RefusedError
+from blockstream.errors import (
+    ConnectionLostError,
+    InterruptedTransferError,
+    OutcomeUnknownError,
+    RefusedError,
+)
 from blockstream.formats.extent_lists import ExtentList
 from blockstream.jobs.migration.landing import Landing, LandingWish, ask
+from blockstream.jobs.migration.marks import made_for, tag_of
+from blockstream.jobs.migration.narrowing import Narrowing
 from blockstream.jobs.peer import (
     PeerOptions,
     Standing,
@@ -56,6 +63,12 @@ class Move:
     source: str
     where: Remote
     wish: LandingWish
+
+
+def moved_to(volume: Volume, where: Remote) -> Move:
+    """Return the move of a volume to a place that its tag tells of."""
+    _, _, group, name = where.path.split("/")
+    return Move(str(volume), where, LandingWish(group, name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +121,9 @@ class MovingVolume:
         self._room = 0
         self._line: Standing | None = None  # a receiver that takes round after round
         self._spent: Volume | None = None  # a snapshot that nothing is counted from any more
+        self._made_there = False
+        self._narrowing = Narrowing()
+        self._stopped = ""
         self._closing = contextlib.ExitStack()
         self.filled = self.preparing = 0.0
 
@@ -115,6 +131,11 @@ class MovingVolume:
     def where(self) -> Remote:
         """Its device on the other host."""
         return self._move.where
+
+    @property
+    def tag(self) -> str:
+        """The tag that tells that the volume is on its way there."""
+        return tag_of(self.where)
 
     def ours(self) -> list[Volume]:
         """Return our snapshots of it, oldest first."""
@@ -132,6 +153,24 @@ class MovingVolume:
         for snapshot in self.ours():
             lvm.remove(snapshot)
         self._spent = None
+
+    def claim(self) -> None:
+        """Let LVM itself tell from now on that the volume is on its way."""
+        if self.tag not in lvm.again(self.volume).tags:
+            lvm.add_tag(self.volume, self.tag)
+
+    def release(self) -> None:
+        """Nothing is left of the migration, on both hosts."""
+        lvm.drop_tag(self.volume, self.tag)
+
+    def left(self) -> list[str]:
+        """Return what there is of the migration, to be named; what is of no use is removed."""
+        self._drop_spent()
+        for each in self.ours():
+            if each.is_invalid:
+                lvm.remove(each)
+        made = f"{self.where}, which was made for this"
+        return [*map(str, self.ours()), *([made] if self._made_there else [])]
 
     def problem(self) -> str:
         """Return why it cannot be moved; empty if it can."""
@@ -160,12 +199,15 @@ class MovingVolume:
         wish = replace(
             self._move.wish,
             size=self.volume.size,
-            mark=f"blockstream_{self._ident}",
+            mark=made_for(self._ident),
             dry_run=dry_run,
             remove=remove,
             settle=settle,
         )
-        return ask(self.where, wish, self._means.options)
+        self._made_there |= wish.create and not dry_run  # unless the answer says otherwise
+        found = ask(self.where, wish, self._means.options)
+        self._made_there = found.made
+        return found
 
     def enlarge(self) -> bool:
         """Let the next snapshots have twice the room; tell whether there is that much."""
@@ -202,10 +244,18 @@ class MovingVolume:
             return None
         base = ours.get(landing.base)
         if landing.state == "dirty" and held is not None and (base or not landing.base):
+            self._narrowing.rest()
             self._means.tell(f"{self.volume}: an unfinished round is gone on with")
             sent = self._send(held, base)
             self._drop_others()
             return sent
+        if base is not None:
+            # Of the base, and of all that changed since: that makes good what came after it.
+            self._held, self.made = base, time.monotonic()
+            self._narrowing.rest()
+            self._means.tell(f"{self.volume}: an earlier run went on from {base}, and so does this")
+            self._drop_others()
+            return None
         self.drop_snapshots()
         return self._send(self._snapshot(), None, compare=compare)
 
@@ -216,13 +266,25 @@ class MovingVolume:
             SnapshotInvalidError: If so much did that nobody knows what.
             BlockstreamError: If it fails.
         """
+        lvm.again(self.volume)
         self._drop_spent()
         older, line = self._held, self._standing()
         return self._send(self._snapshot(), older, line=line)
 
     def stand_by(self) -> None:
-        """Let a receiver wait there for the last pass."""
+        """Let a receiver wait there for the last pass.
+
+        Raises:
+            BlockstreamError: If somebody did something to the volume or its snapshot.
+        """
+        lvm.again(self.volume)
         self._standing()
+
+    def stop(self, reason: str) -> None:
+        """Make the last pass end soon, wherever it is; any thread."""
+        self._stopped = reason
+        if self._line is not None:
+            self._line.stop(reason)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -234,13 +296,19 @@ class MovingVolume:
 
         Raises:
             SnapshotInvalidError: If so much did that nobody knows what.
+            ConnectionLostError: If the receiver that stood by is gone: to wait for another one may
+                take long.
             BlockstreamError: If it fails.
         """
-        older, line = self._held, self._standing()
+        older, line = self._held, self._line
         if older is None:
             raise RefusedError("there was no first round")
+        if line is None or not line.usable:
+            raise ConnectionLostError(f"the connection to {self.where.account} was lost")
         flush(self.volume)
-        changes = changes_between(older, self.volume, self._means.state_dir)
+        changes = self._changes(older, self.volume)
+        if self._stopped:
+            raise InterruptedTransferError(self._stopped)
         with contextlib.closing(VolumeSource(self.volume, depends_on=[older])) as source:
             source.warnings.clear()  # nobody writes it now
             request = replace(self._asking("", older, changes), limiter=Limiter(None))
@@ -283,7 +351,7 @@ class MovingVolume:
         with lvm.activated(newer) as snapshot:
             watched = [older] if older is not None else []
             began = time.monotonic()
-            changes = changes_between(older, snapshot, means.state_dir) if older else None
+            changes = self._changes(older, snapshot) if older else None
             self.preparing = time.monotonic() - began if older else 0.0
             with contextlib.closing(VolumeSource(snapshot, depends_on=watched)) as source:
                 request = self._asking(newer.uuid, older, changes)
@@ -301,6 +369,7 @@ class MovingVolume:
                         sent = push(*over, means.reporters, again=True)
                 else:
                     sent = push(*over, means.reporters)
+        self._narrowing.carried(sent)
         self._held, self.made = newer, made
         if older is None:
             self._drop_others()
@@ -308,6 +377,11 @@ class MovingVolume:
             self.filled = lvm.filled(older)
             self._spent = older
         return sent
+
+    def _changes(self, older: Volume, newer: Volume) -> ExtentList:
+        """Return what changed, as finely as it pays to find out."""
+        found = changes_between(older, newer, self._means.state_dir)
+        return self._narrowing.narrowed(older, newer, found) if older.is_thin else found
 
     def _asking(self, goal: str, older: Volume | None, changes: ExtentList | None) -> SendRequest:
         return SendRequest(

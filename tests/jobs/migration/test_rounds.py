@@ -65,6 +65,13 @@ def test_what_a_round_costs_besides_its_bytes_does_not_make_the_line_slow() -> N
     assert projected(rounds) == pytest.approx(1.0 + 6 / 10)
 
 
+def test_a_line_that_has_become_slow_is_planned_with_as_it_is() -> None:
+    """The best rate of an hour ago promised a pass of seconds, and it took minutes."""
+    rounds = [WHOLE, delta(1, 100, 2.0, 10.0, 1.0), delta(2, 20, 10.0, 2.0)]
+    assert projected(rounds) == pytest.approx(1.0 + 10.0 * 10.0 / 2.0)
+    assert decide_next(rounds, 5.0) is Next.AGAIN
+
+
 def test_what_was_changed_while_something_else_took_long_goes_over_first() -> None:
     # It gains no more: but 20 s later, another round does.
     rounds = [WHOLE, *(delta(number, 100, 2.0, 2.0) for number in range(1, 6))]
