@@ -4,6 +4,7 @@ A message says what happened, where, what was not done, and what to do next.
 `scripts/error_table.py` prints the table for the README.
 """
 
+from collections.abc import Callable
 from enum import IntEnum
 
 
@@ -104,11 +105,19 @@ class IntegrityError(BlockstreamError):
 
 
 class ForeignStreamError(IntegrityError):
-    """The stream is not one of ours; its first bytes tell whose it is. Nothing was written."""
+    """The stream is not one of ours; its first bytes tell whose it is. Nothing was written.
 
-    def __init__(self, text: str, begin: bytes = b"") -> None:
+    Attributes:
+        begin: Its first bytes: no more was read.
+        words: Gives more of it, for people; then nobody else can read it.
+    """
+
+    def __init__(
+        self, text: str, begin: bytes = b"", words: Callable[[], bytes] = lambda: b""
+    ) -> None:
         super().__init__(text)
         self.begin = begin
+        self.words = words
 
 
 class ReadBackError(IntegrityError):

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 _ROUND_TRIP_SECONDS = 5.0
 _VMDK = "vmdk:"
-_HOST = r"(?:(?P<user>[A-Za-z0-9._@+-]+)@)?(?P<host>\[[0-9A-Za-z:.%_-]+\]|[A-Za-z0-9._-]+)"
+# `DOMAIN\user` is a user of a Windows domain.
+USER = r"[A-Za-z0-9._+][A-Za-z0-9._@+\\-]*"
+_HOST = rf"(?:(?P<user>{USER})@)?(?P<host>\[[0-9A-Za-z:.%_-]+\]|[A-Za-z0-9._-]+)"
 _SHORT = re.compile(rf"{_HOST}:(?P<path>/.+)", re.DOTALL)
 _NAMED = re.compile(rf"{_HOST}::(?P<path>[A-Za-z0-9._-]{{1,64}})")
 _LONG = re.compile(rf"ssh://{_HOST}(?::(?P<port>\d{{1,5}}))?(?P<path>/.+)", re.DOTALL)
@@ -384,7 +386,7 @@ def round_trip(where: Remote, way: Way) -> float | None:
     """Return the seconds to a host and back; None where only another program knows the way."""
     if way.rsh:
         return None
-    from blockstream.transports.host_keys import SshConfigError, ssh_config
+    from blockstream.transports.ssh_config import SshConfigError, ssh_config
 
     try:
         config = ssh_config(
@@ -392,12 +394,11 @@ def round_trip(where: Remote, way: Way) -> float | None:
         )
     except SshConfigError:
         return None  # who connects says it
-    if config.proxied:
+    if not config.is_direct:
         return None
-    address = (config.hostname or where.host, where.port or config.port or 22)
     try:
         began = time.monotonic()
-        with socket.create_connection(address, _ROUND_TRIP_SECONDS):
+        with socket.create_connection((config.hostname, config.port), _ROUND_TRIP_SECONDS):
             return time.monotonic() - began
     except OSError:
         return None

@@ -35,6 +35,7 @@ def duration_text(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+_NOISE: Final = 300
 _CREDENTIALS: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^/?#\s@:'\"]*:)[^/?#\s'\"]*@")
 
 
@@ -44,6 +45,27 @@ def time_text(seconds: float, form: str = "%Y-%m-%dT%H:%M:%SZ") -> str:
         return datetime.fromtimestamp(seconds, UTC).strftime(form)
     except (ValueError, OverflowError, OSError):
         return "an impossible time"
+
+
+def noise_text(name: str, said: bytes) -> str:
+    """Return what it means that a host said something else before our program there did.
+
+    Args:
+        name: What people call the host.
+        said: The first of it.
+    """
+    shown = " / ".join(line for line in said.decode(errors="replace").splitlines() if line.strip())
+    lower = shown.lower()
+    if "not available" in lower or "nologin" in lower:
+        cause = "the user's shell there lets nobody run a command"
+    elif "sudo" in lower or "password for" in lower:
+        cause = "sudo asks for a password there: allow it without (NOPASSWD), or log in as root"
+    else:
+        cause = (
+            "a login script there prints, as ~/.bashrc or /etc/profile: it must be silent where "
+            "nobody looks, `[ -t 1 ] || return`"
+        )
+    return f"{name} said {shown[:_NOISE]!r} before blockstream did; nothing was sent; {cause}"
 
 
 def holds_credentials(location: str) -> bool:

@@ -30,6 +30,8 @@ from blockstream.locations import (
         ("host:/with:colon", Remote("host", "/with:colon")),
         ("host::vm-1.a", Remote("host", "", name="vm-1.a")),
         ("root@host::vm", Remote("host", "", "root", name="vm")),
+        ("CORP\\alice@host:/x", Remote("host", "/x", "CORP\\alice")),
+        ("a@corp.example@host:/x", Remote("host", "/x", "a@corp.example")),
     ],
 )
 def test_a_disk_of_another_host_is_recognised(typed: str, meant: Remote) -> None:

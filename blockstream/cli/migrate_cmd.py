@@ -37,12 +37,12 @@ from blockstream.jobs.migration.rounds import Round
 from blockstream.jobs.migration.volume import Means, Move, moved_to
 from blockstream.jobs.supervision import Reporter
 from blockstream.linux import lvm
-from blockstream.locations import Remote
+from blockstream.locations import USER, Remote
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.words import duration_text, size_text
 
 _PLACE = re.compile(
-    r"(?:(?P<user>[A-Za-z0-9._@+-]+)@)?(?P<host>\[[0-9A-Za-z:.%_-]+\]|[A-Za-z0-9._][A-Za-z0-9._-]*):"
+    rf"(?:(?P<user>{USER})@)?(?P<host>\[[0-9A-Za-z:.%_-]+\]|[A-Za-z0-9._][A-Za-z0-9._-]*):"
     r"(?:/dev/)?(?:(?P<group>[A-Za-z0-9+_.][A-Za-z0-9+_.-]*)"
     r"(?:/(?P<name>[A-Za-z0-9+_.][A-Za-z0-9+_.-]*))?)?"
 )

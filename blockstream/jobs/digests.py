@@ -31,6 +31,7 @@ from blockstream.pipeline.crew import Crew, Turnstile, default_workers
 from blockstream.pipeline.limiter import Limiter
 from blockstream.pipeline.outlet import PipeOutlet
 from blockstream.pipeline.progress import Progress
+from blockstream.words import noise_text
 from blockstream_protocol import OWED_SECONDS, Hello, Kind
 
 # A block that differs travels whole: smaller ones would cost more digests than they save.
@@ -215,7 +216,9 @@ class _Incoming:
             line += self._exactly(1)
         words = line.decode(errors="replace").split()
         if len(words) != 4 or words[:2] != ["blockstream-digests", "1"] or words[3] != str(GRAIN):
-            raise IntegrityError("the other host does not send digests as this version does")
+            if words[:1] == _HEADING.split()[:1]:
+                raise IntegrityError("the other host does not send digests as this version does")
+            raise InterruptedTransferError(noise_text("the other host", bytes(line)))
         self.size = int(words[2]) if words[2].isdecimal() else 0
 
     def take(self, count: int) -> bytes:

@@ -15,6 +15,7 @@ from blockstream.errors import (
     AuthenticationError,
     BlockstreamError,
     ConnectionLostError,
+    ForeignStreamError,
     InterruptedTransferError,
     NotFoundError,
     OutcomeUnknownError,
@@ -33,7 +34,7 @@ from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.linux.meeting import MOST_STREAMS, new_token, tell_token
 from blockstream.locations import Remote, Way, open_link, open_links, round_trip
 from blockstream.pipeline.progress import Progress
-from blockstream.words import OURS
+from blockstream.words import OURS, noise_text
 from blockstream_protocol import IDLE_SECONDS, Committed
 
 _FIRST_PAUSE_SECONDS = 1.0
@@ -382,6 +383,9 @@ def pull(
             lanes = [link.from_peer for link in links]
             try:
                 return receive(what, lanes[0], progress, reporters, links[0].to_peer, lanes[1:])
+            except ForeignStreamError as error:
+                text = noise_text(links[0].name, error.words())
+                raise InterruptedTransferError(text) from error
             except ConnectionLostError as error:
                 greeted = progress.total > 0
                 failure = explained(error, links, greeted=greeted)
@@ -438,7 +442,8 @@ def explained(error: BlockstreamError, links: Sequence[Link], *, greeted: bool) 
         )
     if status == AuthenticationError.exit_status and words:
         return AuthenticationError(words)
-    if status == AuthenticationError.exit_status or any(text in words for text in _DENIED):
+    denied = status == _NO_CONNECTION and any(text in words for text in _DENIED)
+    if status == AuthenticationError.exit_status or denied:
         return AuthenticationError(f"{link.name} let us not in{said}; nothing was sent")
     ours = words.removeprefix(OURS)
     if ours != words:

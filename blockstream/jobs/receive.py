@@ -350,7 +350,8 @@ def _translating(frames: FrameReader, look: Callable[[], T]) -> T:
         return look()
     except RemoteProtocolError as error:
         if frames.is_foreign:
-            raise ForeignStreamError(f"{error}; nothing was written", frames.begin) from error
+            text = f"{error}; nothing was written"
+            raise ForeignStreamError(text, frames.begin, frames.foreign_words) from error
         raise translated(error) from error
 
 

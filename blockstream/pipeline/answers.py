@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import blake3
 
-from blockstream.errors import BlockstreamError
+from blockstream.errors import BlockstreamError, InterruptedTransferError
 from blockstream.linux.buffers import aligned_buffer
 from blockstream.linux.streams import WakeableReader
 from blockstream.pipeline.compression import Decompressor
 from blockstream.pipeline.receiver import FrameReader
 from blockstream.pipeline.sender import SendEngine
+from blockstream.words import noise_text
 from blockstream_protocol import (
     EXTENTS_BYTES,
     Abort,
@@ -48,7 +49,14 @@ class Answers:
         try:
             self._listen()
         except (BlockstreamError, RemoteProtocolError, LocalProtocolError) as error:
-            self._engine.fail(error)
+            self._engine.fail(self._meant(error))
+
+    def _meant(self, error: Exception) -> Exception:
+        """Return what an error means: what is no stream was said by somebody else there."""
+        if not self._frames.is_foreign:
+            return error
+        name = self._name or "the other end"
+        return InterruptedTransferError(noise_text(name, self._frames.foreign_words()))
 
     def _listen(self) -> None:
         # Nothing as long as this may come, but the decoder has to have room to find that out.

@@ -52,6 +52,10 @@ from blockstream_protocol import (
     unpacked,
 )
 
+# Of what is not a stream of ours, so much is shown.
+_REST_BYTES = 1024
+_REST_SECONDS = 1.0
+
 
 class Applier(Protocol):
     """What a receiver's effects are executed on: a target and its journal, or a spool."""
@@ -334,6 +338,17 @@ class FrameReader:
     def wire_bytes(self) -> int:
         """How many bytes came, those of unfinished frames included."""
         return sum(decoder.wire_bytes for _, decoder in self._lanes)
+
+    def foreign_words(self) -> bytes:
+        """Return how a stream that is not ours begins, and what follows at once."""
+        impatience = threading.Timer(_REST_SECONDS, self.stop)
+        impatience.daemon = True
+        impatience.start()
+        said, view = bytearray(self.begin), memoryview(bytearray(_REST_BYTES))
+        while len(said) < _REST_BYTES and (count := self._lanes[0][0].read_into(view)):
+            said += view[:count]
+        impatience.cancel()
+        return bytes(said[:_REST_BYTES])
 
     def opening(self) -> Open:
         """Look ahead to the opening; `next` gives its frames again."""

@@ -12,17 +12,26 @@ import shlex
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import asyncssh
+from asyncssh.encryption import get_encryption_algs
+from asyncssh.kex import get_kex_algs
+from asyncssh.mac import get_mac_algs
+from asyncssh.public_key import get_public_key_algs
 
 from blockstream.transports.host_keys import (
     HostKeyPolicy,
-    SshConfig,
-    SshConfigError,
-    has_ssh,
-    ssh_config,
+    KnownHosts,
+    address_of,
+    key_name,
+    known_hosts,
+    needs_key,
+    remember,
 )
+from blockstream.transports.ssh_config import SshConfig, SshConfigError, has_ssh, ssh_config
+from blockstream.transports.user_keys import Offers, offers
 
 # Those with AES in hardware first.
 _CIPHERS = (
@@ -36,6 +45,7 @@ _CONNECT_SECONDS = 30
 _KEEPALIVE_SECONDS = 15
 _KEEPALIVE_COUNT = 6
 _LONGEST_WAY = 8
+_SHELL = "/bin/sh"
 _JUMP = re.compile(
     r"(?:ssh://)?(?:(?P<user>[^@]+)@)?(?P<host>\[[^\]]+\]|[^:\[\]]+)(?::(?P<port>\d{1,5}))?/?"
 )
@@ -70,15 +80,9 @@ class Destination:
     config: SshConfig
 
     @property
-    def address(self) -> tuple[str, int]:
-        """Name and port to connect to."""
-        return self.config.hostname or self.host, self.port or self.config.port or 22
-
-    @property
-    def key_name(self) -> str:
-        """The name under which a known_hosts file has its key."""
-        name, port = self.config.alias or self.address[0], self.address[1]
-        return name if port == 22 or self.config.alias else f"[{name}]:{port}"
+    def connect_seconds(self) -> float:
+        """How long to wait for a connection."""
+        return self.config.connect_seconds or _CONNECT_SECONDS
 
 
 def destination(
@@ -98,8 +102,6 @@ def destination(
         config = ssh_config(host, port=port, user=user, config_file=config_file)
     except SshConfigError as error:
         raise UnreachableError(f"no connection to {host}: {error}") from error
-    if not has_ssh():
-        config = _read_by_asyncssh(config, host, config_file)
     return Destination(host, port, user, policy, config_file, config)
 
 
@@ -111,6 +113,8 @@ async def connected(where: Destination) -> AsyncIterator[asyncssh.SSHClientConne
         NotTrustedError: If one of the hosts is not trusted, or lets us not in.
         UnreachableError: If there is no connection.
     """
+    if not has_ssh():
+        say("ssh is not installed here: its configuration is read as asyncssh understands it")
     async with contextlib.AsyncExitStack() as stack:
         connection: asyncssh.SSHClientConnection | None = None
         for stop in _way(where):
@@ -134,7 +138,7 @@ def _way(where: Destination, length: int = 1) -> list[Destination]:
         if jump is None:
             continue
         host, port = jump["host"].strip("[]"), int(jump["port"] or 0)
-        if host == where.host and port in {0, where.address[1]}:
+        if host == where.host and port in {0, where.config.port}:
             continue  # `Host *` with a jump: the jump itself is reached directly
         stop = destination(
             host,
@@ -147,140 +151,234 @@ def _way(where: Destination, length: int = 1) -> list[Destination]:
     return [*way, where]
 
 
+class _Client(asyncssh.SSHClient):
+    """Offers our keys, one by one."""
+
+    def __init__(self, keys: Offers) -> None:
+        self._left = iter(keys.pairs)
+
+    def public_key_auth_requested(self) -> asyncssh.SSHKeyPair | None:
+        return next(self._left, None)
+
+
 async def _connect(
     where: Destination, tunnel: asyncssh.SSHClientConnection | None
 ) -> asyncssh.SSHClientConnection:
-    known = await _known_hosts(where, tunnel)
-    # By the name that the user gave, because that is what the configuration is about.
-    return await asyncssh.connect(
-        where.host,
-        where.port or (),
-        # Always given: not given would be what the configuration says.
-        tunnel=tunnel,
-        known_hosts=known,
-        config=[where.config_file] if where.config_file else (),
-        username=where.user or (),
-        host_key_alias=where.config.alias or (),
-        encryption_algs=_CIPHERS,
-        compression_algs=None,
-        connect_timeout=_CONNECT_SECONDS,
-        keepalive_interval=_KEEPALIVE_SECONDS,
-        keepalive_count_max=_KEEPALIVE_COUNT,
-        agent_forwarding=False,
-        request_pty=False,
-        send_env=None,
-        env=None,
-    )
+    config = where.config
+    async with contextlib.AsyncExitStack() as stack:
+        # First of all, because where nobody listens, no key is the matter.
+        sock = await _socket(where, tunnel)
+        if sock is not None:
+            stack.callback(sock.close)
+        known = await _known_hosts(where, tunnel)
+        keys = await stack.enter_async_context(offers(config))
+        try:
+            connection = await asyncssh.connect(
+                config.hostname,
+                config.port,
+                **_line(where, tunnel, sock),
+                known_hosts=known.keys,
+                server_host_key_algs=_host_key_algorithms(where, known),
+                host_key_alias=config.alias or None,
+                client_factory=lambda: _Client(keys),
+                client_keys=None,
+                username=config.user or (),
+                signature_algs=_algorithms(config, "pubkeyacceptedalgorithms"),
+                gss_auth=config.gssapi,
+                gss_kex=False,
+                connect_timeout=where.connect_seconds,
+                keepalive_interval=_KEEPALIVE_SECONDS,
+                keepalive_count_max=_KEEPALIVE_COUNT,
+                compression_algs=None,
+                agent_forwarding=False,
+                request_pty=False,
+                send_env=None,
+                env=None,
+            )
+        except asyncssh.PermissionDenied as error:
+            # Its own text may hold what was tried.
+            unusable = f" ({'; '.join(keys.unusable)})" if keys.unusable else ""
+            raise NotTrustedError(
+                f"{where.host} accepts none of our keys{unusable}; nothing was sent; try "
+                f"`{_ssh(where)} true`"
+            ) from error
+        except asyncssh.HostKeyNotVerifiable as error:
+            # Where nothing is known of it, `_known_hosts` has said so.
+            name = key_name(config)
+            raise NotTrustedError(
+                f"{where.host} is not trusted: it shows another host key than "
+                f"{' or '.join(known.files)} has for {name}; nothing was sent; if the host was set "
+                f"up anew, take the old key out by `ssh-keygen -R '{name}'`; if it was not, "
+                "somebody stands in between"
+            ) from error
+        if sock is not None:
+            stack.pop_all()
+        return connection
+
+
+def _line(
+    where: Destination, tunnel: asyncssh.SSHClientConnection | None, sock: socket.socket | None
+) -> dict[str, Any]:
+    """Return how the host is reached, and by which algorithms it is talked to."""
+    config = where.config
+    ciphers = config.allowed("ciphers", _CIPHERS) or _algorithms(config, "ciphers")
+    return {
+        "tunnel": tunnel,
+        # As ssh runs it: what the shell becomes can be ended, and no shell stays.
+        "proxy_command": [_SHELL, "-c", f"exec {config.command}"] if config.command else None,
+        "sock": sock,
+        # No file of ssh's: what they say is in our own arguments.
+        "config": None,
+        "kex_algs": _algorithms(config, "kexalgorithms"),
+        "encryption_algs": ciphers,
+        "mac_algs": _algorithms(config, "macs"),
+    }
+
+
+def _host_key_algorithms(where: Destination, known: KnownHosts) -> list[str]:
+    """Return by which of the known keys the host may show itself, as the configuration allows.
+
+    Raises:
+        NotTrustedError: By none.
+    """
+    config = where.config
+    shown = known.algorithms(config.alias or config.hostname, _address(where), config.port)
+    names = config.preferred("hostkeyalgorithms", shown)
+    if not names:
+        raise NotTrustedError(
+            f"{where.host} is not trusted: HostKeyAlgorithms allows none of its known keys "
+            f"({', '.join(shown)}); nothing was sent"
+        )
+    return names
+
+
+def _address(where: Destination) -> str:
+    """Return the address by which a host may be known, too; empty where it is not reached by it."""
+    return address_of(where.config.hostname) if where.config.is_direct else ""
+
+
+def _algorithms(config: SshConfig, keyword: str) -> Any:
+    """Return what the configuration allows of what asyncssh can; its own choice without one.
+
+    Raises:
+        SshConfigError: If that is nothing.
+    """
+    if not config.algorithms or keyword not in config.algorithms:
+        return ()
+    names = config.preferred(keyword, _KNOWN_ALGORITHMS[keyword]())
+    if not names:
+        raise SshConfigError(f"none of its {keyword} is known to asyncssh; --rsh ssh has more")
+    return names
+
+
+def _names(algorithms: list[bytes]) -> list[str]:
+    return [name.decode() for name in algorithms]
+
+
+_KNOWN_ALGORITHMS = {
+    "kexalgorithms": lambda: _names(get_kex_algs()),
+    "ciphers": lambda: _names(get_encryption_algs()),
+    "macs": lambda: _names(get_mac_algs()),
+    "pubkeyacceptedalgorithms": lambda: _names(get_public_key_algs()),
+}
+
+
+async def _socket(
+    where: Destination, tunnel: asyncssh.SSHClientConnection | None
+) -> socket.socket | None:
+    """Connect to a host's port, to the first of its addresses that answers.
+
+    Returns:
+        None where something lies between.
+
+    Raises:
+        UnreachableError: If it has no address.
+        OSError: If none answers.
+    """
+    if tunnel is not None or where.config.command:
+        return None
+    config, loop = where.config, asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(
+            config.hostname, config.port, family=config.family, type=socket.SOCK_STREAM
+        )
+    except OSError:
+        raise UnreachableError(
+            f"no connection to {where.host}: its name cannot be resolved"
+        ) from None
+    failure: OSError = TimeoutError()
+    for family, kind, protocol, _, address in found:
+        sock = socket.socket(family, kind, protocol)
+        sock.setblocking(False)
+        try:
+            if config.bind_address:
+                sock.bind((config.bind_address, 0))
+            await asyncio.wait_for(loop.sock_connect(sock, address), where.connect_seconds)
+        except OSError as error:
+            sock.close()
+            failure = error
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise failure
 
 
 @contextlib.contextmanager
 def _explained(where: Destination) -> Iterator[None]:
     try:
         yield
-    except asyncssh.PermissionDenied as error:
-        # Its own text may hold what was tried.
-        raise NotTrustedError(
-            f"{where.host} accepts none of our keys; nothing was sent; try `{_ssh(where)} true`"
-        ) from error
-    except asyncssh.HostKeyNotVerifiable as error:
-        # Where nothing is known of it, `_known_hosts` has said so.
-        raise NotTrustedError(
-            f"{where.host} is not trusted: it shows another host key than "
-            f"{' or '.join(where.config.files)} has for {where.key_name}; nothing was sent; if "
-            "the host was set up anew, take the old key out by "
-            f"`ssh-keygen -R '{where.key_name}'`; if it was not, somebody stands in between"
-        ) from error
-    except asyncssh.ConfigParseError as error:
+    except SshConfigError as error:
         raise UnreachableError(f"no connection to {where.host}: {error}") from error
-    except ValueError as error:  # the text of an error with keys is not for showing
-        raise UnreachableError(
-            f"no connection to {where.host}: one of our keys cannot be used "
-            f"({type(error).__name__}); try `{_ssh(where)} true`"
-        ) from error
-    except (OSError, asyncssh.Error, TimeoutError) as error:
+    except (OSError, ValueError, asyncssh.Error) as error:
         raise UnreachableError(f"no connection to {where.host}: {reason(error)}") from error
 
 
 async def _known_hosts(
     where: Destination, tunnel: asyncssh.SSHClientConnection | None
-) -> asyncssh.SSHKnownHosts:
-    """Return the known hosts, never None; with accept-new, a host that no file has is added.
+) -> KnownHosts:
+    """Return the known hosts, never none; with accept-new, a host that no file has is added.
 
     Raises:
         NotTrustedError: If nothing is known of the host.
     """
-    known = _read(where.config.files)
-    host, port = where.address
-    name = where.config.alias or host
-    direct = tunnel is None and not where.config.command
-    address = _address_of(host) if direct else ""
-    keys, authorities, *_ = known.match(name, address, port)
-    if keys or authorities:
+    config = where.config
+    shown = await _shown(where, tunnel) if needs_key(config) else None
+    known = known_hosts(config, where.host, shown)
+    for text in known.skipped:
+        say(f"{text}, and are left out, as ssh does")
+    if known.know(config.alias or config.hostname, _address(where), config.port):
         return known
-    if direct and not address:
-        raise UnreachableError(f"no connection to {where.host}: its name cannot be resolved")
     if where.policy is not HostKeyPolicy.ACCEPT_NEW:
         raise NotTrustedError(_advice(where, "its host key is not known"))
-    config = [where.config_file] if where.config_file else ()
-    shown = asyncssh.get_server_host_key(where.host, where.port or (), tunnel=tunnel, config=config)
-    key = await asyncio.wait_for(shown, _CONNECT_SECONDS)
-    if key is None:
-        raise NotTrustedError(_advice(where, "it shows no host key"))
-    line = f"{where.key_name} {key.export_public_key().decode().strip()}\n"
-    _remember(where.config, line)
+    key = shown or await _shown(where, tunnel)
+    line = f"{key_name(config)} {key.export_public_key().decode().strip()}\n"
+    try:
+        remember(config, line)
+    except (OSError, SshConfigError) as error:
+        raise NotTrustedError(f"the key of {where.host} cannot be noted: {error}") from error
     say(f"the key of {where.host} is new and was noted: {key.get_fingerprint()}")
-    return asyncssh.import_known_hosts(line)
+    return KnownHosts(asyncssh.import_known_hosts(line), known.files, ())
 
 
-def _read(files: list[str]) -> asyncssh.SSHKnownHosts:
-    try:
-        # Without a file asyncssh would take it that nothing is to be checked.
-        return asyncssh.read_known_hosts(files) if files else asyncssh.import_known_hosts("")
-    except ValueError as error:
-        raise NotTrustedError(f"{' or '.join(files)} cannot be understood: {error}") from error
-
-
-def _address_of(host: str) -> str:
-    try:
-        return str(socket.getaddrinfo(host, None)[0][4][0])
-    except OSError:
-        return ""
-
-
-def _remember(config: SshConfig, line: str) -> None:
-    """Add a line to the user's known hosts.
+async def _shown(
+    where: Destination, tunnel: asyncssh.SSHClientConnection | None
+) -> asyncssh.SSHKey:
+    """Return the key that a host shows.
 
     Raises:
-        NotTrustedError: If there is no file for it.
+        NotTrustedError: If it shows none.
     """
-    if not config.user_files:
-        raise NotTrustedError("ssh's configuration names no file for new host keys")
-    path = config.user_files[0]
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w") as file:
-            file.write(line)
-    except OSError as error:
-        raise NotTrustedError(f"{path} cannot be written: {error.strerror}") from error
-
-
-def _read_by_asyncssh(config: SshConfig, host: str, config_file: str) -> SshConfig:
-    """Return what the configuration says where no ssh is installed to ask."""
-    try:
-        read = asyncssh.SSHClientConnectionOptions(
-            host=host, config=[config_file] if config_file else (), known_hosts=b""
-        )
-    except (OSError, ValueError, asyncssh.Error):
-        return config
-    jumps = read.tunnel if isinstance(read.tunnel, str) and read.tunnel.lower() != "none" else ""
-    return replace(
-        config,
-        hostname=read.host,
-        port=read.port,
-        alias=read.host_key_alias or "",
-        jumps=jumps,
-        command=bool(read.proxy_command),
-    )
+    config = where.config
+    line = _line(where, tunnel, await _socket(where, tunnel))
+    for each in ("encryption_algs", "mac_algs"):
+        del line[each]
+    asking = asyncssh.get_server_host_key(config.hostname, config.port, **line)
+    key = await asyncio.wait_for(asking, where.connect_seconds)
+    if key is None:
+        raise NotTrustedError(_advice(where, "it shows no host key"))
+    return key
 
 
 def _advice(where: Destination, what: str) -> str:
@@ -300,10 +398,15 @@ def _ssh(where: Destination) -> str:
 def reason(error: Exception) -> str:
     """Return why, in the words of the system or of asyncssh."""
     if isinstance(error, TimeoutError):
-        return f"no answer within {_CONNECT_SECONDS} s"
+        return error.strerror or "no answer in time"
     if isinstance(error, OSError):
-        return f"{error.filename or ''}: {error.strerror or error}".removeprefix(": ")
+        return f"{error.filename or ''}: {_plain(error)}".removeprefix(": ")
     return getattr(error, "reason", "") or type(error).__name__
+
+
+def _plain(error: OSError) -> str:
+    """Return the system's words for an error, without asyncio's round them."""
+    return os.strerror(error.errno) if error.errno else str(error)
 
 
 def say(text: str) -> None:

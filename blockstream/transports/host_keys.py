@@ -1,21 +1,27 @@
 """Which host keys count, so that asyncssh is never left to decide that none has to be checked.
 
-An empty list of files switches asyncssh's checking off, as `UserKnownHostsFile none` does; so the
-list is always made here, and an empty one means that every host is unknown.
+No known hosts would switch asyncssh's checking off, as `UserKnownHostsFile none` does; so they are
+always made here, and none means that every host is unknown.
 """
 
-import contextlib
-import shutil
+import os
+import shlex
+import socket
 import subprocess
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Final
 
-_USER_FILES = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2")
-_GLOBAL_FILES = ("/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2")
-_SSH = "ssh"
-_SECONDS = 20.0
+import asyncssh
+from asyncssh.public_key import get_certificate_algs
+
+from blockstream.transports.ssh_config import SshConfig, SshConfigError, Tokens
+
+_SECONDS: Final = 20.0
+_KEY_TOKENS: Final = ("%t", "%K", "%f")
+_KRL: Final = b"SSHKRL"
 
 
 class HostKeyPolicy(StrEnum):
@@ -25,112 +31,152 @@ class HostKeyPolicy(StrEnum):
     ACCEPT_NEW = "accept-new"
 
 
-class SshConfigError(Exception):
-    """The system's ssh refuses its own configuration."""
-
-
 @dataclass(frozen=True, slots=True)
-class SshConfig:
-    """What the system's ssh would do for a host.
+class KnownHosts:
+    """The host keys that somebody vouched for.
 
     Attributes:
-        hostname: What to connect to; empty for the name as given.
-        port: Where; 0 for the default.
-        user: As whom; empty for the default.
-        alias: Name under which its key is looked up; empty for its own.
-        user_files: Files of known hosts; a new one is added to the first.
-        global_files: The same, of the system.
-        jumps: Hosts that the way leads through, as `ProxyJump` has them; empty for none.
-        command: Whether it leads through a command.
+        keys: For asyncssh.
+        files: Where they were read, for people.
+        skipped: Files with lines that cannot be read, and how many; ssh skips them, too.
     """
 
-    hostname: str = ""
-    port: int = 0
-    user: str = ""
-    alias: str = ""
-    user_files: tuple[Path, ...] = field(default_factory=lambda: _paths(_USER_FILES))
-    global_files: tuple[Path, ...] = field(default_factory=lambda: _paths(_GLOBAL_FILES))
-    jumps: str = ""
-    command: bool = False
+    keys: asyncssh.SSHKnownHosts
+    files: tuple[str, ...]
+    skipped: tuple[str, ...]
 
-    @property
-    def proxied(self) -> bool:
-        """Whether it is not reached directly."""
-        return bool(self.jumps) or self.command
+    def know(self, name: str, address: str, port: int) -> bool:
+        """Tell whether there is a key, or an authority, for a host."""
+        keys, authorities, *_ = self.keys.match(name, address, port)
+        return bool(keys or authorities)
 
-    @property
-    def files(self) -> list[str]:
-        """The files of known hosts that there are and that can be read."""
-        found = []
-        for path in (*self.user_files, *self.global_files):
-            with contextlib.suppress(OSError), path.open("rb"):
-                found.append(str(path))
-        return found
+    def algorithms(self, name: str, address: str, port: int) -> list[str]:
+        """Return the algorithms by which a host can show one of its known keys."""
+        keys, authorities, *_ = self.keys.match(name, address, port)
+        found = [each.decode() for key in keys for each in key.sig_algorithms]
+        if authorities:
+            certified = (each.decode() for each in get_certificate_algs())
+            found += [each for each in certified if "x509" not in each]
+        return list(dict.fromkeys(found))
 
 
-def has_ssh() -> bool:
-    """Return whether the system's ssh is there to be asked."""
-    return shutil.which(_SSH) is not None
+def key_name(config: SshConfig) -> str:
+    """Return the name under which a known_hosts file has a host's key."""
+    name = config.alias or config.hostname
+    return name if config.port == 22 or config.alias else f"[{name}]:{config.port}"
 
 
-def ssh_config(host: str, *, port: int = 0, user: str = "", config_file: str = "") -> SshConfig:
-    """Ask `ssh -G` what it would do; without it, return the defaults.
+def needs_key(config: SshConfig) -> bool:
+    """Tell whether `KnownHostsCommand` wants to be told of the key that the host shows."""
+    return any(token in config.known_hosts_command for token in _KEY_TOKENS)
+
+
+def known_hosts(config: SshConfig, name: str, shown: asyncssh.SSHKey | None) -> KnownHosts:
+    """Read all that is known, line by line.
+
+    Args:
+        config: Of the host.
+        name: The host as the user gave it.
+        shown: The key that it shows, where `needs_key`.
 
     Raises:
-        SshConfigError: If ssh does not understand its configuration.
+        SshConfigError: If something that could forbid a key cannot be read.
     """
-    program = shutil.which(_SSH)
-    if program is None or host.startswith("-"):
-        return SshConfig()
-    command = [program, "-G"]
-    command += ["-F", config_file] if config_file else []
-    command += ["-p", str(port)] if port else []
-    command += ["-l", user] if user else []
+    good, files, skipped = list[str](), list[str](), list[str]()
+    for path in (*config.user_files, *config.global_files):
+        try:
+            lines = path.read_bytes().splitlines()
+        except OSError:
+            continue
+        files.append(str(path))
+        found = _readable(lines)
+        good += found
+        wanted = sum(bool(line.strip()) and not line.lstrip().startswith(b"#") for line in lines)
+        if len(found) < wanted:
+            skipped.append(f"{path}: {wanted - len(found)} of its lines cannot be read")
+    good += _readable(_printed(config, name, shown).splitlines())
+    good += _revoked(config.revoked)
+    text = "".join(f"{line}\n" for line in good)
+    return KnownHosts(asyncssh.import_known_hosts(text), tuple(files), tuple(skipped))
+
+
+def _readable(lines: Iterable[bytes]) -> list[str]:
+    good = []
+    for line in lines:
+        text = line.decode(errors="replace").strip()
+        if not text or text.startswith("#"):
+            continue
+        try:
+            known = asyncssh.import_known_hosts(text)
+        except ValueError:
+            continue
+        # What asyncssh leaves out without a word makes no entry.
+        if vars(known) != vars(asyncssh.import_known_hosts("")):
+            good.append(text)
+    return good
+
+
+def _printed(config: SshConfig, name: str, shown: asyncssh.SSHKey | None) -> bytes:
+    """Return what `KnownHostsCommand` prints; nothing where there is none, or it fails."""
+    if not config.known_hosts_command:
+        return b""
+    expand = Tokens(name, config.hostname, config.port, config.user, config.alias, config.jumps)
+    more = {"H": key_name(config), "I": "HOSTNAME", "t": "NONE", "K": "NONE", "f": "NONE"}
+    if shown is not None:
+        words = shown.export_public_key().decode().split()
+        more |= {"t": words[0], "K": words[1], "f": shown.get_fingerprint()}
+    command = [expand.text(word, more) for word in shlex.split(config.known_hosts_command)]
     try:
-        done = subprocess.run(  # noqa: S603  # the user's own ssh, as itself would be run
-            [*command, "--", host],
+        return subprocess.run(  # noqa: S603  # what the user's configuration says, as ssh runs it
+            command,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
             timeout=_SECONDS,
             check=True,
+        ).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise SshConfigError(f"KnownHostsCommand failed: {error}") from error
+
+
+def _revoked(path: str) -> list[str]:
+    """Return the keys of `RevokedHostKeys`, as lines of known hosts.
+
+    Raises:
+        SshConfigError: If it cannot be read: then ssh refuses every host.
+    """
+    if not path:
+        return []
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise SshConfigError(f"RevokedHostKeys {path}: {error.strerror}") from error
+    if data.startswith(_KRL):
+        raise SshConfigError(
+            f"RevokedHostKeys {path} is a revocation list in ssh's own form, which is not read "
+            "here; --rsh ssh does"
         )
-    except subprocess.CalledProcessError as error:
-        raise SshConfigError(error.stderr.decode(errors="replace").strip()) from error
-    except (OSError, subprocess.SubprocessError):
-        return SshConfig()
-    return parsed(done.stdout.decode(errors="replace"))
+    lines = [line.split(b"#")[0].strip() for line in data.splitlines()]
+    return _readable(b"@revoked * " + line for line in lines if line)
 
 
-def parsed(text: str) -> SshConfig:
-    """Parse what `ssh -G` prints: a keyword and its value a line."""
-    values: dict[str, str] = {}
-    for line in text.splitlines():
-        keyword, _, value = line.strip().partition(" ")
-        values.setdefault(keyword.lower(), value.strip())
-    port = values.get("port", "")
-    return SshConfig(
-        hostname=values.get("hostname", ""),
-        port=int(port) if port.isdecimal() else 0,
-        user=values.get("user", ""),
-        alias=_unless_none(values, "hostkeyalias"),
-        user_files=_files(values, "userknownhostsfile", _USER_FILES),
-        global_files=_files(values, "globalknownhostsfile", _GLOBAL_FILES),
-        jumps=_unless_none(values, "proxyjump"),
-        command=bool(_unless_none(values, "proxycommand")),
-    )
+def address_of(host: str) -> str:
+    """Return an address of a host; empty if it has none."""
+    try:
+        return str(socket.getaddrinfo(host, None)[0][4][0])
+    except OSError:
+        return ""
 
 
-def _unless_none(values: Mapping[str, str], keyword: str) -> str:
-    value = values.get(keyword, "")
-    return "" if value.lower() == "none" else value
+def remember(config: SshConfig, line: str) -> None:
+    """Add a line to the user's known hosts.
 
-
-def _files(values: Mapping[str, str], keyword: str, default: Iterable[str]) -> tuple[Path, ...]:
-    """Return the files of a keyword; `none` is no file, which never means "do not check"."""
-    if keyword not in values:
-        return _paths(default)
-    return _paths(name for name in values[keyword].split() if name.lower() != "none")
-
-
-def _paths(names: Iterable[str]) -> tuple[Path, ...]:
-    return tuple(Path(name).expanduser() for name in names)
+    Raises:
+        OSError: If it cannot be written.
+        SshConfigError: If there is no file for it.
+    """
+    if not config.user_files:
+        raise SshConfigError("ssh's configuration names no file for new host keys")
+    path = config.user_files[0]
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w") as file:
+        file.write(line)

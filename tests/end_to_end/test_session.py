@@ -737,3 +737,45 @@ def test_a_far_program_that_sends_nonsense_is_refused_in_little_memory(
     assert copy.read_bytes() == bytes(3 * MIB)
     assert ended.peak < 120 << 10
     assert "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize("verb", ["send", "fetch", "compare", "verify"])
+@pytest.mark.parametrize(
+    ("noise", "cause"),
+    [
+        ("Welcome to the lab, have fun", "a login script there prints"),
+        ("This account is currently not available.", "lets nobody run a command"),
+        ("[sudo] password for root: ", "sudo asks for a password there"),
+    ],
+)
+def test_what_is_said_there_before_we_speak_is_shown_with_its_cause(
+    host: Host, noise: str, cause: str, verb: str
+) -> None:
+    """It was shown in hex, as a stream that begins with 57 65 6c 63."""
+    disk, copy = host.disk("disk", MIB), host.blank("copy", MIB)
+    far = f'echo {shlex.quote(noise)}; exec {far_command(host)} "$@"'
+    script = host.folder / "far"
+    script.write_text(f"#!/bin/sh\n{far}\n")
+    script.chmod(0o755)
+    way = ["--rsh", "sh -c {command}", "--remote-command", str(script), "--retry", "0"]
+    forms: dict[str, list[str | Path]] = {
+        "send": ["send", disk, f"lab:{copy}"],
+        "fetch": ["send", f"lab:{disk}", copy],
+        "compare": ["send", "--compare", disk, f"lab:{copy}"],
+        "verify": ["verify", disk, f"lab:{copy}"],
+    }
+    ended = host.run(*forms[verb], *way)
+    assert ended.status == 11, ended.err
+    assert noise.strip()[:20] in ended.err
+    assert cause in ended.err
+    assert copy.read_bytes() == bytes(MIB)
+
+
+def test_only_ssh_itself_says_that_it_is_not_let_in(host: Host) -> None:
+    """A program there that could not read a file had said "Permission denied"."""
+    disk, copy = host.disk("disk", MIB), host.blank("copy", MIB)
+    for status, wanted in ((255, 16), (1, 11), (77, 11)):
+        far = ["sh", "-c", f"echo 'x: Permission denied' >&2; exit {status}", "{command}"]
+        ended = host.run("send", disk, f"lab:{copy}", "--rsh", shlex.join(far), "--retry", "0")
+        assert ended.status == wanted, ended.err
+        assert "Permission denied" in ended.err

@@ -158,18 +158,34 @@ def test_a_name_that_nobody_knows_is_no_question_of_trust(server: SshServer) -> 
 
 @pytest.mark.parametrize(
     ("line", "words"),
-    [("Port many", "Bad port"), ("IdentityFile {garbage}", "one of our keys cannot be used")],
+    [
+        ("Port many", "Bad port"),
+        ("ProxyCommand nc %z", "%z means nothing"),
+        ("Ciphers 3des-cbc,aes128-cbc\nMACs umac-64@openssh.com\nKexAlgorithms none", "Bad SSH2"),
+    ],
 )
 def test_a_configuration_that_cannot_be_used_is_told(
     server: SshServer, tmp_path: Path, line: str, words: str
 ) -> None:
-    (tmp_path / "garbage").write_text("-----BEGIN OPENSSH PRIVATE KEY-----\nno\n")
     config = server.client("c", known(tmp_path / "k", server))
-    config.write_text(f"{line.format(garbage=tmp_path / 'garbage')}\n" + config.read_text())
+    config.write_text(f"{line}\n" + config.read_text())
     status, said = connect(config)
     assert status == 255
     assert words in said
     assert "Traceback" not in said
+
+
+def test_a_key_that_cannot_be_used_is_told_where_it_is_missed(
+    server: SshServer, tmp_path: Path
+) -> None:
+    (tmp_path / "garbage").write_text("-----BEGIN OPENSSH PRIVATE KEY-----\nno\n")
+    config = server.client("c", known(tmp_path / "k", server))
+    config.write_text(f"IdentityFile {tmp_path / 'garbage'}\n" + config.read_text())
+    assert connect(config) == (CONNECTED, "")
+    config.write_text(config.read_text().replace(str(server.folder / "user"), "/nowhere"))
+    status, said = connect(config)
+    assert status == UNTRUSTED
+    assert f"accepts none of our keys ({tmp_path / 'garbage'} needs mending)" in said
 
 
 def test_a_file_of_known_hosts_that_makes_no_sense_trusts_nobody(
@@ -336,7 +352,9 @@ def test_without_the_systems_ssh_the_configuration_is_still_read(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
     before = visits(jump)
-    assert connect(over(server, jump, "none")) == (CONNECTED, "")
+    status, said = connect(over(server, jump, "none"))
+    assert (status, said.count("\n")) == (CONNECTED, 1)
+    assert "ssh is not installed here: its configuration is read as asyncssh understands it" in said
     assert visits(jump) == before + 1
 
 

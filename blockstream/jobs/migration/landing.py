@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from blockstream.errors import BlockstreamError, ConnectionLostError, RefusedError
+from blockstream.errors import BlockstreamError, ConnectionLostError, InterruptedTransferError
 from blockstream.jobs.peer import LOCK_WAIT_SECONDS, PeerOptions, explained
 from blockstream.jobs.targets import status_at, wait_for_receiver
 from blockstream.linux import lvm
 from blockstream.locations import Remote, open_link
+from blockstream.words import noise_text
 from blockstream_protocol import Clean, Dirty
 
 _PIECE = 65_536
@@ -163,7 +164,7 @@ def ask(where: Remote, wish: LandingWish, options: PeerOptions) -> Landing:
         values = json.loads(text)
         return Landing(**(values | {"problems": tuple(values["problems"])}))
     except (ValueError, TypeError, KeyError) as error:
-        raise RefusedError(f"{where.account} said what is not understood: {text[:200]}") from error
+        raise InterruptedTransferError(noise_text(where.account, text.encode())) from error
 
 
 def _run_there(where: Remote, command: str, options: PeerOptions) -> str:
