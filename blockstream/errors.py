@@ -188,6 +188,10 @@ class AuthenticationError(BlockstreamError):
     exit_status = ExitStatus.AUTHENTICATION
 
 
+class NotAllowedError(AuthenticationError):
+    """Whoever we are there, this one thing is not allowed."""
+
+
 class NotFoundError(BlockstreamError):
     """Something that was named does not exist."""
 

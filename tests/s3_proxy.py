@@ -38,6 +38,19 @@ class Answer:
     code: str
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What something before the server says, in place of it.
+
+    Attributes:
+        status: Status of HTTP.
+        body: What it shows.
+    """
+
+    status: int
+    body: bytes
+
+
 @dataclass(slots=True)
 class Rule:
     """Which requests meet with a fault.
@@ -52,7 +65,7 @@ class Rule:
 
     method: str
     word: str
-    fault: Fault | Answer
+    fault: Fault | Answer | Page
     times: int = 1
     seen: int = 0
 
@@ -65,14 +78,16 @@ class Proxy:
         url: Where it listens.
         rules: What it does.
         requests: Method and target of what came.
+        unknown: Headers that the server knows nothing of, each with whether it says so.
     """
 
     url: str
     rules: list[Rule] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)
+    unknown: dict[str, bool] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def fault_of(self, method: str, target: str) -> Fault | Answer | None:
+    def fault_of(self, method: str, target: str) -> Fault | Answer | Page | None:
         """Return what is to happen to a request."""
         with self.lock:
             self.requests.append((method, target))
@@ -98,6 +113,13 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is Fault.RESET:
             self.close_connection = True
             return
+        if isinstance(fault, Page):
+            self._answer(fault.status, fault.body, [("Content-Type", "text/html")])
+            return
+        for name, says_so in self.server.proxy.unknown.items():
+            if name in self.headers and says_so:
+                fault = Answer(501, "NotImplemented")
+            del self.headers[name]
         if isinstance(fault, Answer):
             self._answer(fault.status, _ERROR.format(code=fault.code).encode())
             return

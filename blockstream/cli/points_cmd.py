@@ -18,7 +18,7 @@ from blockstream.cli.stores import (
     whole_store,
     with_store_access,
 )
-from blockstream.errors import StoreDamagedError, UsageError
+from blockstream.errors import NotFoundError, StoreDamagedError, UsageError
 from blockstream.formats.point import Point
 from blockstream.jobs.stores.repository import VERIFIED, StoredDisk
 from blockstream.words import duration_text, size_text, time_text
@@ -47,7 +47,7 @@ def command(place: str, access: StoreAccess, as_json: bool) -> None:
     found = place_of(place)
     if found.point:
         raise UsageError(f"all points are listed: leave @{found.point} out")
-    with opened_store(found.store, access) as repository:
+    with opened_store(found.store, access, found.disk) as repository:
         disk = repository.disk(found.disk)
         points, verified = _points_of(disk, found.store), disk.marks(VERIFIED)
         doubts = doubts_of(disk, access)
@@ -57,7 +57,9 @@ def command(place: str, access: StoreAccess, as_json: bool) -> None:
     elif points:
         _show(points, verified)
     elif not doubts:
-        say(f"{found} has no point yet; `blockstream points {found.store}` lists the disks")
+        raise NotFoundError(
+            f"{found} has no point; `blockstream points {found.store}` lists the disks"
+        )
     show_strays(disk.strays)
     check_doubts(doubts)
 

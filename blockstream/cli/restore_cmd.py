@@ -72,7 +72,7 @@ def command(
         target=target, state_dir=state_dir, **{name: options[name] for name in TARGET_FLAGS}
     )
     with contextlib.ExitStack() as stack:
-        disk = stack.enter_context(opened_store(place.store, access)).disk(place.disk)
+        disk = stack.enter_context(opened_store(place.store, access, place.disk)).disk(place.disk)
         stack.enter_context(_what_next(place, target))
         found = disk.find(place.point)
         newest = not place.point.isdecimal() and found.seq == disk.numbers()[-1]

@@ -374,7 +374,7 @@ def _save(
     if request.receipt_seconds or request.resume:
         raise UsageError("--require-receipt and --resume have no effect on a store")
     with (
-        opened_store(place.store, options["access"]) as store,
+        opened_store(place.store, options["access"], place.disk) as store,
         opened(request, wish) as (disk, request),
     ):
         voice.warn_of(disk)
@@ -459,7 +459,7 @@ def _rehearse_saving(
 ) -> None:
     """Say what would be sent, and what that would cost in the store."""
     with (
-        opened_store(place.store, access) as store,
+        opened_store(place.store, access, place.disk) as store,
         opened(request, wish, rehearsal=True) as (source, asked),
     ):
         Memory(access.state_dir).check(store.disk(place.disk))

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,10 +23,12 @@ from blockstream.cli.stores import (
     with_store_access,
 )
 from blockstream.errors import (
+    NotAllowedError,
     NotFoundError,
     PartlyDoneError,
     RefusedError,
     StoreDamagedError,
+    StoreError,
     UsageError,
 )
 from blockstream.jobs.stores.compaction import compact
@@ -132,21 +134,23 @@ def verify(
     shown = reporters("verify", as_json=as_json, quiet=quiet, progress_fd=progress_fd)
     found: list[Verified] = []
     doubts = list[str]()
-    for store, name in _disks_of(place, access):
-        with opened_store(store, access) as repository:
-            disk = repository.disk(name)
-            found.append(verify_disk(disk, Progress(), shown, newest=newest, part=percent / 100))
-            whole = not found[-1].damages
-            doubt = Memory(access.state_dir).doubt(disk) if whole else ""
-            doubts += [doubt] if doubt else []
+
+    def verified(disk: StoredDisk) -> None:
+        found.append(verify_disk(disk, Progress(), shown, newest=newest, part=percent / 100))
+        whole = not found[-1].damages
+        doubt = Memory(access.state_dir).doubt(disk) if whole else ""
+        doubts.extend([doubt] if doubt else [])
         cleared(shown)
         _show_verified(found[-1], as_json=as_json, quiet=quiet)
+
+    failed = _with_each(place, access, verified)
     broken = [each for each in found if each.damages or each.broken or each.unnamed]
     if broken:
         names = ", ".join(each.disk for each in broken)
         raise StoreDamagedError(
             f"{place}: what is kept of {names} is damaged, or incomplete; see the lines above"
         )
+    _check_all_done(place, failed)
     check_doubts([*doubts, *_gone(place, access)])
 
 
@@ -206,7 +210,7 @@ def prune_points(
                 "damaged, and `store repair` takes it from a copy of the store"
             )
 
-    _with_each(place, access, pruned)
+    _check_all_done(place, _with_each(place, access, pruned))
     check_doubts(_gone(place, access))
 
 
@@ -222,6 +226,8 @@ def _say_pruned(result: Pruned, *, dry_run: bool) -> None:
             f"  {counted(result.doubtful, 'object')} that no point names: deleted by a later "
             "prune, if whoever wrote them gives no sign of life until then"
         )
+    if result.uploads:
+        say(f"  uploads of runs that died were not looked for: {result.uploads}")
     if result.unfinished:
         say(f"  {result.unfinished} uploads of runs that died were given up")
     if result.locked:
@@ -253,7 +259,7 @@ def compact_points(place: str, access: StoreAccess) -> None:
         copied = f"; {size_text(made.copied)} of {packs} copied within the store"
         say(text + (copied if made.rewritten else ""))
 
-    _with_each(place, access, compacted)
+    _check_all_done(place, _with_each(place, access, compacted))
 
 
 @command.command("repair", short_help="Replace what is damaged, from a copy or a disk.")
@@ -284,28 +290,31 @@ def repair_points(
     """  # noqa: D301
     shown = reporters("repair", as_json=as_json, quiet=quiet, progress_fd=progress_fd)
     damaged = []
-    for store, name in _disks_of(place, access):
-        with opened_store(store, access) as repository:
-            if store_place(other, disk=False) is not None:
-                with opened_store(whole_store(other), access) as theirs:
-                    result = repair(repository.disk(name), theirs.disk(name), shown)
-            elif whole_store(place) == store:
-                raise UsageError(
-                    f"a disk heals one STORE/DISK, as {store}/{name}; nothing was done"
-                )
-            else:
-                with contextlib.closing(open_source(other)) as source:
-                    result = heal(repository.disk(name), source, shown)
+
+    def repaired(disk: StoredDisk) -> None:
+        if store_place(other, disk=False) is not None:
+            with opened_store(whole_store(other), access) as theirs:
+                result = repair(disk, theirs.disk(disk.name), shown)
+        elif whole_store(place) == disk.objects.name:
+            raise UsageError(
+                f"a disk heals one STORE/DISK, as {place}/{disk.name}; nothing was done"
+            )
+        else:
+            with contextlib.closing(open_source(other)) as source:
+                result = heal(disk, source, shown)
         cleared(shown)
         _show_repaired(result, other, as_json=as_json)
         if result.after is not None:
             _show_verified(result.after, as_json=as_json, quiet=quiet)
-            damaged += [name] if result.after.damages or result.after.unnamed else []
+            damaged.extend([disk.name] if result.after.damages or result.after.unnamed else [])
+
+    failed = _with_each(place, access, repaired)
     if damaged:
         stays = "stays" if len(damaged) == 1 else "stay"
         raise StoreDamagedError(
             f"{place}: {', '.join(damaged)} {stays} damaged; see the lines above"
         )
+    _check_all_done(place, failed)
 
 
 def _show_repaired(result: Repaired, other: str, *, as_json: bool) -> None:
@@ -426,22 +435,30 @@ def remove_key(store: str, recipient: str, access: StoreAccess) -> None:
     say(f"{recipient} is given the key no more")
 
 
-def _with_each(place: str, access: StoreAccess, work: Callable[[StoredDisk], None]) -> None:
-    """Do something with each disk that is meant; what is wrong with one is not in others' way.
+def _with_each(place: str, access: StoreAccess, work: Callable[[StoredDisk], None]) -> list[str]:
+    """Do something with each disk that is meant; return those of several where it failed.
 
-    Raises:
-        PartlyDoneError: If some of several failed.
+    What is wrong with one is not in others' way.
     """
     disks, failed = _disks_of(place, access), []
     for store, name in disks:
         try:
             with opened_store(store, access) as repository:
                 work(repository.disk(name))
-        except (StoreDamagedError, RefusedError) as error:
+        except (StoreError, StoreDamagedError, RefusedError, NotAllowedError) as error:
             if len(disks) == 1:
                 raise
             say(f"{name}: {error}")
             failed.append(name)
+    return failed
+
+
+def _check_all_done(place: str, failed: Sequence[str]) -> None:
+    """End with the disks that failed.
+
+    Raises:
+        PartlyDoneError: If there are any.
+    """
     if failed:
         names = ", ".join(failed)
         raise PartlyDoneError(f"{place}: {names} failed, see the lines above; the rest is done")
@@ -458,7 +475,7 @@ def _disks_of(place: str, access: StoreAccess) -> list[tuple[str, str]]:
         with opened_store(whole, access) as repository:
             return [(whole, name) for name in repository.disks()]
     one = place_of(place)
-    with opened_store(one.store, access) as repository:
+    with opened_store(one.store, access, one.disk) as repository:
         if one.disk not in repository.disks():
             raise NotFoundError(
                 f"{one.store} has no point of {one.disk}; nothing was done; `blockstream points "
@@ -497,12 +514,12 @@ def _show_verified(found: Verified, *, as_json: bool, quiet: bool) -> None:
 
 
 def _numbers(seqs: list[int]) -> str:
-    """Return numbers as ranges."""
+    """Return numbers of points as ranges."""
     parts: list[list[int]] = []
     for seq in sorted(seqs):
         if parts and seq == parts[-1][-1] + 1:
             parts[-1].append(seq)
         else:
             parts.append([seq])
-    words = (str(p[0]) if len(p) == 1 else f"{p[0]} to {p[-1]}" for p in parts)
+    words = (f"#{p[0]}" if len(p) == 1 else f"#{p[0]} to #{p[-1]}" for p in parts)
     return ", ".join(words) or "none"

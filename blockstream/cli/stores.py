@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from blockstream.cli.console import event, saving_text, say
-from blockstream.errors import StaleViewError, StoreDamagedError, UsageError
+from blockstream.errors import NotFoundError, StaleViewError, StoreDamagedError, UsageError
 from blockstream.formats.store_names import began
 from blockstream.interfaces import Objects
 from blockstream.jobs.stores.keys import StoreHeader
@@ -79,12 +79,46 @@ def with_store_access(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @contextlib.contextmanager
-def opened_store(store: str, access: StoreAccess) -> Iterator[Repository]:
-    """Open a store, and close it."""
+def opened_store(store: str, access: StoreAccess, disk: str = "") -> Iterator[Repository]:
+    """Open a store, and close it.
+
+    Args:
+        store: Where it is.
+        access: What it takes.
+        disk: Name of the disk that is meant, if it is one.
+
+    Raises:
+        NotFoundError: If there is none; with what was meant, where that can be told.
+        BlockstreamError: If it cannot be opened.
+    """
     with opened_objects(store, access) as objects:
-        repository = Repository(objects, access.identity)
+        try:
+            repository = Repository(objects, access.identity)
+        except NotFoundError:
+            _explain(store, disk, access)
+            raise
         Pins(access.state_dir).check(repository)
         yield repository
+
+
+def _explain(store: str, disk: str, access: StoreAccess) -> None:
+    """Say what was meant, where what was given as STORE/DISK is a store, or deep in one.
+
+    Raises:
+        NotFoundError: If it was that.
+    """
+    whole = f"{store}/{disk}" if disk else store
+    if disk and is_store(whole, access):
+        with opened_store(whole, access) as repository:
+            names = ", ".join(repository.disks()) or "none yet"
+        raise NotFoundError(
+            f"{whole} is a store, and no disk in one: name one, as {whole}/NAME; its disks: {names}"
+        )
+    outer = store.rpartition("/")[0]
+    while outer.rstrip(":/") not in {"", "dir", "s3"}:
+        if is_store(outer, access):
+            raise NotFoundError(f"{whole} lies in the store {outer}: a disk there is {outer}/NAME")
+        outer = outer.rpartition("/")[0]
 
 
 @contextlib.contextmanager

@@ -131,7 +131,7 @@ def _kms(what: str, recipient: str, store_id: str, **words: Any) -> Any:
         from aiobotocore.session import get_session  # 0.3 s
         from botocore.exceptions import BotoCoreError, ClientError
 
-        from blockstream.stores.s3 import is_bare
+        from blockstream.stores.s3_client import is_bare
     except ImportError as error:
         raise NotFoundError(
             "KMS needs aiobotocore, which is not installed here (the extra `s3` brings it); "

@@ -7,10 +7,8 @@ import asyncio
 import base64
 import contextlib
 import io
-import os
 import threading
 import time
-import urllib.parse
 import zlib
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
@@ -18,51 +16,34 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
-from aiobotocore.config import AioConfig
-from aiobotocore.session import get_session
 from aiohttp import ClientError as HttpError
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    NoCredentialsError,
-    PartialCredentialsError,
-    ProfileNotFound,
-)
 
 from blockstream.errors import (
-    AuthenticationError,
     BlockstreamError,
-    NotFoundError,
+    RefusedError,
     StoreDamagedError,
     StoreError,
     UsageError,
 )
 from blockstream.interfaces import PART_BYTES, ObjectInfo
 from blockstream.stores.ranges import Ranges
+from blockstream.stores.s3_client import (
+    ATTEMPTS,
+    FAILURES,
+    IN_FLIGHT,
+    AgainError,
+    AmissError,
+    BeyondEndError,
+    TakenError,
+    new_client,
+    translated,
+)
 
 T = TypeVar("T")
 
-IN_FLIGHT: Final = 8
-_ATTEMPTS: Final = 6
 _LEAST_PART: Final = 5 << 20  # of S3, but for the last one: EntityTooSmall
 # S3 allows 5 GiB; but a server that does not answer within a minute is taken for dead.
 _MOST_COPIED: Final = 256 << 20
-_DENIED: Final = {
-    "AccessDenied",
-    "AllAccessDisabled",
-    "ExpiredToken",
-    "ExpiredTokenException",
-    "InvalidAccessKeyId",
-    "InvalidToken",
-    "RequestTimeTooSkewed",
-    "SignatureDoesNotMatch",
-    "TokenRefreshRequired",
-    "403",
-}
-_MISSING: Final = {"NoSuchKey", "404", "NotFound"}
-_TAKEN: Final = {"PreconditionFailed", "412"}
-_CONFLICT: Final = {"ConditionalRequestConflict", "409"}
-_LOOPBACK: Final = {"127.0.0.1", "localhost", "::1"}
 
 
 class S3Objects:
@@ -82,9 +63,10 @@ class S3Objects:
         self.name = f"s3://{bucket}" + (f"/{prefix}" if prefix else "")
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
-        named = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
         self._allow_http = allow_http
-        self._endpoint = endpoint or next((os.environ[n] for n in named if n in os.environ), "")
+        self._endpoint = endpoint
+        self._checksums = True
+        self.attempts = ATTEMPTS
         self._loop = _new_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="s3", daemon=True)
         self._thread.start()
@@ -98,9 +80,14 @@ class S3Objects:
         """Write an object that nobody has written."""
         try:
             self._put(key, data, IfNoneMatch="*")
-        except _TakenError:
+        except TakenError:
             # The first attempt's reply may have been lost.
             return self._holds(key, data)
+        except AmissError as error:
+            raise RefusedError(
+                f"{error}; the server may do no conditional writes (If-None-Match), without which "
+                "two writers could lose each other's points; nothing was made"
+            ) from error
         return True
 
     def put(self, key: str, data: bytes) -> None:
@@ -214,19 +201,18 @@ class S3Objects:
         try:
             method = getattr(await self._connected(), what)
             return await method(Bucket=self._bucket, **{key_word: self._prefix + key}, **words)
-        except ClientError as error:
-            raise self._translated(error, key) from error
-        except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as error:
-            raise AuthenticationError(
-                f"{self.name}: {error}; nothing was sent; credentials come from the environment, "
-                "~/.aws, or the instance, as for the aws command"
-            ) from error
-        except (BotoCoreError, HttpError, OSError, TimeoutError) as error:
-            raise StoreError(f"{self.name} cannot be reached: {error}; run it again") from error
+        except FAILURES as error:
+            raise translated(error, self.name, self._bucket, key) from error
 
     def _put(self, key: str, data: bytes, **words: str) -> None:
-        # Each attempt has a payload of its own, because it is closed once it was sent.
-        self.run(_patiently(lambda: self.request(key, "put_object", **_body(data), **words)))
+        crc = {"ChecksumCRC32": _base64(zlib.crc32(data))}
+
+        async def put(summed: bool) -> None:
+            # Each attempt has a payload of its own, because it is closed once it was sent.
+            more = words | (crc if summed else {})
+            await self.request(key, "put_object", Body=_Payload(data), **more)
+
+        self.run(self.patiently(lambda: self.with_checksum(put)))
 
     def _holds(self, key: str, data: bytes) -> bool:
         """Tell whether an object is these bytes."""
@@ -254,17 +240,17 @@ class S3Objects:
         return ObjectInfo(each["Prefix"].removeprefix(self._prefix), 0, 0.0, stray=True)
 
     def _call(self, key: str, what: str, **words: Any) -> Any:
-        return self.run(_patiently(lambda: self.request(key, what, **words)))
+        return self.run(self.patiently(lambda: self.request(key, what, **words)))
 
     async def _read(self, key: str, offset: int, length: int | None, most: int = 0) -> bytes:
         """Read a range, or all of it, and go on where a body ended too early."""
         pieces, have, most = list[bytes](), 0, most if length is None else length
-        for _ in range(_ATTEMPTS):
+        for _ in range(ATTEMPTS):
             last = "" if length is None else str(offset + length - 1)
             try:
                 wanted = f"bytes={offset + have}-{last}"
                 whole = await self._body(key, wanted, pieces, most - have)
-            except _BeyondEndError as error:
+            except BeyondEndError as error:
                 raise StoreDamagedError(
                     f"{self.name}: {key} ends at byte {offset + have}, or before that"
                 ) from error
@@ -298,74 +284,41 @@ class S3Objects:
             body.close()
         return left == 0
 
+    async def patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Try again, after longer and longer pauses, where a server says that it may work then."""
+        for number in range(self.attempts):
+            try:
+                return await attempt()
+            except AgainError:
+                if number + 1 >= self.attempts:  # what the user allows is known by now
+                    raise
+                await asyncio.sleep(min(0.2 * 2**number, 5.0))
+        return await attempt()
+
     async def _connected(self) -> Any:
         async with self._connecting:  # or each of the first requests would make a client
             if self._client is None:
-                client = await self._stack.enter_async_context(self._new_client())
-                if is_bare(client.meta.endpoint_url):  # wherever that was said
-                    if not self._allow_http:
-                        raise UsageError(
-                            f"{self.name}: {client.meta.endpoint_url} is another host, and not "
-                            "https: everybody on the way could read and alter what is said; "
-                            "nothing was sent; --allow-http takes it"
-                        )
-                    bare = self._new_client(sign_payload=True)
-                    client = await self._stack.enter_async_context(bare)
-                self._client = client
+                self._client, self.attempts = await new_client(
+                    self._stack, self.name, self._endpoint, allow_http=self._allow_http
+                )
             return self._client
 
-    def _new_client(self, *, sign_payload: bool = False) -> Any:
-        session = get_session()
-        endpoint = self._endpoint or None
-        config = AioConfig(
-            s3={
-                "addressing_style": "path" if endpoint else "auto",
-                # Without encryption, only that protects the payload on its way.
-                "payload_signing_enabled": sign_payload,
-            },
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-            max_pool_connections=2 * IN_FLIGHT + 4,
-            retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
-            connect_timeout=10,
-            read_timeout=60,
-            tcp_keepalive=True,
-            user_agent_extra="blockstream",
-        )
-        region = session.get_config_variable("region") or "us-east-1"
-        return session.create_client("s3", region_name=region, endpoint_url=endpoint, config=config)
+    async def with_checksum(self, attempt: Callable[[bool], Awaitable[T]]) -> T:
+        """Make a request with a checksum of ours, or without, for a server that takes it amiss.
 
-    def _translated(self, error: ClientError, key: str) -> BlockstreamError:
-        """Return a server's refusal as one of ours."""
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        text = f"{self.name}: {key}: {code}: {error.response.get('Error', {}).get('Message', '')}"
-        if code in _MISSING:
-            return StoreDamagedError(f"{self.name} has no {key}")
-        if code == "NoSuchBucket":
-            return NotFoundError(f"{self.name}: there is no bucket {self._bucket}; make it first")
-        if code in _TAKEN:
-            return _TakenError(text)
-        if code in _CONFLICT:
-            return _AgainError(text)
-        if code == "InvalidRange":
-            return _BeyondEndError(text)
-        if code in _DENIED:
-            return AuthenticationError(f"{text}; nothing was done")
-        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500:
-            return _AgainError(text)
-        return StoreError(text)
-
-
-class _TakenError(StoreError):
-    """Somebody has written that key already."""
-
-
-class _AgainError(StoreError):
-    """It may work a moment later."""
-
-
-class _BeyondEndError(StoreDamagedError):
-    """The object ends before the range begins."""
+        That is found out once.
+        """
+        if not self._checksums:
+            return await attempt(False)
+        try:
+            return await attempt(True)
+        except AmissError as error:
+            try:
+                done = await attempt(False)
+            except BlockstreamError:
+                raise error from None  # it was something else
+            self._checksums = False
+            return done
 
 
 class S3Upload:
@@ -424,7 +377,7 @@ class S3Upload:
         if self._filling:
             self._send_part()
         done = [part.result() for part in self._parts]
-        self._objects.run(_patiently(lambda: self._complete(done)))
+        self._objects.run(self._objects.patiently(lambda: self._complete(done)))
         self._id = ""
 
     def abort(self) -> None:
@@ -452,10 +405,7 @@ class S3Upload:
     def _start(self, size: int, part: Callable[[int], Coroutine[Any, Any, dict[str, Any]]]) -> None:
         """Begin with a part, once there are not too many in flight."""
         if not self._id:
-            begin = self._objects.request(
-                self._key, "create_multipart_upload", ChecksumAlgorithm="CRC32"
-            )
-            self._id = self._objects.run(begin)["UploadId"]
+            self._id = self._objects.run(self._objects.with_checksum(self._create))["UploadId"]
         self._size += size
         self._slots.acquire()
         failed = next((p for p in self._parts if p.done() and p.exception() is not None), None)
@@ -465,22 +415,28 @@ class S3Upload:
         started.add_done_callback(lambda _part: self._slots.release())
         self._parts.append(started)
 
+    async def _create(self, summed: bool) -> Any:
+        words = {"ChecksumAlgorithm": "CRC32"} if summed else {}
+        return await self._objects.request(self._key, "create_multipart_upload", **words)
+
     async def _part(self, number: int, data: bytes, crc: str) -> dict[str, Any]:
-        reply = await _patiently(
-            lambda: self._objects.request(
+        async def send(summed: bool) -> dict[str, Any]:
+            kept = {"ChecksumCRC32": crc} if summed else {}
+            reply = await self._objects.request(
                 self._key,
                 "upload_part",
                 UploadId=self._id,
                 PartNumber=number,
                 Body=_Payload(data),
-                ChecksumCRC32=crc,
+                **kept,
             )
-        )
-        return {"PartNumber": number, "ETag": reply["ETag"], "ChecksumCRC32": crc}
+            return {"PartNumber": number, "ETag": reply["ETag"], **kept}
+
+        return await self._objects.patiently(lambda: self._objects.with_checksum(send))
 
     async def _part_of(self, number: int, key: str, wanted: str) -> dict[str, Any]:
         """Let the server copy a part."""
-        reply = await _patiently(
+        reply = await self._objects.patiently(
             lambda: self._objects.request(
                 self._key,
                 "upload_part_copy",
@@ -495,14 +451,18 @@ class S3Upload:
         return {"PartNumber": number, **kept}
 
     async def _complete(self, parts: Sequence[dict[str, Any]]) -> None:
-        try:
+        async def complete(summed: bool) -> None:
+            words: dict[str, Any] = {"MpuObjectSize": self._size} if summed else {}
             await self._objects.request(
                 self._key,
                 "complete_multipart_upload",
                 UploadId=self._id,
-                MpuObjectSize=self._size,
                 MultipartUpload={"Parts": list(parts)},
+                **words,
             )
+
+        try:
+            await self._objects.with_checksum(complete)
         except BlockstreamError:
             # The reply of an attempt that worked may have been lost: then it is there.
             if not await self._is_there():
@@ -516,7 +476,9 @@ class S3Upload:
         Raises:
             StoreError: If the server copied less, or more.
         """
-        found = await _patiently(lambda: self._objects.request(self._key, "head_object"))
+        found = await self._objects.patiently(
+            lambda: self._objects.request(self._key, "head_object")
+        )
         if found["ContentLength"] != self._size:
             raise StoreError(
                 f"{self._objects.name}: {self._key} has {found['ContentLength']} bytes, and not "
@@ -531,12 +493,6 @@ class S3Upload:
         return bool(found["ContentLength"] == self._size)
 
 
-def is_bare(url: str) -> bool:
-    """Tell whether what is sent to a URL leaves this host without encryption."""
-    parts = urllib.parse.urlsplit(url)
-    return parts.scheme == "http" and parts.hostname not in _LOOPBACK
-
-
 def _new_loop() -> asyncio.AbstractEventLoop:
     """Return uvloop's, a tenth faster, if it is installed."""
     try:
@@ -544,16 +500,6 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     except ImportError:
         return asyncio.new_event_loop()
     return uvloop.new_event_loop()
-
-
-async def _patiently(attempt: Callable[[], Awaitable[T]]) -> T:
-    """Try again, after longer and longer pauses, where a server says that it may work then."""
-    for number in range(_ATTEMPTS):
-        try:
-            return await attempt()
-        except _AgainError:
-            await asyncio.sleep(min(0.2 * 2**number, 5.0))
-    return await attempt()
 
 
 def _placed(info: ObjectInfo, folder: str, depth: int) -> ObjectInfo | None:
@@ -579,10 +525,6 @@ class _Payload(io.BytesIO):
 
     def getbuffer(self) -> memoryview:
         return memoryview(self._data)
-
-
-def _body(data: bytes) -> dict[str, Any]:
-    return {"Body": _Payload(data), "ChecksumCRC32": _base64(zlib.crc32(data))}
 
 
 def _base64(crc: int) -> str:

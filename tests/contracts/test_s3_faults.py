@@ -9,11 +9,18 @@ from typing import Any
 
 import pytest
 
-from blockstream.errors import AuthenticationError, BlockstreamError, StoreDamagedError, StoreError
-from blockstream.stores import s3
+from blockstream.errors import (
+    AuthenticationError,
+    BlockstreamError,
+    RefusedError,
+    StoreDamagedError,
+    StoreError,
+)
+from blockstream.jobs.stores.repository import Repository
+from blockstream.stores import s3, s3_client
 from blockstream.stores.s3 import S3Objects, s3_objects
 from tests.rotation import share
-from tests.s3_proxy import Answer, Fault, Proxy, Rule, proxy
+from tests.s3_proxy import Answer, Fault, Page, Proxy, Rule, proxy
 from tests.s3_servers import S3Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
@@ -100,7 +107,7 @@ def test_a_line_that_always_breaks_is_no_damage(objects: S3Objects, between: Pro
 def test_what_does_not_pass_is_said_and_nothing_is_visible(
     objects: S3Objects, between: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "_ATTEMPTS", 2)
+    monkeypatch.setattr(s3_client, "ATTEMPTS", 2)
     between.rules.append(Rule("PUT", "partNumber=2", BUSY, times=1000))
     with pytest.raises(StoreError, match="SlowDown"):
         upload(objects)
@@ -199,3 +206,70 @@ def test_an_object_of_another_size_than_its_parts_is_not_taken(
     made.copy("big", 0, 7 << 20)
     with pytest.raises(StoreError, match="nothing names it"):
         made.finish()
+
+
+@pytest.mark.parametrize("status", [400, 405, 501, 505])
+def test_a_final_answer_is_not_asked_for_again(
+    objects: S3Objects, between: Proxy, status: int
+) -> None:
+    between.rules.append(Rule("GET", "thing", Answer(status, "Whatever"), times=1000))
+    with pytest.raises(StoreError, match="Whatever"):
+        objects.read_whole("thing", 1 << 30)
+    assert between.rules[0].seen == 1
+
+
+@pytest.mark.parametrize("status", [200, 403, 413, 502])
+def test_a_reply_of_somebody_else_is_shown(
+    objects: S3Objects, between: Proxy, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    """A proxy's page was "not well-formed (invalid token): line 1, column 0"."""
+    monkeypatch.setattr(s3_client, "ATTEMPTS", 2)
+    page = b"<!DOCTYPE html><html><head><title>x</title></head><body>Blocked\n by the wall</body>"
+    between.rules.append(Rule("GET", "list-type", Page(status, page), times=1000))
+    with pytest.raises(StoreError, match=rf"HTTP {status}, .*'Blocked by the wall'; what answers"):
+        list(objects.listed("", 2))
+
+
+def test_a_proxy_that_stutters_is_outlived(objects: S3Objects, between: Proxy) -> None:
+    objects.put("thing", b"x")
+    page = Page(502, b"<html>Bad Gateway</html>")
+    between.rules.append(Rule("GET", "list-type", page, times=2))
+    assert [info.key for info in objects.listed("")] == ["thing"]
+
+
+def test_what_is_archived_says_how_to_thaw_it(objects: S3Objects, between: Proxy) -> None:
+    between.rules.append(Rule("GET", "thing", Answer(403, "InvalidObjectState"), times=1000))
+    with pytest.raises(StoreError, match=r"is archived .* restore-object --bucket contracts"):
+        objects.read_whole("thing", 1 << 30)
+    assert between.rules[0].seen == 1
+
+
+CHECKSUMS = ("x-amz-checksum-crc32", "x-amz-checksum-algorithm", "x-amz-mp-object-size")
+
+
+@pytest.mark.parametrize("name", [*CHECKSUMS, "all"])
+def test_a_server_that_knows_no_checksums_gets_none(
+    objects: S3Objects, between: Proxy, name: str
+) -> None:
+    between.unknown = dict.fromkeys(CHECKSUMS if name == "all" else [name], True)
+    objects.put("thing", b"x" * 1000)
+    upload(objects)
+    assert objects.put_new("new", b"mine")
+    assert not objects.put_new("new", b"theirs")
+    between.requests.clear()
+    objects.put("thing", b"y" * 1000)
+    assert len(between.requests) == 1, "that was found out once"
+    assert objects.read_whole("big", 1 << 30) == DATA
+    assert objects.read_whole("thing", 1 << 30) == b"y" * 1000
+
+
+@pytest.mark.parametrize("says_so", [False, True])
+def test_a_server_without_conditional_writes_is_found_out(
+    objects: S3Objects, between: Proxy, says_so: bool
+) -> None:
+    between.unknown = {"if-none-match": says_so}
+    with pytest.raises(RefusedError, match="conditional writes"):
+        Repository.create(objects)
+    assert list(objects.listed("", 2)) == []
+    between.unknown = {}
+    Repository.create(objects)

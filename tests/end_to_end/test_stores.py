@@ -1,6 +1,7 @@
 """A disk that was saved comes back as it was, at any of its points; what is damaged is named."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -16,7 +17,7 @@ from blockstream.jobs.stores.repository import FOLDERS
 from blockstream.locations import open_objects
 from tests.end_to_end.hosts import Ended, Host, Words, wait_until
 from tests.rotation import share
-from tests.s3_proxy import Fault, Rule, proxy
+from tests.s3_proxy import Answer, Fault, Rule, proxy
 from tests.s3_servers import S3Server
 
 SEND = ("send", "{disk}", "{store}/vm", "--base", "c", "--goal", "d", "--extents", "{listed}")
@@ -422,7 +423,7 @@ def test_what_little_is_needed_of_is_given_up(host: Host, anywhere: str, tmp_pat
     assert "vm: point 4 is c, and needs no other; 8.0 MiB of 1 pack copied within the store" in said
     assert "needs no other\n" in ok(host.run("store", "compact", store)).err
     pruned = ok(host.run(*(word.format(store=store) for word in PRUNE))).err
-    assert "deleted 1 to 3, 40.0 MiB" in pruned
+    assert "deleted #1 to #3, 40.0 MiB" in pruned
     ok(host.run("store", "verify", store))
     ok(host.run("restore", f"{store}/vm", tmp_path / "copy", "--create"))
     assert (tmp_path / "copy").read_bytes() == disk.read_bytes()
@@ -501,9 +502,9 @@ def test_whatever_is_damaged_is_named(host: Host, either: str, tmp_path: Path) -
         path.write_bytes(good)
     ok(host.run("restore", f"{store}/vm@b", tmp_path / "copy", "--create"))
     sample = ok(host.run("store", "verify", store, "--percent", "1")).err
-    assert "a sample of 1 %; points in which it found no damage: 1 to 2" in sample
+    assert "a sample of 1 %; points in which it found no damage: #1 to #2" in sample
     sound = ok(host.run("store", "verify", store)).err
-    assert sound.count("points that can be restored: 1 to 2") == 2
+    assert sound.count("points that can be restored: #1 to #2") == 2
     assert "never" not in ok(host.run("points", f"{store}/vm")).out.decode()
 
 
@@ -650,10 +651,10 @@ def test_damaged_frames_are_made_anew_from_a_disk(
                 assert partly.status == 12, partly.err
                 assert f"made anew from {disk}: 2 frames; of 1 more it holds" in partly.err
                 assert f"{packs[0]} is no stream for `recv` any more" in partly.err
-                assert "points that can be restored: none; that cannot: 1 to 2" in partly.err
+                assert "points that can be restored: none; that cannot: #1 to #2" in partly.err
             healed = ok(host.run(*repair, first)).err
             assert f"{packs[0]} was replaced" in healed, how
-            assert "points that can be restored: 1 to 2\n" in healed
+            assert "points that can be restored: #1 to #2\n" in healed
         damaged(objects, packs[1], "missing")
         assert "of 1 more it holds something else" in host.run(*repair, first).err
         assert objects.info(packs[1]) is None
@@ -682,7 +683,7 @@ def test_a_link_in_the_place_of_a_pack_is_named_and_made_anew(
     assert checked.status == 12, checked.err
     assert f"{pack.name}: it is a link" in checked.err
     assert f"{pack.name} is nothing of blockstream's: it is left alone" in checked.err
-    assert "points that can be restored: none; that cannot: 1" in checked.err
+    assert "points that can be restored: none; that cannot: #1" in checked.err
     ok(host.run("store", "repair", f"{store}/vm", "--from", disk))
     ok(host.run("restore", f"{store}/vm", tmp_path / "copy", "--create"))
     assert (tmp_path / "copy").read_bytes() == disk.read_bytes()
@@ -738,7 +739,7 @@ def test_a_point_that_needs_nothing_of_what_is_damaged_is_whole(
     checked = host.run("store", "verify", store)
     assert checked.status == 12
     assert "4.0 KiB of the disk at offset 0" in checked.err
-    assert "can be restored: 2; that cannot: 1" in checked.err
+    assert "can be restored: #2; that cannot: #1" in checked.err
     assert host.run("store", "verify", "--newest", store).status == 12  # it reads the chain
     ok(host.run("restore", f"{store}/vm", tmp_path / "copy", "--create"))
     assert (tmp_path / "copy").read_bytes() == disk.read_bytes()
@@ -909,7 +910,48 @@ def test_what_is_not_there_is_said_with_what_is(host: Host, store: str, tmp_path
     one = host.run("points", f"{store}/vm@7")
     assert (one.status, "leave @7 out" in one.err) == (2, True)
     forgotten = host.run("restore", store, tmp_path / "copy", "--create")
-    assert (forgotten.status, "which is STORE/DISK" in forgotten.err) == (17, True)
+    assert (forgotten.status, f"{store} is a store, and no disk in one" in forgotten.err) == (
+        17,
+        True,
+    )
+    assert f"name one, as {store}/NAME; its disks: none yet" in forgotten.err
+    deep = host.run("send", "/dev/null", f"{store}/a/b")
+    assert (
+        deep.status,
+        f"lies in the store {store}: a disk there is {store}/NAME" in deep.err,
+    ) == (
+        17,
+        True,
+    )
+    assert "store init" not in forgotten.err + deep.err
+    typo = host.run("points", f"{store}/typo")
+    assert (typo.status, f"{store}/typo has no point" in typo.err) == (17, True)
+
+
+@pytest.mark.slow
+def test_the_trouble_of_one_disk_is_in_no_others_way(
+    host: Host, localstack: S3Server, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(os.urandom(1 << 20))
+    store = f"s3://contracts/{tmp_path.name}"
+    with proxy(localstack.url) as between:
+        host.environment |= localstack.environment | {"AWS_ENDPOINT_URL": between.url}
+        ok(host.run("store", "init", store))
+        for name in ("a", "b"):
+            for goal in ("one", "two"):
+                ok(host.run("send", disk, f"{store}/{name}", "--goal", goal))
+        archived = Rule("GET", "disk/a/pack", Answer(403, "InvalidObjectState"), times=10**6)
+        between.rules.append(archived)
+        checked = host.run("store", "verify", store)
+        assert checked.status == 18, checked.err
+        assert "is archived" in checked.err
+        assert "b: " in checked.err
+        assert "points that can be restored: #1 to #2" in checked.err
+        between.rules[:] = [Rule("GET", "uploads", Answer(403, "AccessDenied"), times=10**6)]
+        pruned = ok(host.run("store", "prune", store, "--keep", "last=1", "--grace", "0"))
+        assert pruned.err.count("uploads of runs that died were not looked for: ") == 2
+        assert pruned.err.count("deleted #1") == 2
 
 
 def test_a_store_is_made_once(host: Host, store: str) -> None:
@@ -1107,7 +1149,7 @@ def test_a_mark_that_nobody_with_the_key_made_is_none(
     mark.write_bytes(b'{"at": 0}')
     assert len(ok(host.run("points", f"{encrypted}/vm", "--json")).out.splitlines()) == 2
     words = (word.format(store=encrypted) for word in PRUNE)
-    assert "deleted 1," in ok(host.run(*words)).err  # by the rule
+    assert "deleted #1," in ok(host.run(*words)).err  # by the rule
     assert not mark.exists()
 
 

@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from blockstream.errors import UsageError
-from blockstream.stores.s3 import is_bare, s3_objects
+from blockstream.errors import AuthenticationError, UsageError
+from blockstream.stores.s3 import s3_objects
+from blockstream.stores.s3_client import is_bare
 
+ALWAYS = "when_supported"
 SEEN: list[dict[str, str]] = []
 
 
@@ -94,3 +97,100 @@ def test_plain_http_to_another_host_is_refused_wherever_it_was_said(
 )
 def test_what_leaves_this_host_in_the_clear_is_known(url: str, bare: bool) -> None:
     assert is_bare(url) is bare
+
+
+def _client(objects: Any) -> Any:
+    """Return the client that a store would ask with."""
+    return objects.run(objects._connected())
+
+
+@pytest.mark.parametrize(
+    ("profile", "environment", "wanted"),
+    [
+        ("", {}, ("path", False, "when_required", "when_required", 6)),
+        ("s3 =\n  addressing_style = virtual\n", {}, ("virtual", False, None, None, 6)),
+        ("s3 =\n  payload_signing_enabled = true\n", {}, ("path", True, None, None, 6)),
+        ("max_attempts = 2\nretry_mode = adaptive\n", {}, ("path", False, None, None, 2)),
+        (
+            "request_checksum_calculation = when_supported\n",
+            {},
+            (None, None, "when_supported", None, 6),
+        ),
+        (
+            "",
+            {"AWS_RESPONSE_CHECKSUM_VALIDATION": "when_supported"},
+            (None, None, None, "when_supported", 6),
+        ),
+        ("", {"AWS_MAX_ATTEMPTS": "1"}, ("path", False, None, None, 1)),
+    ],
+)
+def test_what_the_user_has_configured_counts(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    profile: str,
+    environment: dict[str, str],
+    wanted: tuple[object, ...],
+) -> None:
+    (tmp_path / "config").write_text(
+        f"[profile backups]\nregion = eu-x\nendpoint_url = https://s3.example.com\n{profile}"
+    )
+    (tmp_path / "credentials").write_text(
+        "[backups]\naws_access_key_id = a\naws_secret_access_key = b\n"
+    )
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    known = {"AWS_CONFIG_FILE": "config", "AWS_SHARED_CREDENTIALS_FILE": "credentials"}
+    for name, value in {name: str(tmp_path / file) for name, file in known.items()}.items():
+        monkeypatch.setenv(name, value)
+    for name, value in ({"AWS_PROFILE": "backups"} | environment).items():
+        monkeypatch.setenv(name, value)
+    with closing(s3_objects("s3://bucket/x")) as objects:
+        meta = _client(objects).meta
+        attempts = objects.attempts
+    config = meta.config
+    said = (
+        config.s3["addressing_style"],
+        config.s3["payload_signing_enabled"],
+        config.request_checksum_calculation,
+        config.response_checksum_validation,
+        attempts,
+    )
+    # In the configuration it is a word; botocore reads it so.
+    found = [each == "true" if each in {"true", "false"} else each for each in said]
+    assert (meta.endpoint_url, meta.region_name) == ("https://s3.example.com", "eu-x")
+    for have, want in zip(found, wanted, strict=True):
+        assert want is None or have == want, found
+
+
+@pytest.mark.parametrize(
+    ("profile", "said"),
+    [
+        ("credential_process = /nowhere/program", "No such file"),
+        ("credential_process = /bin/false", "custom-process"),
+        ("credential_process = /bin/echo no JSON", "Expecting value"),
+        ("credential_process = /bin/echo {}", "Version"),
+        ("sso_session = here\nsso_account_id = 1\nsso_role_name = r", "SSO"),
+        ("role_arn = arn:aws:iam::1:role/r\nsource_profile = nobody", "nobody"),
+        (None, "backups"),
+        ("", "there are none"),
+    ],
+)
+def test_credentials_that_cannot_be_had_are_said_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, profile: str | None, said: str
+) -> None:
+    """Some were a bug of ours, with a traceback; others a server that cannot be reached."""
+    text = "" if profile is None else f"[profile backups]\n{profile}\n"
+    session = "[sso-session here]\nsso_start_url = https://x.example\nsso_region = us-east-1\n"
+    (tmp_path / "config").write_text(session + text)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_PROFILE", "backups")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with (
+        closing(s3_objects("s3://bucket/x", "http://127.0.0.1:9")) as objects,
+        pytest.raises(AuthenticationError, match=said),
+    ):
+        objects.put("a", b"content")

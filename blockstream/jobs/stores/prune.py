@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from blockstream.errors import AuthenticationError, BusyError, StoreDamagedError
+from blockstream.errors import BusyError, NotAllowedError, StoreDamagedError, StoreError
 from blockstream.formats.point import Point
 from blockstream.formats.store_names import UNNAMED, owner_of
 from blockstream.jobs.stores.compaction import compact
@@ -46,6 +46,7 @@ class Pruned:
         freed: Bytes that were deleted.
         locked: Objects that the store does not let go yet.
         unfinished: Uploads of runs that died, given up now.
+        uploads: Why such uploads could not be looked for; empty if they were.
         doubtful: Objects that no point names and that look old; they go when a later prune sees no
             sign of life of whoever wrote them.
         strays: Keys of what lies among its objects and is none of ours: it stays.
@@ -60,6 +61,7 @@ class Pruned:
     freed: int = 0
     locked: int = 0
     unfinished: int = 0
+    uploads: str = ""
     doubtful: int = 0
     strays: list[str] = field(default_factory=list)
     damaged: dict[int, str] = field(default_factory=dict)
@@ -192,9 +194,12 @@ def _sweep(
         if UNNAMED.fullmatch(name) and owner_of(name) not in waiting:
             _let_go(disk, info.key, 0, result)
     before = now - _LONGEST_JOB_SECONDS
-    for what, (depth, _) in FOLDERS.items():
-        folder = f"{disk.folder}{what}/"
-        result.unfinished += disk.objects.forget_unfinished(folder, depth, before, waiting)
+    try:
+        for what, (depth, _) in FOLDERS.items():
+            folder = f"{disk.folder}{what}/"
+            result.unfinished += disk.objects.forget_unfinished(folder, depth, before, waiting)
+    except (NotAllowedError, StoreError) as error:
+        result.uploads = str(error)  # they cost room, and are in nobody's way
 
 
 def _is_dead(disk: StoredDisk, owner: str, owned: Owned, now: float, result: Pruned) -> bool:
@@ -234,7 +239,7 @@ def _let_go(disk: StoredDisk, key: str, size: int, result: Pruned) -> bool:
             result.locked += 1
             return False
         disk.objects.delete(key)
-    except AuthenticationError:
+    except NotAllowedError:
         result.locked += 1
         return False
     result.freed += size

@@ -119,15 +119,7 @@ class Repository:
             RefusedError: If there is one already, or two writers could both win.
             UsageError: If one of them is no recipient.
         """
-        probe = f"bs1/probe-{secrets.token_hex(8)}"
-        try:
-            if not objects.put_new(probe, b"1") or objects.put_new(probe, b"2"):
-                raise RefusedError(
-                    f"{objects.name} lets a second writer overwrite the first, so two could lose "
-                    "each other's points; nothing was made"
-                )
-        finally:
-            objects.delete(probe)
+        _check_conditional_writes(objects)
         before = StoredIds.of(objects)
         if before.disks:
             header = _lost_header(objects, before, recipients)
@@ -164,6 +156,29 @@ class Repository:
                 f"{name!r} is no name for a disk: letters, digits and _ . + - are; nothing was done"
             )
         return StoredDisk(self.objects, name, self.id, sealed=self.encrypted)
+
+
+def _check_conditional_writes(objects: Objects) -> None:
+    """Let several write the same new object at once, of whom one must win.
+
+    Raises:
+        RefusedError: If more do.
+    """
+    probe = f"bs1/probe-{secrets.token_hex(8)}"
+    try:
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            wins = sum(pool.map(lambda n: objects.put_new(probe, b"%d" % n), range(_AT_ONCE)))
+        wins += objects.put_new(probe, b"later")
+    except BlockstreamError:
+        with contextlib.suppress(BlockstreamError):
+            objects.delete(probe)
+        raise
+    objects.delete(probe)
+    if wins != 1:
+        raise RefusedError(
+            f"{objects.name} does no conditional writes: it lets a second writer overwrite the "
+            "first, so two could lose each other's points; nothing was made"
+        )
 
 
 def _lost_header(objects: Objects, before: StoredIds, recipients: Sequence[str]) -> StoreHeader:
