@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +18,7 @@ from blockstream.cli.options import (
     with_progress,
     with_state_dir,
 )
-from blockstream.cli.peers import peer_options, with_peer_options
+from blockstream.cli.peers import PEER_OPTIONS, peer_options, with_peer_options
 from blockstream.cli.rates import limiter_for
 from blockstream.errors import NotFoundError, UsageError
 from blockstream.jobs.migration.domain import DomainGuest, Leaving
@@ -146,9 +146,11 @@ def command(
     shown = reporters("migrate", as_json=as_json, quiet=quiet, progress_fd=progress_fd)
     voice = _Voice(shown, as_json=as_json, quiet=quiet)
     if resume or abort:
-        if len(places) != 1 or resume == abort or dry_run:
+        reaching = PEER_OPTIONS if abort else frozenset()
+        if len(places) != 1 or resume == abort or dry_run or _typed(context, reaching):
             raise UsageError(
-                "--resume and --abort take one VOLUME; all else is as the migration was begun"
+                "--resume and --abort take one VOLUME; all else is as the migration was begun, but "
+                "--abort may be told how a host is reached that no note tells of"
             )
         migration = _earlier(context, places[0], state_dir, voice, abort=abort)
     else:
@@ -195,7 +197,9 @@ def _earlier(
     """
     volume = lvm.volume_at(place)
     if volume is None:
-        raise NotFoundError(f"{place} is no logical volume of this host")
+        raise NotFoundError(
+            f"{place} is no logical volume of this host, so no migration of {place} was begun here"
+        )
     words = MigrationNote(state_dir, volume).words
     if words:
         if _typed(context):
@@ -352,13 +356,13 @@ def _names_of(source: str) -> tuple[str, str]:
     return volume.group, volume.name
 
 
-def _typed(context: click.Context) -> list[str]:
+def _typed(context: click.Context, without: Collection[str] = ()) -> list[str]:
     """Return the options that were typed, so that they can be typed again."""
     words: list[str] = []
     for parameter in context.command.params:
         name = parameter.name or ""
         typed = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-        if not isinstance(parameter, click.Option) or not typed or name in _NOT_KEPT:
+        if not isinstance(parameter, click.Option) or not typed or name in {*_NOT_KEPT, *without}:
             continue
         value = context.params[name]
         words += [parameter.opts[-1]] if parameter.is_flag else [parameter.opts[-1], str(value)]

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
@@ -22,6 +22,9 @@ _DEFAULTS: dict[str, Any] = {
     "retry": 10,
     "streams": "1",
 }
+
+
+PEER_OPTIONS: Final = frozenset(_DEFAULTS)
 
 
 def with_peer_options(function: F) -> F:

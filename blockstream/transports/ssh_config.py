@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import asyncssh
-
 _SSH: Final = "ssh"
 _SECONDS: Final = 20.0
 _USER_FILES: Final = "~/.ssh/known_hosts ~/.ssh/known_hosts2"
@@ -296,6 +294,8 @@ def _read_by_asyncssh(host: str, port: int, user: str, config_file: str) -> SshC
     Raises:
         SshConfigError: If asyncssh does not understand it.
     """
+    import asyncssh  # 0.2 s, which most do without
+
     try:
         read = asyncssh.SSHClientConnectionOptions(
             host=host,
