@@ -1,8 +1,12 @@
 """`blockstream`, and `python -m blockstream`."""
 
 import os
+import signal
 import sys
 
+# Until the command line minds it: Ctrl-C during the imports would be a traceback.
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 # Before numpy: its linear algebra would start threads that we never use.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 

@@ -24,6 +24,9 @@ ZERO: Final = int(Kind.ZERO)
 # A window of the cutter: 16 GiB of one extent are 16,384 rows, so its memory stays small.
 _WINDOW_BYTES = 16 << 30
 _WINDOW_ROWS = 1 << 16
+# A target that cannot zero by itself writes so much in seconds: then a signal, a line of progress
+# and a checkpoint have their turn.
+_ZERO_BYTES = 4 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,21 +270,39 @@ class ExtentMap:
     def pieces(self, data_bytes: int = DATA_BYTES, extents: int = FRAME_EXTENTS) -> Iterator[Piece]:
         """Cut into frames: at most so many bytes of data and so many extents each.
 
-        The cuts depend on the map alone, so that a resumed transfer meets the same frames.
+        A long hole is cut as well, into frames of its own. The cuts depend on the map alone, so
+        that a resumed transfer meets the same frames.
         """
         for offsets, lengths, kinds in self._windows():
             yield from _cut(offsets, lengths, kinds, data_bytes, extents)
 
     def _windows(self) -> Iterator[tuple[Column, Column, Kinds]]:
-        """Give the rows in blocks of bounded data, splitting giant DATA extents."""
-        for start in range(0, len(self), _WINDOW_ROWS):
-            block = slice(start, start + _WINDOW_ROWS)
+        """Give the rows in blocks of bounded data, splitting giant extents."""
+        holes = np.flatnonzero((self.kinds != DATA) & (self.lengths > _ZERO_BYTES)).tolist()
+        first = 0
+        for hole in [*holes, len(self)]:
+            yield from self._bounded(first, hole)
+            if hole < len(self):
+                yield from _split_hole(int(self.offsets[hole]), int(self.lengths[hole]))
+            first = hole + 1
+
+    def _bounded(self, first: int, last: int) -> Iterator[tuple[Column, Column, Kinds]]:
+        for start in range(first, last, _WINDOW_ROWS):
+            block = slice(start, min(start + _WINDOW_ROWS, last))
             lengths, kinds = self.lengths[block], self.kinds[block]
             weights = np.where(kinds == DATA, lengths, 0)
             if int(weights.sum()) <= _WINDOW_BYTES:
                 yield self.offsets[block], lengths, kinds
                 continue
             yield from _split_window(self.offsets[block], lengths, kinds, weights)
+
+
+def _split_hole(offset: int, length: int) -> Iterator[tuple[Column, Column, Kinds]]:
+    """Cut one ZERO row."""
+    kinds = np.array([ZERO], np.uint8)
+    for start in range(0, length, _ZERO_BYTES):
+        step = min(_ZERO_BYTES, length - start)
+        yield np.array([offset + start], np.int64), np.array([step], np.int64), kinds
 
 
 def _split_window(

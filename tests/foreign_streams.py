@@ -9,7 +9,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from blockstream.formats.foreign.events import Format
-from blockstream.formats.foreign.table import HEAD_BYTES, recognised, wrapping
+from blockstream.formats.foreign.table import HEAD_BYTES, recognised
+from blockstream.formats.foreign.wrappings import wrapping
 from blockstream.sources.intake import Intake, Taken
 from blockstream.sources.layered import LayeredSource
 

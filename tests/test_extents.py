@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from blockstream import extents as module
 from blockstream.extents import Column, ExtentMap, Kinds, Piece
-from blockstream_protocol import DEVICE_BYTES, Extent, Kind, Plan, RemoteProtocolError
+from blockstream_protocol import DATA_BYTES, DEVICE_BYTES, Extent, Kind, Plan, RemoteProtocolError
 
 DATA, ZERO = Kind.DATA, Kind.ZERO
 Cells = list[int]  # the kind of every byte; 0 where it is not listed
@@ -356,9 +356,20 @@ def test_full_frames_are_full(cells: Cells) -> None:
     assert all(size == 4 for size in sizes[:-1])
 
 
-def test_a_zero_extent_is_never_cut() -> None:
-    extents = ExtentMap.whole(1 << 50, ZERO)
-    assert rows_of(list(extents.pieces())) == [(0, 1 << 50, ZERO)]
+def test_a_long_hole_is_cut_into_frames_of_its_own() -> None:
+    """Zeroing 10 TiB in one go heeded no signal, and showed no progress, for hours."""
+    step, size = module._ZERO_BYTES, 1 << 45
+    holes = ((4096, 3 * step + 512), (4096 + 4 * step, size - 8192 - 4 * step))
+    offsets, lengths = (np.array(each, np.int64) for each in zip(*holes, strict=True))
+    extents = ExtentMap.from_columns(offsets, lengths, Kind.ZERO, size).filled(Kind.DATA)
+    pieces = list(extents.pieces())
+    check_pieces(extents, pieces, DATA_BYTES, 4096)
+    assert all(int(piece.lengths[piece.kinds == ZERO].sum()) <= step for piece in pieces)
+
+
+def test_a_short_hole_is_not_cut() -> None:
+    extents = ExtentMap.whole(module._ZERO_BYTES, ZERO)
+    assert rows_of(list(extents.pieces())) == [(0, module._ZERO_BYTES, ZERO)]
 
 
 # Near the largest number.

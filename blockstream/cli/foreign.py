@@ -22,7 +22,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 # What dm-thin allows.
 _CHUNK_STEP = 64 << 10
 _CHUNK_MOST = 1 << 30
-_WISHES = ("format", "base", "goal", "expect_bytes", "accept_open_end", "snapback")
+_WISHES = (
+    *("format", "base", "goal", "expect_bytes", "accept_open_end", "snapback"),
+    "force_raw",
+)
 
 
 def with_foreign_options(function: F) -> F:
@@ -45,6 +48,11 @@ def with_foreign_options(function: F) -> F:
             "--accept-open-end",
             is_flag=True,
             help="Believe that a stream without an end mark is whole.",
+        ),
+        click.option(
+            "--force-raw",
+            is_flag=True,
+            help="With --format raw: it is one, although it begins like something else.",
         ),
         click.option(
             "--snapback",

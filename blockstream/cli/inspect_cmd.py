@@ -89,8 +89,14 @@ def _inspected(
         found = inspect(fd, head, Progress(), shown)
     else:
         from blockstream.jobs.foreign.inspect import inspect_foreign  # rarely used
+        from blockstream.jobs.foreign.unpacking import packed_ours, unpacking
 
-        found = inspect_foreign(fd, head, given or "", Progress(), shown)
+        packed, head = packed_ours(fd, head) if not given else ("", head)
+        if packed:
+            with unpacking(fd, packed, head) as inside:
+                found = inspect(inside, b"", Progress(), shown)
+        else:
+            found = inspect_foreign(fd, head, given or "", Progress(), shown)
     cleared(shown)
     if as_json:
         values = asdict(found) | {"problem": str(found.problem) if found.problem else None}

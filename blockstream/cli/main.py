@@ -4,7 +4,9 @@ import importlib
 import os
 import signal
 import sys
+import threading
 import traceback
+from types import FrameType
 
 import click
 
@@ -42,6 +44,7 @@ _COMMANDS = (
 # What our own commands run on other hosts; nobody types them.
 _PLUMBING = ("join", "digests", "landing")
 _ALIASES = {"receive": "recv"}
+_IMPORTING_SECONDS = 0.05
 
 
 class _Commands(click.Group):
@@ -118,11 +121,26 @@ def _failed_twice(group: BaseExceptionGroup, *, as_json: bool) -> int:
     return ExitStatus.TARGET if ExitStatus.TARGET in statuses else statuses[0]
 
 
-def _stopped(number: int, _frame: object) -> None:
+def _stopped(number: int, frame: FrameType | None) -> None:
+    if _imports(frame):
+        # What is raised within an import leaves modules behind that are there in part.
+        again = threading.Timer(_IMPORTING_SECONDS, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+        return
     if number == signal.SIGHUP:
         # The kernel tells of a terminal that has gone, and then its shell does.
         signal.signal(number, signal.SIG_IGN)
     raise InterruptedTransferError(f"stopped by {signal.Signals(number).name}")
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Tell whether a module is being imported."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _open_standard_descriptors() -> None:

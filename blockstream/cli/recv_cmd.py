@@ -25,6 +25,7 @@ from blockstream.errors import (
     StaleViewError,
     UsageError,
 )
+from blockstream.formats.foreign.wrappings import wrapping
 from blockstream.jobs.foreign.whose import beginning, is_ours
 from blockstream.jobs.receive import (
     ApplyMode,
@@ -200,7 +201,16 @@ def _anybodys(
     try:
         return receive(request, _STDIN, Progress(), shown), None
     except ForeignStreamError as error:
-        found = _foreign(request, {}, shown, error.begin)
+        head = beginning(_STDIN, error.begin)
+        packed = ""
+        if wrapping(head):
+            from blockstream.jobs.foreign.unpacking import packed_ours, unpacking  # rarely used
+
+            packed, head = packed_ours(_STDIN, head)
+        if packed:
+            with unpacking(_STDIN, packed, head) as fd:
+                return receive(request, fd, Progress(), shown), None
+        found = _foreign(request, {}, shown, head)
         return found.received, found
 
 

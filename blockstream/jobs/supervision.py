@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -56,8 +56,12 @@ def supervised(
         BlockstreamError: Whatever `run` raised.
     """
     before = {number: signal.getsignal(number) for number in (*_STOPS, signal.SIGUSR1)}
+    came: list[int] = []
     try:
-        return asyncio.run(_supervised(run, work, progress, reporters))
+        # While the loop is made, a signal waits: within its code nobody would expect it.
+        for number in _heeded():
+            signal.signal(number, lambda number, _frame: came.append(number))
+        return asyncio.run(_supervised(run, work, progress, reporters, came))
     except BaseExceptionGroup as group:
         if len(group.exceptions) > 1:
             raise
@@ -112,10 +116,14 @@ def postponed(tell: Callable[[str], None]) -> Iterator[None]:
 
 
 async def _supervised(
-    run: Callable[[], T], work: Work, progress: Progress, reporters: list[Reporter]
+    run: Callable[[], T],
+    work: Work,
+    progress: Progress,
+    reporters: list[Reporter],
+    came: Sequence[int],
 ) -> T:
     loop = asyncio.get_running_loop()
-    _install_signals(loop, work, progress, reporters)
+    _install_signals(loop, work, progress, reporters, came)
     async with asyncio.TaskGroup() as group:
         ticking = [group.create_task(_report(reporter, progress)) for reporter in reporters]
         if work.tick is not None:
@@ -169,7 +177,11 @@ async def _report(reporter: Reporter, progress: Progress) -> None:
 
 
 def _install_signals(
-    loop: asyncio.AbstractEventLoop, work: Work, progress: Progress, reporters: list[Reporter]
+    loop: asyncio.AbstractEventLoop,
+    work: Work,
+    progress: Progress,
+    reporters: list[Reporter],
+    came: Sequence[int],
 ) -> None:
     stopping = False
 
@@ -184,6 +196,8 @@ def _install_signals(
 
     for number in _heeded():
         loop.add_signal_handler(number, stop, number.name)
+    for early in came[:1]:
+        stop(signal.Signals(early).name)
 
     def show() -> None:
         for reporter in reporters:

@@ -6,6 +6,7 @@ import fcntl
 import os
 import select
 import stat
+import threading
 
 from blockstream.errors import InterruptedTransferError
 from blockstream.linux.buffers import write_stream
@@ -20,6 +21,32 @@ def widen_pipe(fd: int) -> None:
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
+class _Bell:
+    """Wakes whoever polls it; once it is closed, nobody, because its number may be another's."""
+
+    def __init__(self) -> None:
+        self._fd = os.eventfd(0, os.EFD_CLOEXEC)
+        # A signal handler may find its own thread in here.
+        self._lock = threading.RLock()
+
+    def fileno(self) -> int:
+        """Return what is polled."""
+        return self._fd
+
+    def ring(self) -> None:
+        """Wake whoever polls."""
+        with self._lock:
+            if self._fd >= 0:
+                os.eventfd_write(self._fd, 1)
+
+    def close(self) -> None:
+        """Give it back; more than once."""
+        with self._lock:
+            fd, self._fd = self._fd, -1
+            if fd >= 0:
+                os.close(fd)
+
+
 class WakeableReader:
     """Reads a descriptor from threads, until it is told to stop.
 
@@ -30,7 +57,7 @@ class WakeableReader:
         """Read from `fd`, which stays the caller's; `ahead` was read from it already."""
         self._fd = fd
         self._ahead = ahead
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC)
+        self._wake = _Bell()
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
         self._poll.register(self._wake, select.POLLIN)
@@ -59,13 +86,13 @@ class WakeableReader:
             ) from error
 
     def stop(self) -> None:
-        """Let every read, waiting or to come, return 0. Any thread, and signal handlers."""
+        """Let every read, waiting or to come, return 0. Any thread, at any time."""
         self.stopped = True
-        os.eventfd_write(self._wake, 1)
+        self._wake.ring()
 
     def close(self) -> None:
         """Give the wake-up descriptor back. Nobody may be reading."""
-        os.close(self._wake)
+        self._wake.close()
 
 
 class WakeableWriter:
@@ -83,7 +110,7 @@ class WakeableWriter:
             with contextlib.suppress(OSError):  # somebody else's pipe, as behind sudo
                 flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
                 self._fd = self._twin = os.open(f"/proc/self/fd/{fd}", flags)
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC)
+        self._wake = _Bell()
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLOUT)
         self._poll.register(self._wake, select.POLLIN)
@@ -103,12 +130,13 @@ class WakeableWriter:
             raise InterruptedError(errno.EINTR, "writing was stopped")
 
     def stop(self) -> None:
-        """Let a write that waits fail; any thread, and signal handlers."""
+        """Let a write that waits fail; any thread, at any time."""
         self._stopped = True
-        os.eventfd_write(self._wake, 1)
+        self._wake.ring()
 
     def close(self) -> None:
         """Give our own descriptors back. Nobody may be writing."""
-        os.close(self._wake)
-        if self._twin >= 0:
-            os.close(self._twin)
+        self._wake.close()
+        twin, self._twin = self._twin, -1
+        if twin >= 0:
+            os.close(twin)

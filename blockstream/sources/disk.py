@@ -5,7 +5,8 @@ import errno
 import os
 import stat
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 import numpy as np
 
@@ -24,11 +25,14 @@ _IMAGES = (
     (b"KDMV", "a VMDK", "vmdk:FILE"),
     (b"COWD", "a VMDK", "vmdk:FILE"),
     (b"# Disk DescriptorFile", "the descriptor of a VMDK", "vmdk:FILE"),
+    (b"\xef\xbb\xbf# Disk DescriptorFile", "the descriptor of a VMDK", "vmdk:FILE"),
     (b"QFI\xfb", "a qcow2 image", _BY_NBD),
     (b"vhdxfile", "a VHDX image", _BY_NBD),
-    (b"conectix", "a VHD image", _BY_NBD),
+    (b"conectix", "a VHD image", f"{_BY_NBD}, `-f vpc`"),
 )
 _HEAD_BYTES = 512
+# What a VHD has in its last sector, and a growing one in its first as well.
+VHD_COOKIE: Final = b"conectix"
 
 
 class DiskSource:
@@ -195,15 +199,16 @@ class DiskSource:
         """Warn of a file that holds a disk in another form; for whoever sends it as it is."""
         if self._is_device or self.size < _HEAD_BYTES:
             return
-        head = aligned_buffer(_HEAD_BYTES)
+        head, foot = aligned_buffer(_HEAD_BYTES), aligned_buffer(_HEAD_BYTES)
         with contextlib.suppress(SourceError):  # whoever reads it all hears of it
             self._read(head, 0)
-        for magic, kind, instead in _IMAGES:
-            if bytes(head[: len(magic)]) == magic:
-                self.warnings.append(
-                    f"{self.name} is {kind}, and is sent as the file that it is; for the disk in "
-                    f"it give {instead}"
-                )
+        with contextlib.suppress(SourceError):
+            self._read(foot, self.size - len(foot))
+        for kind, instead in _images(bytes(head), bytes(foot)):
+            self.warnings.append(
+                f"{self.name} is {kind}, and is sent as the file that it is; for the disk in it "
+                f"give {instead}"
+            )
 
     def _unreadable(self, offset: int, length: int, error: Exception) -> SourceError:
         reason = error.strerror if isinstance(error, OSError) else str(error)
@@ -211,6 +216,17 @@ class DiskSource:
             f"{self.name}: {length} bytes at offset {offset} cannot be read: {reason}; nothing "
             "was put in their place and END was not sent"
         )
+
+
+def _images(head: bytes, foot: bytes) -> Iterator[tuple[str, str]]:
+    """Give what a file holds that begins and ends so, and how its disk is named instead."""
+    for magic, kind, instead in _IMAGES:
+        if head.startswith(magic):
+            yield kind, instead
+    if foot.startswith(VHD_COOKIE) and not head.startswith(VHD_COOKIE):
+        yield "a VHD image of fixed size", f"{_BY_NBD}, `-f vpc`"
+    if head[257:262] == b"ustar" and head[:100].rstrip(b"\0").lower().endswith(b".ovf"):
+        yield "an OVA, which tar unpacks", "vmdk:FILE of one of its disks"
 
 
 def _opened(path: str) -> int:

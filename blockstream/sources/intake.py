@@ -45,11 +45,13 @@ from blockstream.formats.foreign.layers import ZEROS, Layers
 from blockstream.linux.buffers import write_all
 from blockstream.linux.lz4 import Lz4Unpacker
 from blockstream.linux.state_directory import make_directory
+from blockstream.sources.disk import VHD_COOKIE
 from blockstream.sources.unwrapped import Unwrapped
 from blockstream_protocol import DEVICE_BYTES
 
 _BUFFER_BYTES = 1 << 20
 _SMALL_BYTES = 4096
+_FOOT = 512
 _KEPT = 0  # number of the file that the bytes lie in, where there is one only
 
 
@@ -355,13 +357,14 @@ class Intake:
 
     def _image(self, how: Format, target: int | None) -> None:
         """Take everything to the end of input as the disk."""
-        found, size = self.found, 0
+        found, size, end = self.found, 0, 0
         if self._in_place:
             begin = self._position + self._start
             size = self._file_end - self._origin - begin
             if size:
                 found.layers.add(0, size, self._number, self._origin + begin)
                 self._skip(size)
+            end = self._origin + begin + size
         else:
             while self._end > self._start or self._more():
                 count = self._end - self._start
@@ -371,7 +374,13 @@ class Intake:
                 self._start = self._end
                 size += count
                 _check_room(how, size, target)
+            end = self._kept
         _check_room(how, size, target)
+        if self.fd >= 0 and size >= _FOOT and _is_vhd(os.pread(self.fd, _FOOT, end - _FOOT)):
+            found.remarks.append(
+                f"{how.title} ends as a VHD of fixed size does: its last {_FOOT} bytes are none of "
+                "the disk; export it with `qemu-nbd -r -f vpc`, and send nbd://..."
+            )
         found.size = found.data = found.reach = size
         found.records = 1
 
@@ -417,6 +426,10 @@ class Intake:
                 f"has {size} bytes; nothing was written; the disk must be as large as its source"
             )
         self.found.reach = max(self.found.reach, end)
+
+
+def _is_vhd(foot: bytes) -> bool:
+    return foot.startswith(VHD_COOKIE)
 
 
 def _check_room(how: Format, size: int, target: int | None) -> None:

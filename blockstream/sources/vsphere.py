@@ -44,6 +44,11 @@ T = TypeVar("T")
 
 # What ends a call without an answer of VMware's: a proxy that answers in HTML among it.
 _BROKEN: Final = (OSError, http.client.HTTPException, ExpatError)
+# Faults that any call may meet with.
+_NOT_THE_TRACKERS: Final = (
+    *(vim.fault.FileLocked, vim.fault.TaskInProgress, vim.fault.NotAuthenticated),
+    *(vim.fault.NoPermission, vmodl.fault.ManagedObjectNotFound),
+)
 _ATTEMPTS: Final = 5
 _FIRST_PAUSE_SECONDS: Final = 0.2
 _LONGEST_PAUSE_SECONDS: Final = 2.0
@@ -522,14 +527,18 @@ class VSphere:
         def ask() -> Any:
             try:
                 return machine.ref.QueryChangedDiskAreas(snapshot.ref, disk.key, start, since)
-            except vim.fault.FileLocked:
+            except (*_BROKEN, *_NOT_THE_TRACKERS):
                 raise
-            except (vim.fault.FileFault, vmodl.fault.InvalidArgument) as error:
+            except Exception as error:
+                # Whatever it is, and whatever pyvmomi makes of an answer that it does not know.
                 raise _of_tracker(error, start) from error
 
         info = self._call(ask)
-        areas = [(int(each.start), int(each.length)) for each in info.changedArea or ()]
-        return Page(int(info.startOffset), int(info.length), areas)
+        try:
+            areas = [(int(each.start), int(each.length)) for each in info.changedArea or ()]
+            return Page(int(info.startOffset), int(info.length), areas)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise TrackerError(f"the tracker's answer cannot be true: {error}") from error
 
     # Faults.
 
@@ -605,17 +614,19 @@ def _id(ref: Any) -> str:
 
 
 def _of_tracker(error: Any, start: int) -> BlockstreamError:
-    """Say what a fault of `QueryChangedDiskAreas` means, but for those that may pass."""
+    """Say what a failure of `QueryChangedDiskAreas` means, but for those that may pass."""
     if isinstance(error, vmodl.fault.InvalidArgument):
         wrong = str(error.invalidProperty)
         if wrong.endswith("changeId"):
             return TrackerError("the tracker does not know the change id")
         if wrong.endswith("startOffset"):
-            return BlockstreamError(f"asked for changes from offset {start} on: a bug of ours")
+            return TrackerError(f"the tracker does not take offset {start}")
         return GoneError(
             f"the tracker was asked for a {wrong} that is not there any more; END was not sent; "
             "send again"
         )
+    if not isinstance(error, vim.fault.FileFault):
+        return TrackerError(f"the tracker failed: {_words_of(error)}")
     keys = [str(each.key) for each in error.faultMessage or ()]
     text = " ".join([*keys, str(error.msg)])
     meaning = next((words for key, words in _TRACKER_FAULTS.items() if key in text), "")

@@ -70,7 +70,8 @@ def main(words: Sequence[str] | None = None) -> int:
     except UnreachableError as error:
         say(str(error))
         return _NO_CONNECTION
-    except (OSError, asyncssh.Error) as error:
+    except (OSError, asyncssh.Error, RuntimeError) as error:
+        # uvloop complains with RuntimeError of what closes while it is used.
         say(f"the connection to {options.host} broke: {reason(error)}")
         return _NO_CONNECTION
 

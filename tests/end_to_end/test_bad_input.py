@@ -5,6 +5,7 @@ import os
 import pty
 import random
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -605,3 +606,25 @@ def test_a_disk_is_not_streamed_onto_itself(eager: Host, options: list[str]) -> 
     assert ended.recv.status == 10
     assert "the source itself" in ended.recv.err
     assert disk.read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_at_any_time_of_the_start_is_no_traceback(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(1 << 20))
+    words = [sys.executable, "-m", "blockstream", "extents", str(disk), "--since", str(disk)]
+    for milliseconds in range(0, 400, 25):
+        started = subprocess.Popen(  # noqa: S603  # our own
+            words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        time.sleep(milliseconds / 1000)
+        started.send_signal(number)
+        said = started.communicate(timeout=60)[1]
+        # Before our first line it is Python's own.
+        assert "Traceback" not in said or "/blockstream/" not in said, said
+        assert "bug" not in said, said
+        assert "never awaited" not in said, said
+        assert started.returncode in {0, 1, 11, -number}, (started.returncode, said)

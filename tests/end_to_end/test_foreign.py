@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,91 @@ def test_an_image_is_copied_packed_or_plain(host: Host, target: Path, pack: type
     # A pipe that was cut leaves a shorter disk, and nothing tells.
     status = host.run("recv", "--create", copy, data=pack(image)).status
     assert status == (OPEN if pack is bytes else OK)
+
+
+def pzstd(data: bytes) -> bytes:
+    """Pack as pzstd does: before each frame one that is skipped, with its length."""
+    parts = []
+    for start in range(0, len(data), 300_000):
+        frame = zstandard.compress(data[start : start + 300_000])
+        length = len(frame).to_bytes(4, "little")
+        parts.append(b"\x50\x2a\x4d\x18\x04\0\0\0" + length + frame)
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    "pack", [gzip.compress, zstandard.compress, pzstd], ids=["gzip", "zstd", "pzstd"]
+)
+def test_a_stream_of_ours_is_unpacked_like_any_other(
+    host: Host, pack: Callable[[bytes], bytes]
+) -> None:
+    """It was "no stream that is known here"; of pzstd, no stream was."""
+    disk, target = host.folder / "disk", host.folder / "target"
+    disk.write_bytes(os.urandom(5 << 20))
+    target.write_bytes(bytes(5 << 20))
+    sent = host.run("send", disk, "--goal", "packed", "--compress", "none").out
+    assert host.run("inspect", data=pack(sent)).status == OK
+    copy = host.folder / "copy"
+    made = host.run("recv", "--create", copy, data=pack(sent))
+    assert made.status == OK, made.err
+    assert copy.read_bytes() == disk.read_bytes()
+    assert host.holds(copy, "packed")
+    again = host.run("convert", "--to", "bsx", data=pack(sent))
+    assert again.status == OK, again.err
+    assert host.run("inspect", data=again.out).status == OK
+    # What is cut says how to go on, and is gone on with from what is packed as well.
+    cut = host.run("recv", target, data=pack(sent)[: len(pack(sent)) // 2])
+    assert cut.status == ExitStatus.INTERRUPTED, cut.err
+    assert "--resume bsr1-" in cut.err
+    token = cut.err[cut.err.index("bsr1-") :].split()[0]
+    rest = host.run("send", disk, "--resume", token, "--compress", "none").out
+    assert host.run("recv", target, data=pack(rest)).status == OK
+    assert target.read_bytes() == disk.read_bytes()
+
+
+def test_a_packed_stream_of_ours_that_is_damaged_is_said_so(host: Host, target: Path) -> None:
+    disk = host.folder / "disk"
+    disk.write_bytes(NOISE.ljust(SIZE, b"\0")[:SIZE])
+    packed = bytearray(gzip.compress(host.run("send", disk, "--compress", "none").out))
+    packed[len(packed) // 2] ^= 0xFF
+    ended = host.run("recv", target, data=bytes(packed))
+    assert ended.status == ExitStatus.INTEGRITY, ended.err
+    assert "Traceback" not in ended.err
+    assert not host.holds(target, "")
+
+
+@pytest.mark.parametrize(
+    ("begin", "what"),
+    [
+        (b"\x89BSX\r\n\x1a\n", "a stream of ours"),
+        (b"QFI\xfb\0\0\0\3", "a qcow2 image"),
+        (b"KDMV\1\0\0\0", "a VMDK"),
+        (b"\xef\xbb\xbf# Disk DescriptorFile\n", "the descriptor of a VMDK"),
+        (b"vhdxfile", "a VHDX"),
+        (b"rbd diff v1\n", "a diff of rbd"),
+        (b"box.ovf".ljust(257, b"\0") + b"ustar", "an OVA"),
+    ],
+)
+def test_what_begins_like_something_else_is_no_raw_image_unless_forced(
+    host: Host, target: Path, begin: bytes, what: str
+) -> None:
+    """A backup of ours was written onto a disk as it was, with status 19."""
+    before = target.read_bytes()
+    image = begin.ljust(SIZE, b"x")
+    ended = recv(host, target, image, "--format", "raw")
+    assert ended.status == ExitStatus.REFUSED, ended.err
+    assert f"this begins as {what} does" in ended.err
+    assert target.read_bytes() == before
+    forced = recv(host, target, image, "--format", "raw", "--force-raw")
+    assert forced.status in {OK, OPEN}, forced.err
+    assert target.read_bytes() == image
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_vhd_of_fixed_size_is_named(host: Host, target: Path, pack: type[bytes]) -> None:
+    image = (bytes(510) + b"\x55\xaa").ljust(SIZE - 512, b"x") + b"conectix".ljust(512, b"\0")
+    ended = recv(host, target, pack(image), "--goal", "a")
+    assert "ends as a VHD of fixed size does: its last 512 bytes are none of the disk" in ended.err
 
 
 def test_what_was_overwritten_can_be_brought_back(host: Host, target: Path) -> None:

@@ -132,3 +132,33 @@ def test_another_content_is_not_the_parent() -> None:
     child, parent = parse_descriptor(described("99", "12")), parse_descriptor(described("13"))
     with pytest.raises(VmdkError, match="has content 00000012, and this one has 00000013"):
         check_parent(child, parent)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "codec"),
+    [
+        ("UTF-8", "utf-8"),
+        ("windows-1252", "cp1252"),
+        ("GBK", "gbk"),
+        ("windows-936", "cp936"),
+        ("Shift_JIS", "shift_jis"),
+    ],
+)
+def test_names_are_in_the_encoding_that_is_said(encoding: str, codec: str) -> None:
+    name = {"cp1252": "Schl\u00fcssel.vmdk", "utf-8": "\u78c1\u76d8 \u00fc.vmdk"}.get(
+        codec, "\u78c1\u76d8.vmdk" if codec != "shift_jis" else "\u78c1.vmdk"
+    )
+    text = f'# Disk DescriptorFile\nversion=1\nencoding="{encoding}"\nCID=1\nRW 1 FLAT "{name}" 0\n'
+    assert parse_descriptor(text.encode(codec)).extents[0].file == name
+
+
+@pytest.mark.parametrize("encoding", ["no-such-thing", "UTF-8"])
+def test_names_that_are_in_no_encoding_are_the_bytes_of_the_host(encoding: str) -> None:
+    text = b'# Disk DescriptorFile\nencoding="%s"\nCID=1\nRW 1 FLAT "\xfc.vmdk" 0\n'
+    found = parse_descriptor(text % encoding.encode()).extents[0].file
+    assert found.encode("utf-8", "surrogateescape") == b"\xfc.vmdk"
+
+
+def test_a_mark_of_the_byte_order_is_no_text() -> None:
+    text = '\ufeff# Disk DescriptorFile\nCID=1\nRW 1 FLAT "a.vmdk" 0\n'
+    assert parse_descriptor(text.encode()).extents[0].file == "a.vmdk"

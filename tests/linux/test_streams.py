@@ -115,3 +115,23 @@ def test_a_writer_has_gone_when_it_is_closed(pipe: tuple[int, int]) -> None:
     with closing(WakeableWriter(pipe[1])):
         os.close(pipe[1])
     assert os.read(pipe[0], 1) == b""
+
+
+@pytest.mark.parametrize("kind", [WakeableReader, WakeableWriter])
+def test_a_stop_after_the_end_touches_no_descriptor(
+    pipe: tuple[int, int], kind: type[WakeableReader | WakeableWriter]
+) -> None:
+    """A disk of a set that was done was stopped, because another failed: a traceback."""
+    made = kind(pipe[kind is WakeableWriter])
+    made.close()
+    # Whoever opens something next gets the numbers that were given back.
+    others = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(4)]
+    try:
+        made.stop()
+        made.close()
+        for other in others:
+            with pytest.raises(BlockingIOError):
+                os.eventfd_read(other)
+    finally:
+        for other in others:
+            os.close(other)

@@ -233,6 +233,9 @@ def test_a_device_that_changed_its_size_is_not_valid(tmp_path: Path) -> None:
         (b"KDMV\1\0\0\0", "vmdk:FILE"),
         (b"# Disk DescriptorFile\n", "vmdk:FILE"),
         (b"QFI\xfb\0\0\0\3", "nbd+unix:///"),
+        (b"\xef\xbb\xbf# Disk DescriptorFile\n", "vmdk:FILE"),
+        (bytes(512) + b"conectix", "-f vpc"),
+        (b"box.ovf".ljust(257, b"\0") + b"ustar", "vmdk:FILE"),
     ],
 )
 def test_a_disk_in_another_form_is_warned_of(tmp_path: Path, head: bytes, instead: str) -> None:

@@ -514,6 +514,10 @@ func (s *sim) query(w http.ResponseWriter, q *types.QueryChangedDiskAreas) {
 			invalid(detail)
 		case "ManagedObjectNotFound":
 			notFound(q.This)
+		case "Odd":
+			soapFault(w, "odd", detail, "")
+		case "Garbage":
+			fmt.Fprint(w, detail)
 		case "NotAuthenticated":
 			soapFault(w, "expired", kind, `<object type="Folder">x</object><privilegeId>x</privilegeId>`)
 		}

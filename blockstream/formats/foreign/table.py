@@ -12,11 +12,12 @@ from blockstream.formats.foreign import (
     thin_send,
 )
 from blockstream.formats.foreign.events import Format
+from blockstream.formats.foreign.wrappings import wrapping
+from blockstream_protocol import MAGIC
 
 # Enough to recognise an image by its partition table or file system.
 HEAD_BYTES = 4096
-# What unwraps these is not in here; the format is told from what comes out.
-WRAPPINGS = {b"\x28\xb5\x2f\xfd": "zstd", b"\x1f\x8b": "gzip"}
+_BOM = b"\xef\xbb\xbf"
 
 FORMATS = (
     lvmsync.FORMAT,
@@ -61,6 +62,7 @@ _OTHERS: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"COWD", "a VMDK", _USE_VMDK),
     (0, b"KDMV", "a VMDK", _USE_VMDK),
     (0, b"# Disk DescriptorFile", "the descriptor of a VMDK", _USE_VMDK),
+    (0, _BOM + b"# Disk DescriptorFile", "the descriptor of a VMDK", _USE_VMDK),
     (0, bytes.fromhex("BEBAFECA00000000"), "a seSparse VMDK", _USE_VMDK),
     (0, b"QFI\xfb", "a qcow2 image", "export it with `qemu-nbd -r`, and send nbd://..."),
     (0, b"conectix", "a VHD", "export it with `qemu-nbd -r -f vpc`, and send nbd://..."),
@@ -78,11 +80,6 @@ _OTHERS: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"PK\x03\x04", "a zip file", "give what is in it"),
     (257, b"ustar", "a tar file", "give what is in it"),
 )
-
-
-def wrapping(head: bytes) -> str:
-    """Return what a stream is compressed with, `zstd` or `gzip`; empty for anything else."""
-    return next((name for magic, name in WRAPPINGS.items() if head.startswith(magic)), "")
 
 
 def recognised(head: bytes) -> Format:
@@ -103,9 +100,7 @@ def recognised(head: bytes) -> Format:
             raise InterruptedTransferError(
                 f"{found.title} was cut after {len(head)} bytes; nothing was written; send it again"
             )
-    for offset, magic, what, advice in _OTHERS:
-        if head[offset : offset + len(magic)] == magic:
-            raise RefusedError(f"this is {what}; nothing was written; {advice}")
+    _refuse_others(head)
     if packed := wrapping(head):
         raise RefusedError(
             f"this is packed twice, with {packed} inside; nothing was written; unpack it once first"
@@ -119,6 +114,38 @@ def recognised(head: bytes) -> Format:
     )
 
 
+def _refuse_others(head: bytes) -> None:
+    """Refuse what begins like something that is known and not read.
+
+    Raises:
+        RefusedError: If it does.
+    """
+    for offset, magic, what, advice in _OTHERS:
+        if head[offset : offset + len(magic)] == magic:
+            if what == "a tar file" and head[:100].rstrip(b"\0").lower().endswith(b".ovf"):
+                what, advice = "an OVA", "unpack it with tar, and send vmdk:FILE of its disks"
+            raise RefusedError(f"this is {what}; nothing was written; {advice}")
+
+
+def refuse_as_raw(head: bytes) -> None:
+    """Refuse what people call a raw image and what begins like something else.
+
+    Raises:
+        RefusedError: If it does.
+    """
+    begins = (found.title for begin, found in _BY_BEGINNING if head.startswith(begin))
+    what = "a stream of ours" if head.startswith(MAGIC[:4]) else next(begins, "")
+    try:
+        _refuse_others(head)
+    except RefusedError as error:
+        what = str(error).removeprefix("this is ").partition(";")[0]
+    if what:
+        raise RefusedError(
+            f"this begins as {what} does, and was to be written as a raw image; nothing was "
+            "written; leave --format raw out, or give --force-raw if it is one all the same"
+        )
+
+
 def _shown(begin: bytes) -> str:
     """Return bytes as people can read them."""
     if not any(begin):
@@ -127,12 +154,13 @@ def _shown(begin: bytes) -> str:
     return repr(text) if text.isprintable() and text.isascii() else begin.hex(" ")
 
 
-def chosen(head: bytes, given: str) -> Format:
+def chosen(head: bytes, given: str, *, force_raw: bool = False) -> Format:
     """Return the format of a stream of which people said what it is.
 
     Args:
         head: Its first `HEAD_BYTES`, or all of it.
         given: The name that they gave; empty to recognise it.
+        force_raw: Believe that it is a raw image, whatever it begins like.
 
     Raises:
         InterruptedTransferError: If there is nothing.
@@ -144,6 +172,8 @@ def chosen(head: bytes, given: str) -> Format:
     if not head:
         raise InterruptedTransferError("the input is empty; nothing was written")
     if given == raw.FORMAT.name:
+        if not force_raw:
+            refuse_as_raw(head)
         return raw.FORMAT
     found = recognised(head)
     if given not in {"", found.name}:

@@ -16,7 +16,10 @@ MOST_BYTES: Final = (1 << 20) - 1
 _MOST_EXTENTS: Final = 4096
 
 # Others than VMware write it apart (VMDKstream), or small.
-_SIGNATURE: Final = re.compile(rb"\s*# Disk Descriptor ?File", re.IGNORECASE)
+_SIGNATURE: Final = re.compile(rb"(?:\xef\xbb\xbf)?\s*# Disk Descriptor ?File", re.IGNORECASE)
+_ENCODING: Final = re.compile(
+    rb'^\s*encoding\s*=\s*"?([A-Za-z0-9_.:\-]+)', re.IGNORECASE | re.MULTILINE
+)
 _EXTENT = re.compile(r"(RW|RDONLY|NOACCESS)\s+(\d{1,20})\s+([A-Z0-9]+)(?:\s+(\S.*))?")
 _FILE = re.compile(r'"([^"]+)"(?:\s+(\d{1,20}))?(?:\s+\S.*)?')
 _SETTING = re.compile(r'([A-Za-z][A-Za-z0-9_.:\-]*)\s*=\s*(?:"([^"]*)"|([^"]*))')
@@ -110,13 +113,12 @@ def parse_descriptor(data: bytes) -> Descriptor:
     """
     if len(data) > MOST_BYTES:
         raise VmdkError(f"its descriptor is longer than {MOST_BYTES} bytes")
-    # Names are the host's bytes, whatever `encoding=` says.
-    text = data.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+    text = _decoded(data.partition(b"\0")[0])
     if not is_descriptor(data):
         raise VmdkError("its descriptor does not begin with '# Disk DescriptorFile'")
     settings: dict[str, str] = {}
     extents: list[ExtentLine] = []
-    for line in (each.strip() for each in text.splitlines()):
+    for line in (each.strip() for each in re.split(r"\r\n|\n|\r", text)):
         if not line or line.startswith("#"):
             continue
         found = _EXTENT.fullmatch(line)
@@ -130,6 +132,19 @@ def parse_descriptor(data: bytes) -> Descriptor:
             raise VmdkError(f"its descriptor has a line that is not understood: {_shown(line)}")
         settings[setting[1].lower()] = (setting[2] or setting[3] or "").strip()
     return _checked(settings, extents)
+
+
+def _decoded(data: bytes) -> str:
+    """Return the text as its `encoding=` says; where that cannot be, names are the host's bytes."""
+    found = _ENCODING.search(data)
+    name = found[1].decode() if found is not None else "utf-8"
+    # As Java and Windows call them, `windows-936` is code page 936.
+    for codec in (name, re.sub(r"(?i)^windows-", "cp", name)):
+        try:
+            return data.decode(codec).removeprefix("\ufeff")
+        except (LookupError, UnicodeDecodeError):
+            continue
+    return data.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
 
 
 def _extent(line: str, found: re.Match[str]) -> ExtentLine:

@@ -24,8 +24,10 @@ from blockstream.formats.extent_lists import ExtentList, Meaning
 from blockstream.formats.foreign.events import Format, Head
 from blockstream.formats.foreign.layers import ZEROS, Layers
 from blockstream.formats.foreign.names import OURS
-from blockstream.formats.foreign.table import HEAD_BYTES, by_name, chosen, wrapping
+from blockstream.formats.foreign.table import HEAD_BYTES, by_name, chosen
+from blockstream.formats.foreign.wrappings import wrapping
 from blockstream.jobs.foreign.receive import UNVERIFIED, base_of, told_whole
+from blockstream.jobs.foreign.unpacking import packed_ours, unpacking
 from blockstream.jobs.foreign.whose import beginning, is_ours
 from blockstream.jobs.looking import Looking
 from blockstream.jobs.send import SendPlan, SendRequest, planned
@@ -47,6 +49,7 @@ from blockstream_protocol import (
 )
 
 _STDIN = 0
+_BUFFER_BYTES = 1 << 20
 # What a process needs besides the streams, and for each: its file, where its bytes lie, what wakes
 # its reader.
 _DESCRIPTORS, _DESCRIPTORS_EACH = 64, 4
@@ -176,6 +179,10 @@ class _Chain:
         wish = {"format": given} if given else {}
         head = beginning(fd, given=bool(given))
         widen_pipe(fd)
+        packed, head = packed_ours(fd, head) if not given else ("", head)
+        if packed:
+            fd = self._unpacked(fd, packed, head)
+            head = beginning(fd)
         ours = is_ours(head, wish)
         if ours and given:
             raise UsageError(
@@ -244,6 +251,18 @@ class _Chain:
             ) from error
         self._stack.callback(os.close, fd)
         return fd
+
+    def _unpacked(self, fd: int, packed: str, head: bytes) -> int:
+        """Unpack a stream of ours into a file without a name, because it is read by place."""
+        file = unnamed(self._request.state_dir)
+        self._stack.callback(os.close, file)
+        buffer = memoryview(bytearray(_BUFFER_BYTES))
+        position = 0
+        with unpacking(fd, packed, head) as inside:
+            while count := os.readv(inside, [buffer]):
+                write_all(file, buffer[:count], position)
+                position += count
+        return file
 
     def _follows(self, link: Link) -> None:
         """Refuse what does not begin where the stream before it leads."""

@@ -4,7 +4,8 @@ import contextlib
 from dataclasses import dataclass, field
 
 from blockstream.errors import BlockstreamError
-from blockstream.formats.foreign.table import HEAD_BYTES, chosen, wrapping
+from blockstream.formats.foreign.table import HEAD_BYTES, chosen
+from blockstream.formats.foreign.wrappings import wrapping
 from blockstream.jobs.foreign.receive import told_whole
 from blockstream.jobs.inspect import MAP_CELLS, into_cells
 from blockstream.jobs.supervision import Reporter, Work, supervised

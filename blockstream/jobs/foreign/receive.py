@@ -17,7 +17,8 @@ from blockstream.errors import (
 )
 from blockstream.formats.extent_lists import ExtentList, Meaning
 from blockstream.formats.foreign.events import Format
-from blockstream.formats.foreign.table import HEAD_BYTES, chosen, wrapping
+from blockstream.formats.foreign.table import HEAD_BYTES, chosen
+from blockstream.formats.foreign.wrappings import wrapping
 from blockstream.jobs.copy import copy
 from blockstream.jobs.foreign.foretold import can_digest, foretold
 from blockstream.jobs.receive import ApplyMode, ReceiveRequest, ReceiveResult, receive
@@ -51,6 +52,7 @@ class ForeignWish:
         expect_bytes: How many bytes of data it has; None if that was not said.
         accept_open_end: Believe that a stream without an end mark is whole.
         snapback: Let the first record of a range win: lvmsync's undo log.
+        force_raw: With format `raw`: it is one, although it begins like something else.
     """
 
     format: str = ""
@@ -59,6 +61,7 @@ class ForeignWish:
     expect_bytes: int | None = None
     accept_open_end: bool = False
     snapback: bool = False
+    force_raw: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,7 @@ def receive_foreign(
     widen_pipe(fd)
     made = Intake(fd, ahead=head, wrapping=packed, folder=request.state_dir, tell=progress.look)
     with contextlib.closing(made) as intake:
-        how = chosen(intake.head(HEAD_BYTES), wish.format)
+        how = chosen(intake.head(HEAD_BYTES), wish.format, force_raw=wish.force_raw)
         if wish.snapback and how.name != "lvmsync":
             raise UsageError(
                 f"--snapback is for dumps of lvmsync, and this is {how.title}; nothing was written"

@@ -21,16 +21,25 @@ def beginning(fd: int, head: bytes = b"", *, given: bool = False) -> bytes:
         InterruptedTransferError: If it cannot be read.
     """
     while len(head) < HEAD_BYTES and (given or len(head) < len(MAGIC) or not _is_ours(head)):
-        try:
-            more = os.read(fd, HEAD_BYTES - len(head))
-        except OSError as error:
-            raise InterruptedTransferError(
-                f"the stream cannot be read: {error.strerror}; nothing was written"
-            ) from error
+        more = some_of(fd, HEAD_BYTES - len(head))
         if not more:
             break
         head += more
     return head
+
+
+def some_of(fd: int, most: int) -> bytes:
+    """Read some bytes of a stream; none at its end.
+
+    Raises:
+        InterruptedTransferError: If it cannot be read.
+    """
+    try:
+        return os.read(fd, most)
+    except OSError as error:
+        raise InterruptedTransferError(
+            f"the stream cannot be read: {error.strerror}; nothing was written"
+        ) from error
 
 
 def is_ours(head: bytes, wish: Mapping[str, object]) -> bool:
