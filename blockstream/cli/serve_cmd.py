@@ -12,6 +12,7 @@ from blockstream.cli.console import say, show
 from blockstream.cli.options import refuse_terminal, warn, with_state_dir
 from blockstream.errors import BlockstreamError, UsageError
 from blockstream.jobs.serve import Grant, key_line, load_policy, serve
+from blockstream.linux.identity import Identity
 from blockstream.locations import open_source
 from blockstream.pipeline.faults import discreet
 from blockstream.words import printable
@@ -57,7 +58,7 @@ def command(
     if len(given) != 1:
         raise UsageError("give one of --policy, --show-key-line and --identity")
     if identity is not None:
-        show(f"{_identity(identity)}\n")
+        show(f"{_identity(identity).key}\n")
     elif show_key_line is not None:
         for name, grant in load_policy(show_key_line).items():
             _look_at(name, grant)
@@ -86,9 +87,9 @@ def _served(policy: Path, asked: str | None, state_dir: Path) -> str:
     return done
 
 
-def _identity(disk: str) -> str:
+def _identity(disk: str) -> Identity:
     with contextlib.closing(open_source(disk)) as source:
-        return source.identity.key
+        return source.identity
 
 
 def _look_at(name: str, grant: Grant) -> None:
@@ -98,9 +99,9 @@ def _look_at(name: str, grant: Grant) -> None:
     except BlockstreamError:
         warn(f"{name}: {grant.path} cannot be looked at here and now", as_json=False)
         return
-    if found != grant.identity:
+    if not found.is_known_as(grant.identity):
         warn(
-            f"{name}: {grant.path} is {found}, not {grant.identity}: nothing can be sent to it as "
-            "long as that is so",
+            f"{name}: {grant.path} is {found.key}, not {grant.identity}: nothing can be sent to it "
+            "as long as that is so",
             as_json=False,
         )

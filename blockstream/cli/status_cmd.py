@@ -4,26 +4,40 @@ from pathlib import Path
 
 import click
 
-from blockstream.cli.console import result, show
+from blockstream.cli.console import result, say, show
 from blockstream.cli.options import with_json, with_state_dir
+from blockstream.errors import UsageError
 from blockstream.jobs.targets import TargetStatus
-from blockstream.jobs.upkeep import all_statuses, status
+from blockstream.jobs.upkeep import all_statuses, forget, status
 from blockstream.words import size_text
 from blockstream_protocol import Clean, Dirty
 
 
 @click.command("status", short_help="Show what a target holds, and the resume token.")
 @click.argument("target", required=False)
+@click.option("--forget", "forgets", is_flag=True, help="Forget TARGET, which may be gone.")
+@click.option(
+    "--force-base", is_flag=True, help="Forget it although it is unfinished, or could be undone."
+)
 @with_json
 @with_state_dir
-def command(target: str | None, as_json: bool, state_dir: Path) -> None:
+def command(
+    target: str | None, forgets: bool, force_base: bool, as_json: bool, state_dir: Path
+) -> None:
     """Show what TARGET holds and what is unfinished; without TARGET, of all that are known.
 
     \b
     Examples:
       blockstream status /dev/vg/vm
+      blockstream status --forget /mnt/old/disk.img
       blockstream send --resume "$(blockstream status --json DISK | jq -r .token)" ...
     """  # noqa: D301
+    if forgets or force_base:
+        if target is None or not forgets:
+            raise UsageError("--forget takes one TARGET; --force-base goes with it")
+        for folder in forget(target, state_dir, force_base=force_base):
+            say(f"forgotten: {folder}; only a full copy may go onto {target} now")
+        return
     found = [status(target, state_dir)] if target is not None else all_statuses(state_dir)
     for one in found:
         if as_json:

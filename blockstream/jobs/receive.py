@@ -313,7 +313,7 @@ def _would_make(request: ReceiveRequest, opening: Open) -> ReceiveResult:
 def _target(request: ReceiveRequest, frames: FrameReader, *, duplex: bool) -> DiskTarget:
     if not request.create:
         target = open_target(request.target, force_in_use=request.force_in_use)
-        if request.identity not in {"", target.identity.key}:
+        if request.identity and not target.identity.is_known_as(request.identity):
             target.close()
             raise RefusedError("the target is not the disk that was granted; nothing was written")
         return target

@@ -89,8 +89,13 @@ def folder_of(state_dir: Path, target: DiskTarget) -> Path:
 
 
 def _folder(state_dir: Path, identity: Identity) -> Path:
-    key = hashlib.sha256(identity.key.encode()).hexdigest()[:32]
-    return state_dir / "targets" / key
+    """Return where the state lies, or would; it may lie under what it was known by before."""
+    folders = [_named(state_dir, key) for key in (identity.key, *identity.others)]
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
+
+
+def _named(state_dir: Path, key: str) -> Path:
+    return state_dir / "targets" / hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
 def made_before(location: str, state_dir: Path, same: Callable[[Clean], bool]) -> bool:

@@ -1,5 +1,7 @@
 """What people do to a target's state between transfers: adopt, abort, apply, list."""
 
+import contextlib
+import shutil
 from pathlib import Path
 
 from blockstream.errors import NotFoundError, RefusedError, UsageError
@@ -12,6 +14,9 @@ from blockstream.jobs.targets import (
     read_status,
     status_at,
 )
+from blockstream.linux.state_directory import JournalFiles
+from blockstream.locations import of_this_host
+from blockstream.pipeline.journal import SLOT_BYTES
 from blockstream.pipeline.samples import evidence
 from blockstream_protocol import Clean, Dirty, Plan, Unknown, is_id
 
@@ -131,3 +136,38 @@ def _check_undo(everything: OpenedTarget) -> None:
             f"{everything.target.name} is UNKNOWN, so the undo log may not belong to what it "
             "holds; nothing was written"
         )
+
+
+def forget(location: str, state_dir: Path, *, force_base: bool) -> list[Path]:
+    """Forget what is known of a target, which may be gone; only a full copy may go onto it then.
+
+    Args:
+        location: The target, or the path under which it was known.
+        state_dir: Where journals lie.
+        force_base: Also where something could still be finished or taken back.
+
+    Returns:
+        The folders that were removed.
+
+    Raises:
+        NotFoundError: If nothing is known of it.
+        BusyError: If somebody writes it now.
+        RefusedError: If something of it could still be finished or taken back.
+    """
+    path = absolute_path(of_this_host(location))
+    found = {one.folder: one for one in all_statuses(state_dir) if one.location == path}
+    with contextlib.suppress(NotFoundError, RefusedError):
+        one = status_at(location, state_dir)
+        found[one.folder] = one
+    if not found:
+        raise NotFoundError(f"nothing is known of {location} in {state_dir}; nothing was forgotten")
+    for one in found.values():
+        if not force_base and (one.staged or one.undo or isinstance(one.state, Dirty)):
+            raise RefusedError(
+                f"of {location} something is unfinished, staged, or could be taken back, as "
+                "`blockstream status` shows; nothing was forgotten; --force-base forgets it too"
+            )
+    for folder in found:
+        with JournalFiles.opened(folder, SLOT_BYTES):
+            shutil.rmtree(folder)
+    return sorted(found)

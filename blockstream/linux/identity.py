@@ -1,20 +1,27 @@
 """Who a device or file is, across renames, reboots and reused nodes."""
 
+import contextlib
 import ctypes
+import fcntl
 import hashlib
 import os
 import re
 import stat
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from blockstream.linux.block import diskseq_of, read_path, read_text, sysfs_node
+from blockstream.linux.files import file_system_of
 
 _AT_EMPTY_PATH = 0x1000
 _STATX_BTIME = 0x800
 _BTIME_OFFSET = 0x50  # in struct statx: stx_btime, s64 seconds then u32 nanoseconds
+_GETFSUUID = 0x80111500  # linux/fs.h: FS_IOC_GETFSUUID, since Linux 6.9
+_XFS_GEOMETRY = 0x80705864  # libxfs/xfs_fs.h: XFS_IOC_FSGEOMETRY_V1
+# Whose f_fsid is made of the id, and not of the device's number: ext4, btrfs, f2fs, ZFS.
+_FSID_LASTS = frozenset({0xEF53, 0x9123683E, 0xF2F52010, 0x2FC12FC1})
 _NODE = re.compile(r"(block|file):(\d{1,15}):(\d{1,20})")
 _MOST_NODES = 16  # a source names itself; more is not ours
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -27,10 +34,22 @@ class Identity:
     Attributes:
         key: Text that no other disk has.
         lasting: Whether the key outlives a reboot; if not, the state is UNKNOWN after one.
+        others: What it was known by on other kernels, or to earlier versions.
     """
 
     key: str
     lasting: bool
+    others: tuple[str, ...] = ()
+
+    def is_known_as(self, text: str) -> bool:
+        """Tell whether a text is one that it is, or was, known by."""
+        return text == self.key or text in self.others
+
+    @classmethod
+    def of_file(cls, form: str, keys: Sequence[str]) -> "Identity":
+        """Return the identity of what is known by a file; `form` has `{}` for what that is."""
+        first, *others = (form.format(key) for key in keys)
+        return cls(first, lasting=True, others=tuple(others))
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -46,12 +65,12 @@ def identity_of(fd: int) -> Identity:
     """Return the identity of an open device or regular file.
 
     A device is known by its device-mapper UUID, WWN or partition UUID, a loop device by its
-    backing file, a file by device, inode and birth time, anything else by the number of this life
-    of the device.
+    backing file, a file by its file system, inode and birth time, anything else by the number of
+    this life of the device.
     """
     info = os.fstat(fd)
     if not stat.S_ISBLK(info.st_mode):
-        return Identity(f"file:{_file_key(fd, info)}", lasting=True)
+        return Identity.of_file("file:{}", _file_keys(fd, info))
     sysfs = sysfs_node(info.st_rdev)
     for name, prefix in (("dm/uuid", "dm"), ("wwid", "wwn"), ("device/wwid", "wwn")):
         text = read_text(sysfs / name)
@@ -75,13 +94,30 @@ def _loop_identity(sysfs: Path, backing: str) -> Identity:
     except OSError:  # deleted, or in another mount namespace
         return Identity(f"loop:{backing}:{window}:{read_text(sysfs / 'diskseq')}", lasting=False)
     try:
-        return Identity(f"loop:{_file_key(fd, os.fstat(fd))}:{window}", lasting=True)
+        return Identity.of_file(f"loop:{{}}:{window}", _file_keys(fd, os.fstat(fd)))
     finally:
         os.close(fd)
 
 
-def _file_key(fd: int, info: os.stat_result) -> str:
-    return f"{info.st_dev}:{info.st_ino}:{_birth_of(fd)}"
+def _file_keys(fd: int, info: os.stat_result) -> list[str]:
+    """Return what a file is known by, the best first.
+
+    The number of a device changes from one mount to the next, and with the order of disks. The file
+    system's own id stays; which of them can be had depends on the kernel.
+    """
+    places = [*_file_system_ids(fd), str(info.st_dev)]
+    return [f"{place}:{info.st_ino}:{_birth_of(fd)}" for place in places]
+
+
+def _file_system_ids(fd: int) -> Iterator[str]:
+    for request, size, first in ((_GETFSUUID, 17, 1), (_XFS_GEOMETRY, 112, 64)):
+        with contextlib.suppress(OSError):
+            answer = fcntl.ioctl(fd, request, bytes(size))
+            if any(uuid := answer[first : first + 16]):
+                yield f"uuid-{uuid.hex()}"
+                break
+    if file_system_of(fd) in _FSID_LASTS:
+        yield f"fsid-{os.fstatvfs(fd).f_fsid:x}"
 
 
 def _birth_of(fd: int) -> int:

@@ -1,14 +1,17 @@
 """A receiver that may still write to a target is waited for, and nobody else."""
 
 import fcntl
+import hashlib
 from pathlib import Path
 
 import pytest
 
-from blockstream.errors import BusyError
+from blockstream.errors import BusyError, NotFoundError, RefusedError
 from blockstream.jobs import targets
-from blockstream.jobs.targets import wait_for_receiver
+from blockstream.jobs.targets import UNDO_NAME, status_at, wait_for_receiver
+from blockstream.jobs.upkeep import adopt, forget
 from blockstream.linux.block import is_locked
+from blockstream.linux.identity import identity_of
 
 
 @pytest.fixture
@@ -44,3 +47,43 @@ def test_who_only_looks_is_not_waited_for(disk: Path) -> None:
     with disk.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         wait_for_receiver(str(disk), 0)
+
+
+def test_a_journal_of_an_earlier_version_is_found_again(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(1 << 16))
+    with disk.open("rb") as file:
+        known = identity_of(file.fileno())
+    if not known.others:
+        pytest.skip("this file system has no id of its own")
+    adopt(str(disk), "a", tmp_path / "state", force_base=False)
+    new = status_at(str(disk), tmp_path / "state").folder
+    old = new.with_name(hashlib.sha256(known.others[-1].encode()).hexdigest()[:32])
+    new.rename(old)
+    assert status_at(str(disk), tmp_path / "state").folder == old
+    adopt(str(disk), "b", tmp_path / "state", force_base=False)
+    assert [path.name for path in old.parent.iterdir()] == [old.name]
+
+
+def test_a_target_that_is_gone_can_be_forgotten(tmp_path: Path) -> None:
+    disk, state = tmp_path / "disk", tmp_path / "state"
+    disk.write_bytes(bytes(1 << 16))
+    adopt(str(disk), "a", state, force_base=False)
+    folder = status_at(str(disk), state).folder
+    disk.unlink()
+    with pytest.raises(NotFoundError, match="nothing was forgotten"):
+        forget(str(tmp_path / "other"), state, force_base=False)
+    assert forget(str(disk), state, force_base=False) == [folder]
+    assert not folder.exists()
+    with pytest.raises(NotFoundError):
+        forget(str(disk), state, force_base=False)
+
+
+def test_what_could_be_taken_back_is_forgotten_only_by_force(tmp_path: Path) -> None:
+    disk, state = tmp_path / "disk", tmp_path / "state"
+    disk.write_bytes(bytes(1 << 16))
+    adopt(str(disk), "a", state, force_base=False)
+    (status_at(str(disk), state).folder / UNDO_NAME).touch()
+    with pytest.raises(RefusedError, match="could be taken back"):
+        forget(str(disk), state, force_base=False)
+    assert len(forget(str(disk), state, force_base=True)) == 1

@@ -311,3 +311,43 @@ def test_the_holder_of_a_lock_is_named(image: Path) -> None:
         fcntl.flock(one, fcntl.LOCK_EX)
         command = Path("/proc/self/comm").read_text().strip()
         assert lock_holder_of(other) == f"process {os.getpid()} ({command})"
+
+
+# Files.
+
+
+@pytest.mark.root
+@pytest.mark.needs("mkfs.ext4", "mkfs.xfs")
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_a_file_is_the_same_after_a_remount_under_another_number(tmp_path: Path, kind: str) -> None:
+    """The order of disks had changed, and each target was a new one."""
+    image, spare = tmp_path / "image", tmp_path / "spare"
+    for path, size in ((image, 320 << 20), (spare, 1 << 20)):
+        with path.open("wb") as file:
+            file.truncate(size)
+    run(f"mkfs.{kind}", "-q", image)
+    found = []
+    for other in (False, True):
+        with contextlib.ExitStack() as stack:
+            if other:
+                stack.enter_context(loop_device(spare))
+            device = stack.enter_context(loop_device(image))
+            place = stack.enter_context(mounted(device, tmp_path / "mnt"))
+            (place / "disk").touch()
+            number = (place / "disk").stat().st_dev
+            found.append((number, known(place / "disk")))
+    (number, before), (other_number, after) = found
+    assert number != other_number
+    assert before.key == after.key
+    assert f"file:{number}:" in before.others[-1]
+    assert after.is_known_as(before.key)
+    assert not after.is_known_as(before.others[-1])
+
+
+def test_a_file_is_known_as_earlier_versions_knew_it(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    path.touch()
+    found, info = known(path), path.stat()
+    former = (found.key, *found.others)[-1]
+    assert former.startswith(f"file:{info.st_dev}:{info.st_ino}:")
+    assert found.is_known_as(former)
