@@ -85,13 +85,26 @@ def run(arguments: list[str]) -> int:
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as it is under nohup
         signal.signal(signal.SIGHUP, _stopped)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    return _flushed(_status_of(arguments))
+    try:
+        return _flushed(_status_of(arguments))
+    except InterruptedTransferError as error:  # between two steps of ours
+        _speak(error, as_json="--json" in arguments)
+        return error.exit_status
+    finally:
+        _ignore_signals()
+
+
+def _ignore_signals() -> None:
+    """All is done, or has failed: a signal comes too late."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _status_of(arguments: list[str]) -> int:
     as_json = "--json" in arguments
     try:
         result = cli.main(arguments, prog_name="blockstream", standalone_mode=False)
+        _ignore_signals()
     except click.ClickException as error:
         if as_json:
             _speak(UsageError(error.format_message()), as_json=True)

@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -56,12 +56,10 @@ def supervised(
         BlockstreamError: Whatever `run` raised.
     """
     before = {number: signal.getsignal(number) for number in (*_STOPS, signal.SIGUSR1)}
-    came: list[int] = []
+    waiting = _Waiting()
+    waiting.begin()
     try:
-        # While the loop is made, a signal waits: within its code nobody would expect it.
-        for number in _heeded():
-            signal.signal(number, lambda number, _frame: came.append(number))
-        return asyncio.run(_supervised(run, work, progress, reporters, came))
+        return asyncio.run(_supervised(run, work, progress, reporters, waiting))
     except BaseExceptionGroup as group:
         if len(group.exceptions) > 1:
             raise
@@ -70,6 +68,29 @@ def supervised(
         # The loop leaves the system's own, by which a signal would end us without a word.
         for number, handler in before.items():
             signal.signal(number, handler)
+        for late in waiting.came:
+            os.kill(os.getpid(), late)
+
+
+class _Waiting:
+    """Signals that wait while the loop is made and closed: its code expects none then.
+
+    Attributes:
+        came: Those that did.
+    """
+
+    def __init__(self) -> None:
+        self.came: list[int] = []
+        self._heeded = _heeded()
+
+    def begin(self) -> None:
+        """Let signals wait; nobody is there to be asked how far it is."""
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        for number in self._heeded:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _frame: object) -> None:
+        self.came.append(number)
 
 
 def _heeded() -> list[signal.Signals]:
@@ -120,19 +141,24 @@ async def _supervised(
     work: Work,
     progress: Progress,
     reporters: list[Reporter],
-    came: Sequence[int],
+    waiting: _Waiting,
 ) -> T:
     loop = asyncio.get_running_loop()
-    _install_signals(loop, work, progress, reporters, came)
-    async with asyncio.TaskGroup() as group:
-        ticking = [group.create_task(_report(reporter, progress)) for reporter in reporters]
-        if work.tick is not None:
-            ticking.append(group.create_task(_tick(work.tick), name="tick"))
-        try:
-            return await in_thread(run, "transfer")
-        finally:
-            for task in ticking:
-                task.cancel()
+    _install_signals(loop, work, progress, reporters, waiting)
+    try:
+        async with asyncio.TaskGroup() as group:
+            ticking = [group.create_task(_report(reporter, progress)) for reporter in reporters]
+            if work.tick is not None:
+                ticking.append(group.create_task(_tick(work.tick), name="tick"))
+            try:
+                return await in_thread(run, "transfer")
+            finally:
+                for task in ticking:
+                    task.cancel()
+    finally:
+        for number in (*_STOPS, signal.SIGUSR1):
+            loop.remove_signal_handler(number)
+        waiting.begin()
 
 
 async def in_thread(run: Callable[[], T], name: str) -> T:
@@ -181,7 +207,7 @@ def _install_signals(
     work: Work,
     progress: Progress,
     reporters: list[Reporter],
-    came: Sequence[int],
+    waiting: _Waiting,
 ) -> None:
     stopping = False
 
@@ -196,8 +222,8 @@ def _install_signals(
 
     for number in _heeded():
         loop.add_signal_handler(number, stop, number.name)
-    for early in came[:1]:
-        stop(signal.Signals(early).name)
+    while waiting.came:
+        stop(signal.Signals(waiting.came.pop(0)).name)
 
     def show() -> None:
         for reporter in reporters:

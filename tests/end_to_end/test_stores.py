@@ -398,6 +398,26 @@ def test_many_packs_outlive_it_anywhere(
     outlived(host, anywhere, tmp_path, line, point, 3)
 
 
+def test_what_was_saved_is_known_after_a_compaction_as_well(
+    host: Host, either: str, tmp_path: Path
+) -> None:
+    """The newest point was another one by then: "g is state g already, with another content"."""
+    disk, listed = tmp_path / "disk", tmp_path / "changes"
+    saved(host, either, disk, 2)
+    disk.write_bytes(disk.read_bytes()[:BLOCK] + bytes(BLOCK) + disk.read_bytes()[2 * BLOCK :])
+    listed.write_text(json.dumps([change(BLOCK)]))
+    last = json.loads(ok(host.run("points", f"{either}/vm", "--json")).out.splitlines()[-1])
+    words = ("send", disk, f"{either}/vm", "--base", last["state"], "--goal", "g")
+    ok(host.run(*words, "--extents", listed))
+    ok(host.run("store", "compact", f"{either}/vm"))
+    again = ok(host.run(*words, "--extents", listed))
+    assert "already saved" in again.err
+    disk.write_bytes(b"x" + disk.read_bytes()[1:])
+    other = host.run(*words, "--extents", listed)
+    assert other.status == 10, other.err
+    assert "with another content" in other.err
+
+
 def mostly_overwritten(host: Host, store: str, disk: Path, listed: Path) -> None:
     """Save a disk, and then two thirds of it anew: 8 MiB of the first pack are needed yet."""
     rng = random.Random(8)  # noqa: S311

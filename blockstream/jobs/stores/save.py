@@ -134,7 +134,7 @@ def save(
     last = disk.last()
     what = planned(request, source)
     if last is not None and last.state == what.opening.goal:
-        _check_same(request, what, source, last, progress, reporters)
+        _check_same(request, what, source, disk, last, progress, reporters)
         return SaveResult(last, progress.snapshot(), existed=True)
     disk.check_free(last.seq + 1 if last is not None else 1)
     began, found = time.monotonic(), None
@@ -221,19 +221,25 @@ def _check_same(
     request: SendRequest,
     what: SendPlan,
     source: Source,
+    disk: StoredDisk,
     last: Point,
     progress: Progress,
     reporters: list[Reporter],
 ) -> None:
     """Check that the newest point is what would be sent: an earlier run was not heard of.
 
-    What the source holds is read and digested, unless it cannot have changed.
+    What the source holds is read and digested, unless it cannot have changed. A point that was made
+    of others, as by `compact`, is of no transfer: its disk is compared.
 
     Raises:
         RefusedError: If it is not.
     """
     same = what.opening.identity(blake3.blake3).hex() == last.transfer
-    if same and not source.immutable:
+    if last.kind is PointKind.SYNTHETIC:
+        nothing = ExtentMap.empty(source.size)
+        compared = audit(source, disk, last, nothing, 1, reporters)
+        same = source.size == last.size and not len(compared.missed)
+    elif same and not source.immutable:
         nowhere = _Nowhere(progress)
         same = _streamed(request, what, source, nowhere, progress, reporters).chain == last.chain
     if not same:
