@@ -285,6 +285,11 @@ class Remote:
         return f"{self.account}::{self.name}" if self.name else f"{self.account}:{self.path}"
 
     @property
+    def key(self) -> str:
+        """What tells it from every other one."""
+        return f"{self} port {self.port}" if self.port else str(self)
+
+    @property
     def account(self) -> str:
         """USER@HOST, or HOST."""
         return f"{self.user}@{self.host}" if self.user else self.host

@@ -8,6 +8,7 @@ import click
 from blockstream.cli.console import show
 from blockstream.cli.exports import with_certificates, with_export_options
 from blockstream.cli.options import (
+    ProgressWish,
     cleared,
     parse_size,
     reporters,
@@ -56,7 +57,7 @@ def command(
     state_dir: Path,
     as_json: bool,
     quiet: bool,
-    progress_fd: int | None,
+    progress: ProgressWish,
 ) -> None:
     """Write the extents of SOURCE to standard output, as JSON that `send --extents` reads.
 
@@ -102,7 +103,7 @@ def command(
         if since is None:
             _show(new.extents(), Meaning.ALLOCATED)
             return
-        seen = reporters("compare", as_json=as_json, quiet=quiet, progress_fd=progress_fd)
+        seen = reporters("compare", as_json=as_json, quiet=quiet, progress=progress)
         with contextlib.closing(open_source(since)) as old:
             extents = _compared(new, old, seen)
         new.validate()

@@ -8,6 +8,7 @@ import click
 
 from blockstream.cli.console import result, show
 from blockstream.cli.options import (
+    ProgressWish,
     cleared,
     refuse_terminal,
     reporters,
@@ -41,7 +42,7 @@ def command(
     given: str | None,
     as_json: bool,
     quiet: bool,
-    progress_fd: int | None,
+    progress: ProgressWish,
 ) -> None:
     """Show ids, sizes and a map of STREAM, a file or - for standard input; verify every digest.
 
@@ -55,7 +56,7 @@ def command(
       ssh HOST cat disk.bsx | blockstream inspect
       blockstream inspect delta.rbd
     """  # noqa: D301
-    shown = reporters("inspect", as_json=as_json, quiet=quiet, progress_fd=progress_fd)
+    shown = reporters("inspect", as_json=as_json, quiet=quiet, progress=progress)
     if stream == "-":
         refuse_terminal(0, "standard input")
         _inspected(stream, 0, given, shown, as_json=as_json)

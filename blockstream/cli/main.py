@@ -11,6 +11,7 @@ from types import FrameType
 import click
 
 from blockstream import __version__
+from blockstream.cli.command_group import CommandGroup
 from blockstream.cli.console import event, say
 from blockstream.errors import (
     BlockstreamError,
@@ -43,11 +44,12 @@ _COMMANDS = (
 )
 # What our own commands run on other hosts; nobody types them.
 _PLUMBING = ("join", "digests", "landing")
+_VERSION = "version"
 _ALIASES = {"receive": "recv"}
 _IMPORTING_SECONDS = 0.05
 
 
-class _Commands(click.Group):
+class _Commands(CommandGroup):
     """Imports a command only when it is used, so that `recv` starts fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -55,14 +57,24 @@ class _Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         name = _ALIASES.get(cmd_name, cmd_name)
+        if name == _VERSION:
+            return _version
         if name not in _COMMANDS + _PLUMBING:
             return None
         command = importlib.import_module(f"blockstream.cli.{name}_cmd").command
         return command if isinstance(command, click.Command) else None
 
 
+def _show_version() -> None:
+    """Show the version, as --version does."""
+    click.echo(f"blockstream, version {__version__}")
+
+
+_version = click.Command(_VERSION, callback=_show_version, help="Show the version.")
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="blockstream")
+@click.version_option(__version__, "-V", "--version", prog_name="blockstream")
 def cli() -> None:
     """Move block devices by streaming only what changed, and prove that it arrived.
 

@@ -29,7 +29,7 @@ def made_of(command: str, streams: Sequence[str], to: str, options: Mapping[str,
     if "-" in streams:
         refuse_terminal(_STDIN, "standard input")
     as_json, quiet = options["as_json"], options["quiet"]
-    shown = reporters(command, as_json=as_json, quiet=quiet, progress_fd=options["progress_fd"])
+    shown = reporters(command, as_json=as_json, quiet=quiet, progress=options["progress"])
     if to != OURS and options["compress"] != "auto":
         raise UsageError("--compress is only for streams of ours")
     check_names(options)

@@ -11,6 +11,7 @@ import click
 
 from blockstream.cli.console import event, say
 from blockstream.cli.options import (
+    ProgressWish,
     cleared,
     parse_size,
     reporters,
@@ -119,7 +120,7 @@ def command(
     state_dir: Path,
     as_json: bool,
     quiet: bool,
-    progress_fd: int | None,
+    progress: ProgressWish,
     **options: Any,
 ) -> None:
     """Move logical VOLUMEs that are in use to HOST, where the guest is then started.
@@ -143,7 +144,7 @@ def command(
       blockstream migrate --resume vg/vm
       blockstream migrate --abort vg/vm
     """  # noqa: D301
-    shown = reporters("migrate", as_json=as_json, quiet=quiet, progress_fd=progress_fd)
+    shown = reporters("migrate", as_json=as_json, quiet=quiet, progress=progress)
     voice = _Voice(shown, as_json=as_json, quiet=quiet)
     if resume or abort:
         reaching = PEER_OPTIONS if abort else frozenset()
@@ -369,7 +370,16 @@ def _typed(context: click.Context, without: Collection[str] = ()) -> list[str]:
     return words
 
 
-_NOT_KEPT = {"resume", "abort", "dry_run", "as_json", "quiet", "progress_fd", "state_dir"}
+_NOT_KEPT = {
+    "resume",
+    "abort",
+    "dry_run",
+    "as_json",
+    "quiet",
+    "progress_fd",
+    "progress_interval",
+    "state_dir",
+}
 
 
 def _show(report: MigrationReport, *, as_json: bool, quiet: bool) -> None:

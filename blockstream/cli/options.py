@@ -1,10 +1,12 @@
 """Options and checks that several commands share."""
 
+import functools
 import os
 import stat
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -15,6 +17,7 @@ from blockstream.cli.console import (
     PercentReporter,
     event,
     say,
+    write_share,
 )
 from blockstream.errors import UsageError
 from blockstream.jobs.supervision import Reporter
@@ -23,6 +26,7 @@ from blockstream.linux.state_directory import check_owner, default_state_directo
 F = TypeVar("F", bound=Callable[..., Any])
 
 _STDIN = 0
+_CANNOT_DRAW = {"", "dumb", "unknown"}
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -43,23 +47,51 @@ def with_json(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Speak in JSON lines.")(function)
 
 
+@dataclass(frozen=True, slots=True)
+class ProgressWish:
+    """How progress is to be shown.
+
+    Attributes:
+        fd: Where N/100 lines go; None for nowhere.
+        every: Seconds between two lines; None for as often as is usual.
+    """
+
+    fd: int | None
+    every: float | None
+
+
 def with_progress(function: F) -> F:
-    """Add --json, --quiet and --progress."""
+    """Add --json, --quiet, --progress and --progress-interval, as `progress`."""
+
+    @functools.wraps(function)
+    def run(*, progress_fd: int | None, progress_interval: float | None, **options: Any) -> None:
+        function(progress=ProgressWish(progress_fd, progress_interval), **options)
+        if progress_fd is not None:
+            write_share(progress_fd, 100)
+
+    command = cast("F", run)
     for option in (
         click.option("-q", "--quiet", is_flag=True, help="No progress and no closing line."),
+        click.option(
+            "--progress-interval",
+            type=click.FloatRange(min=0.1),
+            metavar="SECONDS",
+            help="Between two lines in a log. [default: at 10 s, then each minute, after ten each "
+            "ten minutes; JSON each second]",
+        ),
         click.option(
             "--progress",
             "progress_fd",
             type=int,
             metavar="FD",
-            help="Write N/100 lines to this descriptor, as nbdcopy does.",
+            help="Write N/100 lines to this descriptor, as nbdcopy does; 100/100 once it is done.",
         ),
     ):
-        function = option(function)
-    return with_json(function)
+        command = option(command)
+    return with_json(command)
 
 
-def reporters(name: str, *, as_json: bool, quiet: bool, progress_fd: int | None) -> list[Reporter]:
+def reporters(name: str, *, as_json: bool, quiet: bool, progress: ProgressWish) -> list[Reporter]:
     """Return whoever shows progress, as the options and the terminal ask.
 
     Raises:
@@ -67,18 +99,23 @@ def reporters(name: str, *, as_json: bool, quiet: bool, progress_fd: int | None)
     """
     found: list[Reporter] = []
     if as_json:
-        found.append(EventReporter())
-    elif not quiet and not os.isatty(2):
-        found.append(LineReporter(name))
+        found.append(EventReporter(progress.every))
+    elif not quiet and not _can_draw():
+        found.append(LineReporter(name, progress.every))
     elif not quiet and not sender_draws(_STDIN):
         found.append(BarReporter(name))
-    if progress_fd is not None:
+    if progress.fd is not None:
         try:
-            os.write(progress_fd, b"")
+            os.write(progress.fd, b"")
         except OSError as error:
-            raise UsageError(f"--progress={progress_fd}: {error.strerror}") from error
-        found.append(PercentReporter(progress_fd))
+            raise UsageError(f"--progress={progress.fd}: {error.strerror}") from error
+        found.append(PercentReporter(progress.fd))
     return found
+
+
+def _can_draw() -> bool:
+    """Tell whether people look at a terminal that can move its cursor."""
+    return os.isatty(2) and os.environ.get("TERM", "") not in _CANNOT_DRAW
 
 
 def sender_draws(fd: int) -> bool:

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from blockstream.cli.machines import refuse_machine_options
 from blockstream.cli.peers import refuse_peer_options
 from blockstream.cli.recv_cmd import TARGET_FLAGS
 from blockstream.errors import UsageError
-from blockstream.jobs.receive import ApplyMode
+from blockstream.jobs.apply_modes import ApplyMode
 from blockstream.locations import (
     Remote,
     StorePlace,
@@ -46,6 +47,15 @@ class Places:
     def source(self) -> str:
         """The first disk."""
         return self.sources[0]
+
+    @property
+    def key(self) -> str:
+        """What tells the first target from every other one; empty for standard output."""
+        if self.hosts:
+            return self.hosts[0].key
+        if self.target is None or self.store is not None:
+            return self.target or ""
+        return str(Path(self.target).absolute())
 
     @property
     def within_one_host(self) -> bool:
@@ -106,9 +116,8 @@ def check_places(places: Places, options: Mapping[str, Any]) -> None:
         raise UsageError("one of SOURCE and TARGET has to be on this host; run it on one of theirs")
     if places.from_host is None and not places.hosts:
         refuse_peer_options(options)
-        if options["apply"] != ApplyMode.DIRECT:
-            raise UsageError("--apply needs another host; over a pipe, give it to `recv`")
-    if places.target is None and any(options[name] for name in TARGET_FLAGS):
+    flags = any(options[name] for name in TARGET_FLAGS) or options["apply"] != ApplyMode.DIRECT
+    if places.target is None and flags:
         raise UsageError("options of the target need a TARGET; over a pipe, give them to `recv`")
 
 
@@ -121,12 +130,10 @@ def _check_machine(places: Places, options: Mapping[str, Any]) -> None:
         return
     if machine_place(places.source).reader != "sftp":
         refuse_peer_options(options)
-    if options["apply"] != ApplyMode.DIRECT:
-        raise UsageError("--apply needs another host")
 
 
 def _check_no_disk(options: Mapping[str, Any]) -> None:
-    if any(options[name] for name in TARGET_FLAGS):
+    if any(options[name] for name in TARGET_FLAGS) or options["apply"] != ApplyMode.DIRECT:
         raise UsageError("a store is no disk: leave the options of a TARGET out")
 
 

@@ -13,6 +13,7 @@ from blockstream.cli.console import event, saving_text, say
 from blockstream.cli.foreign import show_foreign, wish_given, with_foreign_options
 from blockstream.cli.meeting import meeting_of, with_meeting
 from blockstream.cli.options import (
+    ProgressWish,
     cleared,
     refuse_terminal,
     reporters,
@@ -26,9 +27,9 @@ from blockstream.errors import (
     UsageError,
 )
 from blockstream.formats.foreign.wrappings import wrapping
+from blockstream.jobs.apply_modes import ApplyMode
 from blockstream.jobs.foreign.whose import beginning, is_ours
 from blockstream.jobs.receive import (
-    ApplyMode,
     ReceiveRequest,
     ReceiveResult,
     receive,
@@ -119,7 +120,7 @@ def command(  # one an option
     state_dir: Path,
     as_json: bool,
     quiet: bool,
-    progress_fd: int | None,
+    progress: ProgressWish,
     **foreign: Any,
 ) -> None:
     """Take a stream from standard input and write it to TARGET, a block device or file.
@@ -147,7 +148,7 @@ def command(  # one an option
     if receipt == "-" or session:
         refuse_terminal(1, "standard output")
     quiet = quiet or session
-    shown = reporters("recv", as_json=as_json, quiet=quiet, progress_fd=progress_fd)
+    shown = reporters("recv", as_json=as_json, quiet=quiet, progress=progress)
     request = ReceiveRequest(
         target=target,
         state_dir=state_dir,

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from blockstream.cli.console import event, saving_text, say
-from blockstream.cli.options import cleared, reporters, with_progress, with_state_dir
+from blockstream.cli.options import ProgressWish, cleared, reporters, with_progress, with_state_dir
 from blockstream.cli.peers import peer_options, refuse_peer_options, with_peer_options
 from blockstream.cli.recv_cmd import TARGET_FLAGS, show_received, with_target_options
 from blockstream.cli.stores import (
@@ -45,7 +45,7 @@ def command(
     state_dir: Path,
     as_json: bool,
     quiet: bool,
-    progress_fd: int | None,
+    progress: ProgressWish,
     **options: Any,
 ) -> None:
     """Write a restore point onto TARGET, a disk of this host or, as HOST:/PATH, of another.
@@ -67,7 +67,7 @@ def command(
     if host is None:
         of_this_host(target)
         refuse_peer_options(options)
-    shown = reporters("restore", as_json=as_json, quiet=quiet, progress_fd=progress_fd)
+    shown = reporters("restore", as_json=as_json, quiet=quiet, progress=progress)
     where = ReceiveRequest(
         target=target, state_dir=state_dir, **{name: options[name] for name in TARGET_FLAGS}
     )

@@ -1,6 +1,7 @@
 """`blockstream send`."""
 
 import contextlib
+import platform
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from blockstream.cli.exports import with_certificates, with_export_options
 from blockstream.cli.machines import send_machine, with_machine_options
 from blockstream.cli.meeting import meeting_of, with_meeting
 from blockstream.cli.options import (
+    ProgressWish,
     cleared,
     refuse_terminal,
     reporters,
@@ -38,16 +40,17 @@ from blockstream.cli.stores import StoreAccess, opened_store, show_saved, with_s
 from blockstream.cli.voice import Voice, show_plan, show_sent
 from blockstream.cli.volumes import wish_of, with_snapshot_options, with_vmdk_options
 from blockstream.errors import UsageError
+from blockstream.jobs.apply_modes import ApplyMode
 from blockstream.jobs.copy import copy
 from blockstream.jobs.disk_set import push_set
 from blockstream.jobs.peer import pull, push, push_differing
-from blockstream.jobs.receive import ApplyMode, ReceiveRequest
+from blockstream.jobs.receive import ReceiveRequest
 from blockstream.jobs.rehearsal import rehearsed_here, rehearsed_there
 from blockstream.jobs.send import SendRequest, planned, send
 from blockstream.jobs.session import send_session
 from blockstream.jobs.snapshots import SnapshotWish, opened
 from blockstream.jobs.stores.memory import Memory
-from blockstream.jobs.stores.save import estimated, save
+from blockstream.jobs.stores.save import estimated, from_last, save
 from blockstream.locations import Remote, StorePlace
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.progress import Progress
@@ -63,7 +66,9 @@ _NO_EFFECT = "have no effect here: a session with another host confirms and cont
 @click.command("send", short_help="Send a disk, or what changed in it.")
 @click.argument("places", nargs=-1, required=True, metavar="SOURCE... [TARGET]")
 @click.option(
-    "--base", default="", help="State that the target holds; `last` is the newest confirmed."
+    "--base",
+    default="",
+    help="State that the target holds; `last` is what was last confirmed to be on this TARGET.",
 )
 @click.option("--goal", default="", help="Name of the state that is sent. [default: a random one]")
 @click.option(
@@ -103,7 +108,7 @@ _NO_EFFECT = "have no effect here: a session with another host confirms and cont
     "--apply",
     type=click.Choice([mode.value for mode in ApplyMode]),
     default=ApplyMode.DIRECT.value,
-    help="How it comes onto a TARGET of another host; see `blockstream recv --help`.",
+    help="How it comes onto TARGET; see `blockstream recv --help`.",
 )
 @click.option(
     "--compare",
@@ -114,6 +119,12 @@ _NO_EFFECT = "have no effect here: a session with another host confirms and cont
     "--session",
     is_flag=True,
     help="Hear answers on standard input: what a fetching `send` starts on the other host.",
+)
+@click.option(
+    "--on-behalf-of",
+    default="",
+    hidden=True,
+    help="With --session: what the TARGET of the fetching `send` is known as here.",
 )
 @click.option(
     "--audit",
@@ -148,11 +159,12 @@ def command(  # one an option
     dry_run: bool,
     compare: bool,
     session: bool,
+    on_behalf_of: str,
     meeting: int,
     state_dir: Path,
     as_json: bool,
     quiet: bool,
-    progress_fd: int | None,
+    progress: ProgressWish,
     **options: Any,
 ) -> None:
     """Send SOURCE, a file, block device or NBD export, to TARGET, or as a stream to stdout.
@@ -202,7 +214,7 @@ def command(  # one an option
     }
     other = other_tool(options, where_to.target, [name for name, given in pipe.items() if given])
     source, target, from_host = where_to.source, where_to.target, where_to.from_host
-    shown = reporters("send", as_json=as_json, quiet=quiet or session, progress_fd=progress_fd)
+    shown = reporters("send", as_json=as_json, quiet=quiet or session, progress=progress)
     voice = Voice(shown, as_json=as_json, quiet=quiet or session)
     where = ReceiveRequest(
         target=target or "",
@@ -218,6 +230,7 @@ def command(  # one an option
             **{name: options[name] for name in ("since", "snapshot_size", "on_lost_base")}
         )
         words += [f"--{name}" for name in ("quiesced", "rotate") if options[name]]
+        words += _words(on_behalf_of=f"{platform.node()}:{where_to.key}")
         _fetch(from_host, words, where, options, voice)
         return
     limiter, followers = limiter_for(bwlimit, as_json=as_json)
@@ -232,6 +245,7 @@ def command(  # one an option
         limiter=limiter,
         receipt_seconds=receipt_seconds,
         bitmap=options["bitmap"],
+        target=on_behalf_of or where_to.key,
     )
     voice.shown += followers
     _refuse_compare(where_to, request, where, options, compare=compare, dry_run=dry_run)
@@ -241,7 +255,7 @@ def command(  # one an option
         _refuse_pipe_options(where_to, compress, bwlimit, resume, receipt_seconds)
         send_machine(places, request, where, options, voice)
         return
-    wish = wish_of(options, target or "")
+    wish = wish_of(options, request.target)
     if dry_run:
         _rehearse(request, wish, where_to, where, options, voice)
     elif where_to.hosts:
@@ -343,8 +357,8 @@ def _push(
         stack.callback(cleared, voice.shown)
         requests, disks = [], []
         for each, host in zip(places.sources, places.hosts, strict=True):
-            asked = replace(request, source=each)
-            disk, asked = stack.enter_context(opened(asked, replace(wish, target=str(host))))
+            asked = replace(request, source=each, target=host.key)
+            disk, asked = stack.enter_context(opened(asked, replace(wish, target=host.key)))
             requests.append(asked)
             disks.append(disk)
         if options["check_base"]:
@@ -438,7 +452,11 @@ def _rehearse(
     peer = peer_options(options, as_json=voice.as_json)
     for number, each in enumerate(places.sources):
         # Nothing is made, so a volume is looked at as it is.
-        with opened(replace(request, source=each), wish, rehearsal=True) as (source, asked):
+        asked = replace(request, source=each)
+        if places.hosts:
+            asked = replace(asked, target=places.hosts[number].key)
+            wish = replace(wish, target=places.hosts[number].key)
+        with opened(asked, wish, rehearsal=True) as (source, asked):
             plan = planned(asked, source)
             show_plan(each, plan, as_json=voice.as_json)
             if places.hosts and places.hosts[number].name:
@@ -463,6 +481,7 @@ def _rehearse_saving(
         opened(request, wish, rehearsal=True) as (source, asked),
     ):
         Memory(access.state_dir).check(store.disk(place.disk))
+        asked = from_last(asked, store.disk(place.disk))
         show_plan(request.source, planned(asked, source), as_json=voice.as_json)
         cost = estimated(asked, source, store.disk(place.disk))
     if voice.as_json:

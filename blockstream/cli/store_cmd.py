@@ -8,8 +8,9 @@ from pathlib import Path
 
 import click
 
+from blockstream.cli.command_group import CommandGroup
 from blockstream.cli.console import event, result, say, show
-from blockstream.cli.options import cleared, reporters, with_json, with_progress
+from blockstream.cli.options import ProgressWish, cleared, reporters, with_json, with_progress
 from blockstream.cli.stores import (
     StoreAccess,
     check_doubts,
@@ -49,7 +50,7 @@ from blockstream.words import counted, size_text
 _MOST_EXTENTS = 5
 
 
-@click.group("store", short_help="Make and look after a store of restore points.")
+@click.group("store", cls=CommandGroup, short_help="Make and look after a store of restore points.")
 def command() -> None:
     """Make and look after a STORE: a place for restore points of any number of disks.
 
@@ -123,7 +124,7 @@ def verify(
     access: StoreAccess,
     as_json: bool,
     quiet: bool,
-    progress_fd: int | None,
+    progress: ProgressWish,
 ) -> None:
     """Read what the points of a disk, or of all disks, are made of.
 
@@ -131,7 +132,7 @@ def verify(
     are whole all the same. Exit 12 if anything is, or if there is data of a newer point without a
     manifest; 19 if this host has seen a newer point before.
     """
-    shown = reporters("verify", as_json=as_json, quiet=quiet, progress_fd=progress_fd)
+    shown = reporters("verify", as_json=as_json, quiet=quiet, progress=progress)
     found: list[Verified] = []
     doubts = list[str]()
 
@@ -274,7 +275,7 @@ def compact_points(place: str, access: StoreAccess) -> None:
 @with_store_access
 @with_progress
 def repair_points(
-    place: str, other: str, access: StoreAccess, as_json: bool, quiet: bool, progress_fd: int | None
+    place: str, other: str, access: StoreAccess, as_json: bool, quiet: bool, progress: ProgressWish
 ) -> None:
     """Replace what is damaged in a STORE by what a copy of it or a DISK holds.
 
@@ -288,7 +289,7 @@ def repair_points(
       blockstream store repair dir:/var/backups/blockstream --from dir:/mnt/copy
       blockstream store repair dir:/var/backups/blockstream/vm --from /dev/vg/vm
     """  # noqa: D301
-    shown = reporters("repair", as_json=as_json, quiet=quiet, progress_fd=progress_fd)
+    shown = reporters("repair", as_json=as_json, quiet=quiet, progress=progress)
     damaged = []
 
     def repaired(disk: StoredDisk) -> None:

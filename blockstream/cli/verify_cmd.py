@@ -7,22 +7,23 @@ from typing import Any
 import click
 
 from blockstream.cli.console import event, say
-from blockstream.cli.options import cleared, reporters, with_progress, with_state_dir
-from blockstream.cli.peers import peer_options, with_peer_options
-from blockstream.errors import IntegrityError, UsageError
+from blockstream.cli.options import ProgressWish, cleared, reporters, with_progress, with_state_dir
+from blockstream.cli.peers import peer_options, refuse_peer_options, with_peer_options
+from blockstream.errors import IntegrityError
 from blockstream.jobs.digests import Comparison
-from blockstream.jobs.peer import compared, push_differing
+from blockstream.jobs.peer import PeerOptions, compared, push_differing
 from blockstream.jobs.receive import ReceiveRequest
 from blockstream.jobs.send import SendRequest
 from blockstream.jobs.snapshots import SnapshotWish, opened
-from blockstream.locations import of_this_host, open_source, remote
+from blockstream.jobs.supervision import Reporter
+from blockstream.locations import Remote, of_this_host, open_source, remote
 from blockstream.pipeline.progress import Progress
 from blockstream.words import size_text
 
 _SHOWN = 5
 
 
-@click.command("verify", short_help="Compare a disk with one of another host.")
+@click.command("verify", short_help="Compare two disks, and repair one.")
 @click.argument("source")
 @click.argument("target")
 @click.option("--repair", is_flag=True, help="Send what differs.")
@@ -36,40 +37,71 @@ def command(
     state_dir: Path,
     as_json: bool,
     quiet: bool,
-    progress_fd: int | None,
+    progress: ProgressWish,
     **options: Any,
 ) -> None:
-    """Compare SOURCE with TARGET, [USER@]HOST:/PATH, by digests alone; both sides read everything.
+    """Compare SOURCE with TARGET, a disk of this host or [USER@]HOST:/PATH; both are read whole.
 
-    Exit status 0 means equal, 12 that something differs. With --repair, what differs is sent, and
-    0 means that they are equal then.
+    From another host, only digests travel. Exit status 0 means equal, 12 that something differs.
+    With --repair, what differs is sent, and 0 means that they are equal then.
 
     \b
     Examples:
       blockstream verify disk.img HOST:/dev/vg/vm
+      blockstream verify /dev/vg/vm copy.img
       blockstream verify /dev/vg/vm-snap root@HOST:/dev/vg/vm --repair
     """  # noqa: D301
     where = remote(target)
     if where is None:
         of_this_host(target)
-        raise UsageError(
-            f"{target} is on this host: `blockstream extents {source} --since {target}` compares"
-        )
-    shown = reporters("verify", as_json=as_json, quiet=quiet, progress_fd=progress_fd)
-    peer = peer_options(options, as_json=as_json)
+        refuse_peer_options(options)
+    shown = reporters("verify", as_json=as_json, quiet=quiet, progress=progress)
     try:
-        if repair:
-            request = SendRequest(source, state_dir)
-            what = ReceiveRequest(target, state_dir, force_larger=True)
-            with opened(request, SnapshotWish()) as (disk, request):
-                sent, found = push_differing(request, disk, where, what, peer, Progress(), shown)
-            goal = sent.expected.goal
+        if where is None:
+            found, goal = _here(source, target, state_dir, shown, repair=repair)
         else:
-            with contextlib.closing(open_source(source, from_medium=True)) as disk:
-                found, goal = compared(disk, where, peer, shown), ""
+            peer = peer_options(options, as_json=as_json)
+            found, goal = _there(source, target, where, state_dir, peer, shown, repair=repair)
     finally:
         cleared(shown)
     _show(found, source, target, goal, as_json=as_json, quiet=quiet)
+
+
+def _here(
+    source: str, target: str, state_dir: Path, shown: list[Reporter], *, repair: bool
+) -> tuple[Comparison, str]:
+    """Return what differs on this host, and the state that the target holds after a repair."""
+    from blockstream.jobs.verify_here import compared_here, repaired_here  # numpy
+
+    if not repair:
+        with contextlib.closing(open_source(source, from_medium=True)) as disk:
+            return compared_here(disk, target, shown), ""
+    request = SendRequest(source, state_dir)
+    what = ReceiveRequest(target, state_dir, force_larger=True)
+    with opened(request, SnapshotWish()) as (disk, request):
+        done, found = repaired_here(request, disk, what, shown)
+    return found, done.committed.goal if done.committed is not None else ""
+
+
+def _there(
+    source: str,
+    target: str,
+    where: Remote,
+    state_dir: Path,
+    peer: PeerOptions,
+    shown: list[Reporter],
+    *,
+    repair: bool,
+) -> tuple[Comparison, str]:
+    """Return what differs on another host, and the state that the target holds after a repair."""
+    if not repair:
+        with contextlib.closing(open_source(source, from_medium=True)) as disk:
+            return compared(disk, where, peer, shown), ""
+    request = SendRequest(source, state_dir)
+    what = ReceiveRequest(target, state_dir, force_larger=True)
+    with opened(request, SnapshotWish()) as (disk, request):
+        sent, found = push_differing(request, disk, where, what, peer, Progress(), shown)
+    return found, sent.expected.goal
 
 
 def _show(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from blockstream.cli.command_group import CommandGroup
 from blockstream.cli.console import event, result, say, show
 from blockstream.cli.machines import opened_vsphere, with_password_option
 from blockstream.cli.options import warn, with_json
@@ -12,7 +13,9 @@ from blockstream.locations import machine_place
 from blockstream.words import size_text
 
 
-@click.group("vsphere", short_help="List machines of VMware, switch change tracking on.")
+@click.group(
+    "vsphere", cls=CommandGroup, short_help="List machines of VMware, switch change tracking on."
+)
 def command() -> None:
     """List machines of a vCenter, or of an ESXi host, and let their changes be tracked.
 

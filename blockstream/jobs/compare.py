@@ -1,4 +1,4 @@
-"""`extents NEW --since OLD`: what differs between two disks of this host, where nobody tracked."""
+"""What differs between two disks of this host, where nobody tracked."""
 
 from array import array
 from collections.abc import Iterator
@@ -42,16 +42,27 @@ def changes(
             f"{old.name} has {old.size} bytes, {new.name} only {new.size}: an increment cannot "
             "make a disk smaller"
         )
+    return differing(new, old, progress, stopped, within)
+
+
+def differing(
+    new: Source,
+    old: Source,
+    progress: Progress,
+    stopped: list[str],
+    within: ExtentMap | None = None,
+) -> ExtentMap:
+    """Return where `old` would have to be written to begin with what `new` holds. See `changes`."""
     size = new.size
     data = _data_of(new, size).overlaid(_data_of(old, size)) if within is None else within
-    both = size if old.size == size else old.size // _GRAIN * _GRAIN
+    both = size if old.size >= size else old.size // _GRAIN * _GRAIN
     data = data.intersected(ExtentMap.from_columns(*_one(0, both), Kind.DATA, size))
     progress.size, progress.total = size, data.total()
     buffers = aligned_buffer(DATA_BYTES), aligned_buffer(DATA_BYTES)
     found = array("q")
     for piece in data.pieces():
         if stopped:
-            raise InterruptedTransferError(f"{stopped[0]}; no list was written")
+            raise InterruptedTransferError(f"{stopped[0]}; the comparison did not end")
         length = int(piece.lengths.sum())
         views = buffers[0][:length], buffers[1][:length]
         for source, view in zip((new, old), views, strict=True):
@@ -64,6 +75,8 @@ def changes(
 
 def _data_of(source: Source, size: int) -> ExtentMap:
     data = source.extents().of_kind(Kind.DATA)
+    if data.size > size:
+        data = data.intersected(ExtentMap.from_columns(*_one(0, size), Kind.DATA, data.size))
     return ExtentMap(data.offsets, data.lengths, data.kinds, size).rounded(_GRAIN)
 
 

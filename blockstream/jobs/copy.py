@@ -10,21 +10,24 @@ import blake3
 from blockstream import __version__
 from blockstream.errors import BlockstreamError, InterruptedTransferError, RefusedError, SourceError
 from blockstream.interfaces import Source, Target
-from blockstream.jobs.receive import ReceiveRequest, ReceiveResult, advised, undo_saver
-from blockstream.jobs.send import SendPlan, SendRequest, planned
+from blockstream.jobs.apply_modes import applier_for, check_undo_kept, unfinished
+from blockstream.jobs.receive import ReceiveRequest, ReceiveResult, advised
+from blockstream.jobs.send import SendPlan, SendRequest, absolute, planned
+from blockstream.jobs.sent import Intent, SentTransfers
 from blockstream.jobs.stored import finish_staged
 from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.jobs.targets import OpenedTarget, absolute_path, made_before, opened_or_removed
 from blockstream.locations import open_target
 from blockstream.pipeline.compression import CompressionChoice
-from blockstream.pipeline.direct import DirectApplier
 from blockstream.pipeline.packer import PackedFrame
 from blockstream.pipeline.progress import Progress
 from blockstream.pipeline.receiver import Applying
 from blockstream.pipeline.sender import SendEngine, SendOptions
+from blockstream.pipeline.staged import StagedApplier
 from blockstream.targets.disk import DiskTarget
 from blockstream_protocol import (
     Abort,
+    Clean,
     Committed,
     Dirty,
     Extent,
@@ -116,19 +119,21 @@ def copy(
     target = _target(what, where, source)
     with opened_or_removed(target, where.state_dir) as everything:
         path = absolute_path(where.target)
-        everything.journal.facts = {"path": path, "apply": str(where.apply)}
+        facts = {"path": path, "apply": str(where.apply)}
+        everything.journal.facts = facts
         if everything.spool_complete:
             finish_staged(everything)
         try:
-            copying = _Copying(where, source, everything, progress, reporters, check)
+            copying = _Copying(where, source, everything, facts, progress, reporters, check)
             return copying.run(what)
         except RefusedError as error:
             raise advised(error, where.target) from error
         except InterruptedTransferError as error:
-            if not isinstance(everything.journal.state, Dirty):
+            if not isinstance(unfinished(where.apply, everything), Dirty):
                 raise
+            state = "half-written" if isinstance(everything.journal.state, Dirty) else "as it was"
             raise type(error)(
-                f"{error}; {where.target} is half-written; the same command again goes on"
+                f"{error}; {where.target} is {state}; the same command again goes on"
             ) from error
 
 
@@ -144,6 +149,13 @@ def _target(what: SendRequest, where: ReceiveRequest, source: Source) -> DiskTar
     )
 
 
+def _remember(what: SendRequest, plan: SendPlan, held: Committed, *, confirmed: bool) -> None:
+    """Note what the target will hold, or holds, where it may be asked for as the last base."""
+    if what.target:
+        source, base = absolute(what.source), plan.opening.base
+        SentTransfers(what.state_dir).record(Intent(held, source, base, confirmed, what.target))
+
+
 @dataclass(frozen=True, slots=True)
 class _Copying:
     """One copy onto a target that is held. See `copy`."""
@@ -151,6 +163,7 @@ class _Copying:
     where: ReceiveRequest
     source: Source
     everything: OpenedTarget
+    facts: dict[str, str]
     progress: Progress
     reporters: list[Reporter]
     check: Check | None
@@ -158,7 +171,8 @@ class _Copying:
     def run(self, what: SendRequest) -> ReceiveResult:
         """Continue an unfinished copy of the same source if there is one; else begin."""
         began = time.monotonic()
-        state = self.everything.journal.state
+        self._settle(what)
+        state = unfinished(self.where.apply, self.everything)
         continued = (
             replace(what, goal=state.goal)
             if isinstance(state, Dirty) and not what.goal and state.base == what.base
@@ -174,6 +188,9 @@ class _Copying:
         committed = finish.committed
         if not isinstance(committed, Committed):
             raise InterruptedTransferError("the copy ended before it was committed")
+        _remember(what, plan, committed, confirmed=True)
+        if finish.written:
+            check_undo_kept(self.where.apply, self.everything)
         return ReceiveResult(
             opening=plan.opening,
             committed=committed,
@@ -183,6 +200,14 @@ class _Copying:
             untouched_tail=self.everything.target.size - self.source.size,
             sampled=sampled,
         )
+
+    def _settle(self, what: SendRequest) -> None:
+        """Note that the target holds what an earlier run brought, and was killed right after."""
+        state, sent = self.everything.journal.state, SentTransfers(what.state_dir)
+        if isinstance(state, Clean):
+            intent = sent.find(state.transfer, what.target)
+            if intent is not None and not intent.confirmed:
+                sent.confirm(intent.expected, what.target)
 
     def _session(self, what: SendRequest) -> tuple[Finish, SendPlan, str]:
         """Run both ends.
@@ -196,25 +221,31 @@ class _Copying:
             self.check(plan, everything.target)
             policy = replace(policy, force_base=True)
         progress.size, progress.total = self.source.size, plan.opening.total
-        progress.covered = progress.data = progress.zeros = progress.frames = 0
+        progress.begin()
         engines: list[SendEngine] = []
 
         def answer(message: Message) -> None:
             if not failed:
                 engines[0].receive(message)
 
+        def record_intent(expected: Committed) -> None:
+            _remember(what, plan, expected, confirmed=False)
+
         failed: list[BlockstreamError] = []
+        identity = plan.opening.identity(blake3.blake3).hex()
+        state, applier = applier_for(
+            self.where.apply, everything, policy, self.facts, lambda transfer: transfer == identity
+        )
         receiver = Receiver(
             size=everything.target.size,
-            state=everything.journal.state,
+            state=state,
             new_digest=blake3.blake3,
             policy=policy,
             software=f"blockstream {__version__}",
         )
-        undo = undo_saver(self.where, everything)
         applying = Applying(
             receiver,
-            DirectApplier(everything.target, everything.journal, undo),
+            applier,
             progress,
             answer,
             keep_frames=self.where.verify,
@@ -233,7 +264,7 @@ class _Copying:
             plan.extents,
             LocalOutlet(applying),
             progress,
-            SendOptions(compression=CompressionChoice(0)),
+            SendOptions(compression=CompressionChoice(0), record_intent=record_intent),
         )
         engines.append(engine)
         try:
@@ -244,4 +275,7 @@ class _Copying:
                 raise
             # What has arrived is made durable, so that the next run continues from there.
             raise applying.given_up(engine.errors) from error
+        finally:
+            if isinstance(applier, StagedApplier):
+                applier.close()
         return finish, plan, applying.sampled

@@ -5,8 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,9 +17,9 @@ from blockstream.errors import (
     ForeignStreamError,
     InterruptedTransferError,
     RefusedError,
-    StaleViewError,
 )
-from blockstream.jobs.stored import finish_staged, new_receiver, spool_facts, undo_dropper
+from blockstream.jobs.apply_modes import ApplyMode, applier_for, check_undo_kept
+from blockstream.jobs.stored import finish_staged, new_receiver
 from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.jobs.targets import (
     OpenedTarget,
@@ -32,13 +31,12 @@ from blockstream.jobs.targets import (
 from blockstream.linux.identity import described_here
 from blockstream.linux.streams import WakeableReader, widen_pipe
 from blockstream.locations import open_target
-from blockstream.pipeline.direct import DirectApplier
 from blockstream.pipeline.faults import code_of, translated
 from blockstream.pipeline.limiter import Limiter
 from blockstream.pipeline.outlet import PipeOutlet
 from blockstream.pipeline.progress import Progress, Snapshot
-from blockstream.pipeline.receiver import Applier, Applying, FrameReader, ReceiveEngine
-from blockstream.pipeline.staged import SPOOL_POSITION, StagedApplier
+from blockstream.pipeline.receiver import Applying, FrameReader, ReceiveEngine
+from blockstream.pipeline.staged import StagedApplier
 from blockstream.pipeline.token import ResumeToken
 from blockstream.targets.disk import DiskTarget
 from blockstream_protocol import (
@@ -57,7 +55,6 @@ from blockstream_protocol import (
     ReceiverPolicy,
     Refuse,
     RemoteProtocolError,
-    TargetState,
     Unknown,
     Verdict,
     decide,
@@ -65,14 +62,6 @@ from blockstream_protocol import (
 )
 
 T = TypeVar("T")
-
-
-class ApplyMode(StrEnum):
-    """How a stream comes onto the target."""
-
-    DIRECT = "direct"
-    UNDO = "undo"
-    STAGE = "stage"
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,7 +360,14 @@ def _received(
     everything.journal.facts = facts
     if everything.spool_complete and not request.dry_run:
         finish_staged(everything)
-    state, applier = _applier(request, everything, frames, facts, duplex=answering is not None)
+
+    def continues(transfer: str) -> bool:
+        # A sender that hears is told of the unfinished transfer, and continues it.
+        if answering is not None:
+            return True
+        return transfer == _translating(frames, frames.opening).identity(blake3.blake3).hex()
+
+    state, applier = applier_for(request.apply, everything, request.policy, facts, continues)
     facts_told = {"size": everything.target.size} | told(state)
     session = new_receiver(everything, state, request.policy, facts_told)
     applying = Applying(
@@ -394,11 +390,8 @@ def _received(
     opening = session.opening
     if opening is None:
         raise InterruptedTransferError("the stream had no opening")
-    if request.apply is ApplyMode.UNDO and finish.written and not everything.undo_path.exists():
-        raise StaleViewError(
-            f"{request.target} is committed, but cannot be undone: somebody has taken away "
-            f"{everything.undo_path}, which held what it overwrote"
-        )
+    if finish.written:
+        check_undo_kept(request.apply, everything)
     return ReceiveResult(
         opening=opening,
         committed=finish.committed,
@@ -408,69 +401,6 @@ def _received(
         untouched_tail=everything.target.size - opening.size,
         sampled=applying.sampled,
     )
-
-
-def _applier(
-    request: ReceiveRequest,
-    everything: OpenedTarget,
-    frames: FrameReader,
-    facts: dict[str, str],
-    *,
-    duplex: bool,
-) -> tuple[TargetState, Applier]:
-    """Return the state to decide by, and what executes the effects."""
-    target, journal = everything.target, everything.journal
-    direct = DirectApplier(target, journal, undo_saver(request, everything))
-    if request.apply is not ApplyMode.STAGE or request.dry_run:
-        return journal.state, direct
-
-    def complete() -> None:
-        finish_staged(everything)
-
-    staged = StagedApplier(everything.spool_path, everything.spool, direct, complete)
-    everything.spool.facts = facts | spool_facts(request.policy)
-    if not _spool_is_there(everything):
-        everything.drop_spool()
-    spooled = everything.spool.state
-    # A sender that hears is told of the unfinished transfer, and continues it.
-    if isinstance(spooled, Dirty) and (
-        duplex
-        or spooled.transfer == _translating(frames, frames.opening).identity(blake3.blake3).hex()
-    ):
-        return spooled, staged
-    return _as_spool_sees(journal.state), staged
-
-
-def _spool_is_there(everything: OpenedTarget) -> bool:
-    """Tell whether there is as much in an unfinished spool as its journal promises."""
-    promised = int(everything.spool.entry.facts.get(SPOOL_POSITION, 0))
-    if not isinstance(everything.spool.state, Dirty) or not promised:
-        return True
-    try:
-        return everything.spool_path.stat().st_size >= promised
-    except OSError:
-        return False
-
-
-def _as_spool_sees(state: TargetState) -> TargetState:
-    """Return the target's state without a resume point: nothing of the stream is in the spool."""
-    if not isinstance(state, Dirty):
-        return state
-    return replace(state, transfer="", frames=0, chain="", end=0, covered=0)
-
-
-def undo_saver(
-    request: ReceiveRequest, everything: OpenedTarget
-) -> Callable[[Open, Plan, bool], None]:
-    """Return what keeps the first pre-images, or what forgets those of an earlier transfer."""
-
-    def save(opening: Open, plan: Plan, resumed: bool) -> None:
-        from blockstream.jobs.undo import save_undo  # heavy, and rarely used
-
-        save_undo(everything, opening, plan, resumed=resumed)
-        everything.drop_spool()
-
-    return save if request.apply is ApplyMode.UNDO else undo_dropper(everything)
 
 
 def advised(error: RefusedError, target: str) -> RefusedError:

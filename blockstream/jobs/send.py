@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import threading
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from blockstream.pipeline.token import ResumeToken
 from blockstream_protocol import Committed, Kind, Open, Plan, Sender, is_id
 
 _RECEIPT_POLL_SECONDS = 0.05
+_LAST_CHECKPOINT_SECONDS = 1.0
 
 
 @dataclass(slots=True)
@@ -37,7 +39,8 @@ class SendRequest:
     Attributes:
         source: Location of the disk.
         state_dir: Where the sender remembers what it sent.
-        base: State that the target holds; empty for a full copy; `last` for the newest confirmed.
+        base: State that the target holds; empty for a full copy; `last` for the newest that is
+            confirmed of `target`.
         goal: Name of the state that is sent; a random one if empty.
         extents: File with the ranges to send; `-` is not possible.
         resume: Token of an unfinished transfer.
@@ -47,6 +50,7 @@ class SendRequest:
         changes: The ranges to send, where no file holds them.
         name: What a policy of `serve` calls the target.
         bitmap: Of an NBD export, the dirty bitmap that says what changed.
+        target: Where it goes, for whoever asks what that held last; empty over a pipe.
     """
 
     source: str
@@ -61,6 +65,7 @@ class SendRequest:
     changes: ExtentList | None = None
     name: str = ""
     bitmap: str = ""
+    target: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,17 +174,23 @@ def send(
         sent.prepare()
 
         def record_intent(expected: Committed) -> None:
-            sent.record(Intent(expected, absolute(request.source), what.opening.base))
+            source = absolute(request.source)
+            sent.record(Intent(expected, source, what.opening.base, target=request.target))
 
         widen_pipe(fd)
         progress.size, progress.total = source.size, what.opening.total
         session = one_way(what, source)
-        options = SendOptions(compression=request.compression, record_intent=record_intent)
+        options = SendOptions(
+            compression=request.compression, record_intent=record_intent, last_checkpoint=True
+        )
         engine = SendEngine(session, source, what.extents, outlet, progress, options)
 
         def stop(reason: str) -> None:
             engine.stop(reason)
-            outlet.stop()
+            # A frame that is on its way may end, and the last CHECKPOINT follow it.
+            impatience = threading.Timer(_LAST_CHECKPOINT_SECONDS, outlet.stop)
+            impatience.daemon = True
+            impatience.start()
 
         began = time.monotonic()
         finish = supervised(engine.run, Work(stop), progress, reporters)
@@ -200,7 +211,8 @@ def _states(request: SendRequest) -> tuple[str, str]:
         return request.resume.base, request.resume.goal
     base = request.base
     if base == "last":
-        base = SentTransfers(request.state_dir).last_confirmed(absolute(request.source))
+        sent = SentTransfers(request.state_dir)
+        base = sent.last_confirmed(absolute(request.source), request.target)
     goal = request.goal or str(uuid.uuid4())
     for option, text in (("--base", base), ("--goal", goal)):
         if text and not is_id(text):

@@ -1,8 +1,9 @@
 """What a sender remembers: what each transfer must have committed, and which were confirmed."""
 
+import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from blockstream.errors import IntegrityError, NotFoundError, RefusedError, UsageError
@@ -20,12 +21,14 @@ class Intent:
         source: What was sent.
         base: State that it started from; empty for a full copy.
         confirmed: Whether a receipt came back.
+        target: Where it was sent; empty over a pipe.
     """
 
     expected: Committed
     source: str
     base: str
     confirmed: bool = False
+    target: str = ""
 
 
 class SentTransfers:
@@ -49,7 +52,7 @@ class SentTransfers:
             RefusedError: If there is no room.
         """
         make_directory(self._folder)
-        path = self._path(intent.expected.transfer)
+        path = self._path(intent.expected.transfer, intent.target)
         try:
             write_durably(path, json.dumps(asdict(intent), sort_keys=True).encode())
         except OSError as error:
@@ -58,24 +61,27 @@ class SentTransfers:
                 "does not commit; make room, or choose another place with --state-dir"
             ) from error
 
-    def find(self, transfer: str) -> Intent | None:
-        """Return what was recorded of a transfer."""
+    def find(self, transfer: str, target: str = "") -> Intent | None:
+        """Return what was recorded of a transfer to a target, or over a pipe."""
+        return self._read(self._path(transfer, target))
+
+    def _read(self, path: Path) -> Intent | None:
         try:
-            values = json.loads(self._path(transfer).read_text())
+            values = json.loads(path.read_text())
             return Intent(**(values | {"expected": Committed(**values["expected"])}))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, KeyError) as error:
-            raise IntegrityError(f"{self._path(transfer)} is damaged: {error}") from error
+            raise IntegrityError(f"{path} is damaged: {error}") from error
 
-    def confirm(self, receipt: Committed) -> Intent:
+    def confirm(self, receipt: Committed, target: str = "") -> Intent:
         """Compare a receipt with what was sent, and note that it came.
 
         Raises:
             NotFoundError: If no such transfer was sent from here.
             RefusedError: If the receiver committed something else.
         """
-        intent = self.find(receipt.transfer)
+        intent = self.find(receipt.transfer, target)
         if intent is None:
             raise NotFoundError(
                 f"no transfer {receipt.transfer[:16]} was sent from here; the base was not advanced"
@@ -85,7 +91,7 @@ class SentTransfers:
                 f"the receipt for {receipt.goal!r} is not for what was sent: the receiver "
                 "committed another content; the base was not advanced"
             )
-        confirmed = Intent(intent.expected, intent.source, intent.base, confirmed=True)
+        confirmed = replace(intent, confirmed=True)
         self.record(confirmed)
         return confirmed
 
@@ -95,34 +101,43 @@ class SentTransfers:
         Raises:
             IntegrityError: If a file of ours is damaged.
         """
-        return [
+        goals = (
             intent.expected.goal
             for intent in self._newest_first()
             if not intent.confirmed and (intent.source, intent.base) == (source, base)
-        ]
+        )
+        return list(dict.fromkeys(goals))
 
-    def last_confirmed(self, source: str) -> str:
-        """Return the newest confirmed state that was sent of a source.
+    def last_confirmed(self, source: str, target: str) -> str:
+        """Return the newest confirmed state that was sent of a source to a target.
+
+        Args:
+            source: What was sent.
+            target: Where; empty over a pipe.
 
         Raises:
             NotFoundError: If there is none.
         """
         for intent in self._newest_first():
-            if intent.confirmed and intent.source == source:
+            if intent.confirmed and (intent.source, intent.target) == (source, target):
                 return intent.expected.goal
+        where = f"to {target}" if target else "over a pipe"
         raise NotFoundError(
-            f"no transfer of {source} was confirmed yet, so there is no last base; nothing was sent"
+            f"no transfer of {source} {where} was confirmed yet, so there is no last base; nothing "
+            "was sent; name the state that the target holds with --base, or send all without it"
         )
 
     def _newest_first(self) -> Iterator[Intent]:
         paths = sorted(self._folder.glob("*.json"), key=lambda p: p.stat().st_mtime_ns)
         for path in reversed(paths):
-            intent = self.find(path.stem)
+            intent = self._read(path)
             if intent is not None:
                 yield intent
 
-    def _path(self, transfer: str) -> Path:
-        return self._folder / f"{transfer}.json"
+    def _path(self, transfer: str, target: str) -> Path:
+        """Return where it is kept: the same content may go to several targets."""
+        of_target = hashlib.sha256(target.encode()).hexdigest()[:16] if target else ""
+        return self._folder / f"{'-'.join(filter(None, (transfer, of_target)))}.json"
 
 
 def parse_receipt(text: str) -> Committed:

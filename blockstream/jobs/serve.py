@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blockstream.errors import BlockstreamError, NotFoundError, RefusedError, UsageError
+from blockstream.jobs.apply_modes import ApplyMode
 from blockstream.jobs.digests import send_digests
 from blockstream.jobs.receive import (
     Answering,
-    ApplyMode,
     ReceiveRequest,
     greeting_in_time,
     receive_frames,

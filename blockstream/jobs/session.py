@@ -111,7 +111,7 @@ class Sending:
 
     def confirm(self, committed: Committed) -> None:
         """Note that the target holds it; until then the same command asks for it again."""
-        self._sent.confirm(committed)
+        self._sent.confirm(committed, self._request.target)
 
     def start_anew(self) -> bool:
         """Send under a new goal what did not continue what is on the target; False if it may not.
@@ -140,7 +140,7 @@ class Sending:
 
     def _engine(self, outlet: PipeOutlet) -> SendEngine:
         what, progress = self.what, self._progress
-        progress.covered = progress.data = progress.zeros = progress.frames = 0
+        progress.begin()
         session = Sender(
             what.opening,
             what.plan,
@@ -184,8 +184,8 @@ class Sending:
         return self.what.opening
 
     def _record_intent(self, expected: Committed) -> None:
-        source = absolute(self._request.source)
-        self._sent.record(Intent(expected, source, self.what.opening.base))
+        request, base = self._request, self.what.opening.base
+        self._sent.record(Intent(expected, absolute(request.source), base, target=request.target))
 
 
 def send_session(

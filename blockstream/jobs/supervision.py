@@ -22,10 +22,12 @@ _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class Reporter(Protocol):
     """Shows progress to somebody."""
 
-    interval: float
+    @property
+    def interval(self) -> float:
+        """Seconds until the next `report`."""
 
     def report(self, progress: Progress) -> None:
-        """Show how far it is; called every `interval` seconds."""
+        """Show how far it is; called after each `interval`."""
 
     def asked(self, progress: Progress) -> None:
         """Show one line now: somebody sent SIGUSR1."""

@@ -69,6 +69,7 @@ class PipeOutlet:
         # The limit outlives us: another connection goes on with it.
         self._limiter = limiter
         self._stopped = threading.Event()
+        self._is_torn = False
         self._progress = progress
         self.said: type[Message] | None = None  # last
 
@@ -105,6 +106,8 @@ class PipeOutlet:
         payload = memoryview(frame.payload)
         head = encode_head(frame.kind, frame.codec, frame.raw_len, len(payload), frame.digest)
         with self._lock:
+            if self._is_torn:
+                raise ConnectionLostError("the stream was cut within a frame")
             self.said = kind
             if self._turn < len(self._lanes):
                 head = MAGIC + head
@@ -113,8 +116,10 @@ class PipeOutlet:
             self._write(lane, [memoryview(head), payload])
 
     def _write(self, lane: WakeableWriter, parts: list[memoryview]) -> None:
+        self._is_torn = True
         try:
             self._write_within_limit(lane, parts)
+            self._is_torn = False
         except BrokenPipeError:
             raise ConnectionLostError(
                 "the receiver hung up before it had everything; its own message says why"

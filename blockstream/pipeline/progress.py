@@ -18,6 +18,7 @@ class Snapshot:
         durable: How much of the plan is durable on the target; 0 where nobody tells.
         frames: EXTENTS frames.
         seen: Bytes of a stream that is looked through before the transfer begins.
+        skipped: How much of what is done an earlier run had brought.
     """
 
     total: int = 0
@@ -29,6 +30,7 @@ class Snapshot:
     durable: int = 0
     frames: int = 0
     seen: int = 0
+    skipped: int = 0
 
 
 @dataclass(slots=True)
@@ -44,7 +46,20 @@ class Progress:
     durable: int = 0
     frames: int = 0
     seen: int = 0
+    skipped: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def begin(self, skipped: int = 0) -> None:
+        """Count from the start again, or from what an earlier run had brought."""
+        with self._lock:
+            self.covered = self.skipped = skipped
+            self.data = self.zeros = self.frames = 0
+
+    def skip(self, *, data: int, covered: int) -> None:
+        """Count a frame that an earlier run had brought."""
+        self.frame(data=data, covered=covered, wire=0)
+        with self._lock:
+            self.skipped += covered
 
     def frame(self, *, data: int, covered: int, wire: int) -> None:
         """Count one frame."""
@@ -78,4 +93,5 @@ class Progress:
                 self.durable,
                 self.frames,
                 self.seen,
+                self.skipped,
             )

@@ -21,6 +21,7 @@ from blockstream_protocol import (
     EXTENTS_BYTES,
     MAGIC,
     CheckBase,
+    Checkpoint,
     Code,
     Committed,
     Effect,
@@ -55,6 +56,8 @@ from blockstream_protocol import (
 # Of what is not a stream of ours, so much is shown.
 _REST_BYTES = 1024
 _REST_SECONDS = 1.0
+# How long one that is stopped waits for a CHECKPOINT, which a sender says each 2 s.
+_LAST_CHECKPOINT_SECONDS = 3.0
 
 
 class Applier(Protocol):
@@ -135,6 +138,11 @@ class Applying:
         self._answer = answer
         self._keep_frames = keep_frames
         self._kept: dict[int, tuple[bytes, list[Extent]]] = {}
+
+    @property
+    def answers(self) -> bool:
+        """Whether the sender hears us."""
+        return self._answer is not None
 
     def event(self, report: Callable[[], list[Effect]]) -> list[Effect]:
         """Give the session an event, one at a time."""
@@ -241,7 +249,7 @@ class Applying:
             self._applier.prepare(opening, plan, resumed=resumed, first=first)
             self._progress.size = opening.size
             self._progress.total = opening.total
-            self._progress.covered = self.session.durable.covered
+            self._progress.begin(self.session.durable.covered)
         failpoint("recv.ready")
         return self.event(self.session.prepared)
 
@@ -445,9 +453,18 @@ class ReceiveEngine:
         return self._applying.finish
 
     def stop(self, reason: str) -> None:
-        """Make `run` end soon, after a last barrier for what has arrived."""
+        """Make `run` end soon, after a last barrier for what has arrived.
+
+        Over a pipe, a sender that was stopped, too, confirms what it sent last; any other one does
+        so soon. That is waited for, because nothing else makes good what it would send again.
+        """
         self._stopped = reason
-        self._frames.stop()
+        if self._applying.answers or not self._applying.session.awaits_checkpoint:
+            self._frames.stop()
+            return
+        impatience = threading.Timer(_LAST_CHECKPOINT_SECONDS, self._frames.stop)
+        impatience.daemon = True
+        impatience.start()
 
     def tick(self) -> None:
         """Let the session notice the time; may flush, so call it from a thread of its own."""
@@ -504,6 +521,8 @@ class ReceiveEngine:
             return self._end_of_input()
         message = message_of(frame, blake3.blake3, decompress)
         self._progress.control(0 if isinstance(message, Extents) else frame.wire_len)
+        if self._stopped and isinstance(message, Checkpoint):
+            self._frames.stop()
         effects = self._applying.event(lambda: session.receive(message, time.monotonic()))
         if session.state in {State.STREAM, State.SKIM}:
             self._open_turnstile()
@@ -518,8 +537,13 @@ class ReceiveEngine:
         self._ended = True
         if self._frames.stopped:
             return None
-        self._frames.end()
-        return self._applying.event(self._applying.session.end_of_stream)
+        try:
+            self._frames.end()
+            return self._applying.event(self._applying.session.end_of_stream)
+        except RemoteProtocolError:
+            if not self._stopped:
+                raise
+            return None  # which is what we were stopped for, too
 
     def _open_turnstile(self) -> None:
         """Let the first frame pass, whose number is known once the session is ready for it."""

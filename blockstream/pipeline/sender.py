@@ -56,6 +56,7 @@ class SendOptions:
         answers: Whether answers come from another thread, so that `run` has to wait for them.
         check_packing: Whether each frame is unpacked again and compared, because nobody else does
             so before the source may be gone.
+        last_checkpoint: Whether a sender that is stopped asks that what it sent be made durable.
         before_end: Called once everything is durable there and only END is left to say; None to
             say it without waiting for that.
     """
@@ -67,6 +68,7 @@ class SendOptions:
     may_trust: Callable[[], bool] = lambda: True
     answers: bool = False
     check_packing: bool = False
+    last_checkpoint: bool = False
     before_end: Callable[[], None] | None = None
 
 
@@ -246,9 +248,10 @@ class SendEngine:
             covered = sum(piece.covered for _, piece in islice(self._pieces, frames))
             following = self._locked(lambda: self._session.trusted(covered))
             self._turnstile = Turnstile(frames)
-            self._progress.covered = self._progress.durable = covered
+            self._progress.begin(covered)
+            self._progress.durable = covered
         else:
-            self._progress.covered = 0  # counted again as it is proved
+            self._progress.begin()  # counted again as it is proved
         self._set(streaming=True)
         return following
 
@@ -294,7 +297,7 @@ class SendEngine:
         with self.lock:
             effects = self._session.replayed(packed.digest, packed.covered)
         self.perform(effects)
-        self._progress.frame(data=len(packed.data), covered=packed.covered, wire=0)
+        self._progress.skip(data=len(packed.data), covered=packed.covered)
         self._turnstile.advance()
 
     def _emit(self, frame: Frame, packed: PackedFrame) -> Callable[[], None] | None:
@@ -320,10 +323,12 @@ class SendEngine:
 
     def _tell_peer(self, error: BaseException) -> None:
         """Say ABORT, if the peer can still hear it."""
+        stopped = isinstance(error, InterruptedTransferError)
         with self.lock:
+            last = self._session.interrupted() if self._options.last_checkpoint else []
             effects = self._session.failed(code_of(error), str(error))
-        if isinstance(error, InterruptedTransferError):
-            return  # stopped in the middle of a frame, or nobody listens
+        if stopped:
+            effects = last  # an outlet that was cut within a frame takes nothing more
         try:
             self.perform(effects)
         except (OSError, BlockstreamError):

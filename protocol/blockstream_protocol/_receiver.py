@@ -180,6 +180,11 @@ class Receiver:
         return self._durable
 
     @property
+    def awaits_checkpoint(self) -> bool:
+        """Whether frames came that no CHECKPOINT has confirmed yet: they would be lost."""
+        return self._admitted.frames > self._confirmed.frames
+
+    @property
     def state(self) -> State:
         """Where the conversation stands."""
         return self._state

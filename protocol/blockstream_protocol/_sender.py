@@ -240,6 +240,13 @@ class Sender:
         self._unmarked = 0
         return [Send(Checkpoint(self._frames, self._chain.hex()))]
 
+    def interrupted(self) -> list[Effect]:
+        """Take the word that no frame follows, but what was sent can still be made durable."""
+        if self._state is not State.STREAM or not self._unmarked:
+            return []
+        self._unmarked = 0
+        return [Send(Checkpoint(self._frames, self._chain.hex()))]
+
     @property
     def settled(self) -> bool:
         """Whether the receiver holds durably everything that was sent."""

@@ -813,6 +813,7 @@ def test_progress_comes_on_a_descriptor_and_on_a_signal(host: Host) -> None:
     assert process.wait().status == 0
     shares = [int(line.removesuffix("/100\n")) for line in lines]
     assert shares == sorted(set(shares))
+    assert shares[-1] == 100
     assert "on the wire" in process.said()
 
 
@@ -839,6 +840,43 @@ def test_stopped_sender_leaves_a_resumable_target(eager: Host, number: signal.Si
     rest = eager.pipe([disk, "--resume", token_in(received)], [copy])
     assert rest.statuses == (0, 0)
     assert copy.read_bytes() == disk.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stopped", ["both", "the sender"])
+def test_what_was_sent_before_a_stop_is_durable(host: Host, stopped: str) -> None:
+    host.limits = {"CHECKPOINT_SECONDS": 1000.0}
+    disk, copy = host.folder / "disk", host.blank("copy", 20 << 20)
+    disk.write_bytes(os.urandom(20 << 20))
+    sender, receiver = host.start_pipe([disk, "--goal", "A", "--bwlimit", "3M"], [copy])
+    wait_until(lambda: copy.read_bytes()[: 3 << 20] == disk.read_bytes()[: 3 << 20])
+    sender.signal(signal.SIGINT)
+    if stopped == "both":
+        receiver.signal(signal.SIGINT)
+    sent, received = sender.wait(), receiver.wait()
+    assert (sent.status, received.status) == (11, 11)
+    assert host.durable(copy) >= 3, received.err
+    rest = host.pipe([disk, "--resume", token_in(received)], [copy])
+    assert rest.statuses == (0, 0)
+    assert copy.read_bytes() == disk.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_stopped_receiver_waits_a_moment_for_a_checkpoint_that_never_comes(host: Host) -> None:
+    disk, copy = host.disk("disk", 4 << 20), host.blank("copy", 4 << 20)
+    host.limits = {"CHECKPOINT_SECONDS": 1000.0}
+    stream = host.stream(disk, "--goal", "A")
+    reading, writing = os.pipe()
+    receiver = host.start(["recv", copy], stdin=reading)
+    os.close(reading)
+    os.write(writing, stream[: len(stream) // 2])
+    wait_until(lambda: copy.read_bytes()[: 1 << 20] == disk.read_bytes()[: 1 << 20])
+    receiver.signal(signal.SIGINT)
+    ended = receiver.wait()  # although the pipe stays open
+    os.close(writing)
+    assert ended.status == 11
+    assert "stopped by SIGINT" in ended.err
+    assert host.durable(copy) == 0
 
 
 @pytest.mark.slow

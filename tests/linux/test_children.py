@@ -12,6 +12,8 @@ import pytest
 
 from blockstream.linux.children import Ended, run_guarded
 
+pytestmark = pytest.mark.slow
+
 SHELL = ("/bin/sh", "-c")
 PROGRAM = """
 import sys

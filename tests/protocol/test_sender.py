@@ -433,6 +433,9 @@ def test_a_checkpoint_comes_with_time() -> None:
     effects = sender.frame(*FRAMES[1], now=CHECKPOINT_SECONDS)
     assert effects[1:] == [Send(Checkpoint(2, chain_at(2)))]
     assert len(sender.frame(*FRAMES[2], now=2 * CHECKPOINT_SECONDS - 0.1)) == 1
+    # One that stops asks once for what is not asked for yet.
+    assert sender.interrupted() == [Send(Checkpoint(3, chain_at(3)))]
+    assert sender.interrupted() == []
 
 
 def test_a_checkpoint_comes_with_bytes() -> None:

@@ -2,13 +2,11 @@
 
 import contextlib
 import os
-import threading
 import uuid
 from dataclasses import dataclass, replace
 
 from blockstream.errors import (
     BaseMismatchError,
-    BlockstreamError,
     InterruptedTransferError,
     NotFoundError,
     RefusedError,
@@ -21,18 +19,14 @@ from blockstream.formats.foreign.table import HEAD_BYTES, chosen
 from blockstream.formats.foreign.wrappings import wrapping
 from blockstream.jobs.copy import copy
 from blockstream.jobs.foreign.foretold import can_digest, foretold
-from blockstream.jobs.receive import ApplyMode, ReceiveRequest, ReceiveResult, receive
+from blockstream.jobs.receive import ReceiveRequest, ReceiveResult
 from blockstream.jobs.rehearsal import rehearsed_here
-from blockstream.jobs.send import SendRequest, one_way, planned
+from blockstream.jobs.send import SendRequest, planned
 from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.jobs.targets import patiently, status_at
 from blockstream.linux.streams import widen_pipe
 from blockstream.locations import open_target
-from blockstream.pipeline.compression import CompressionChoice
-from blockstream.pipeline.limiter import Limiter
-from blockstream.pipeline.outlet import PipeOutlet
 from blockstream.pipeline.progress import Progress
-from blockstream.pipeline.sender import SendEngine, SendOptions
 from blockstream.sources.intake import Intake, Taken
 from blockstream.sources.layered import LayeredSource
 from blockstream_protocol import Clean, Dirty, TargetState, Unknown, is_id
@@ -136,8 +130,6 @@ def receive_foreign(
         what = replace(what, goal=_goal(request, wish, how, taken, open_ended=open_ended))
         if request.dry_run:
             result = rehearsed_here(planned(what, source), source, request)
-        elif request.apply is ApplyMode.STAGE:
-            result = _staged(what, source, request, progress, reporters)
         else:
             result = _copied(what, source, request, progress, reporters)
     based = bool(taken.base)
@@ -162,42 +154,6 @@ def _copied(
         # Another transfer, by its name, to a state that is called the same.
         fresh = replace(what, name=str(uuid.uuid4()))
         return copy(fresh, source, where, progress, reporters)
-
-
-def _staged(
-    what: SendRequest,
-    source: LayeredSource,
-    where: ReceiveRequest,
-    progress: Progress,
-    reporters: list[Reporter],
-) -> ReceiveResult:
-    """Give it to the target as a stream of ours, which stays until it is applied."""
-    plan = planned(what, source)
-    reading, writing = os.pipe()
-    failed: list[BlockstreamError] = []
-
-    def give() -> None:
-        counts, options = Progress(), SendOptions(compression=CompressionChoice(0))
-        try:
-            with contextlib.closing(PipeOutlet(writing, Limiter(None), counts)) as outlet:
-                session = one_way(plan, source)
-                SendEngine(session, source, plan.extents, outlet, counts, options).run()
-        except BlockstreamError as error:
-            failed.append(error)
-        finally:
-            os.close(writing)
-
-    giver = threading.Thread(target=give, name="give", daemon=True)
-    giver.start()
-    try:
-        return receive(where, reading, progress, reporters)
-    except InterruptedTransferError as error:
-        if failed:
-            raise failed[0] from error
-        raise
-    finally:
-        os.close(reading)  # a giver that still writes fails now
-        giver.join()
 
 
 def _size_of_target(request: ReceiveRequest) -> int:

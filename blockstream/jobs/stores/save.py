@@ -13,6 +13,7 @@ from blockstream.errors import (
     BlockstreamError,
     BusyError,
     InterruptedTransferError,
+    NotFoundError,
     RefusedError,
     StoreDamagedError,
     StoreError,
@@ -67,7 +68,7 @@ def estimated(request: SendRequest, source: Source, disk: StoredDisk) -> SaveEst
         BaseMismatchError: As for `save`.
         BlockstreamError: As the source or the store fails.
     """
-    what = planned(request, source)
+    what = planned(from_last(request, disk), source)
     if what.opening.base:
         _check_base(what, disk.last(), disk)
     frames = rows = 0
@@ -132,6 +133,7 @@ def save(
         BlockstreamError: As the source or the store fails; then nothing is visible.
     """
     last = disk.last()
+    request = from_last(request, disk)
     what = planned(request, source)
     if last is not None and last.state == what.opening.goal:
         _check_same(request, what, source, disk, last, progress, reporters)
@@ -264,6 +266,23 @@ class _Nowhere:
 
     def stop(self) -> None:
         """Nothing waits."""
+
+
+def from_last(request: SendRequest, disk: StoredDisk) -> SendRequest:
+    """Return the request with the newest point for its base, if it asked for that.
+
+    Raises:
+        NotFoundError: If there is none.
+    """
+    if request.base != "last":
+        return request
+    last = disk.last()
+    if last is None:
+        raise NotFoundError(
+            f"{disk.objects.name} has no point of {disk.name}, so there is no last base; nothing "
+            "was sent; send all, without --base"
+        )
+    return replace(request, base=last.state)
 
 
 def _check_base(what: SendPlan, last: Point | None, disk: StoredDisk) -> Point:
