@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from blockstream import __version__
 from blockstream.cli import console
 from blockstream.cli.console import (
     BarReporter,
@@ -16,6 +18,7 @@ from blockstream.cli.console import (
     progress_line,
     saving_text,
 )
+from blockstream.cli.main import cli
 from blockstream.cli.options import ProgressWish, reporters
 from blockstream.errors import UsageError
 from blockstream.pipeline.progress import Progress, Snapshot
@@ -180,3 +183,22 @@ def test_a_bar_fits_into_its_terminal(monkeypatch: pytest.MonkeyPatch, columns: 
     (line,) = [each for each in captured.get().splitlines() if "50.0%" in each][:1]
     assert line.lstrip("\r\x1b[?25l").startswith("send")
     assert line.rstrip().endswith("left")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sned"], "No such command 'sned'. Did you mean send?"),
+        (["recieve"], "No such command 'recieve'. Did you mean recv?"),
+        (["store", "prun"], "No such command 'prun'. Did you mean prune?"),
+        (["vsphere", "lst"], "No such command 'lst'. Did you mean ls?"),
+        (["zzz"], "No such command 'zzz'.\n"),
+        (["version"], f"blockstream, version {__version__}"),
+        (["-V"], f"blockstream, version {__version__}"),
+        (["--version"], f"blockstream, version {__version__}"),
+    ],
+)
+def test_what_was_typed_is_understood_or_told_what_it_may_mean(words: list[str], said: str) -> None:
+    result = CliRunner().invoke(cli, words)
+    assert said in result.output
+    assert result.exit_code == (2 if "No such" in said else 0)

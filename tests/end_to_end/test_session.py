@@ -15,7 +15,7 @@ from blockstream.linux.identity import lock_holder_of
 from blockstream_protocol import MAGIC
 from tests.devices import rigged
 from tests.end_to_end.far_host import far_command, far_status
-from tests.end_to_end.hosts import Ended, Host, Words, Zygote, failing_at, wait_until
+from tests.end_to_end.hosts import Ended, Host, Words, Zygote, altered, failing_at, wait_until
 from tests.rotation import share
 from tests.ssh_server import SshServer
 
@@ -123,6 +123,24 @@ def test_a_disk_is_fetched(host: Host, way: list[str]) -> None:
     assert ended.status == 0, ended.err
     assert copy.read_bytes() == disk.read_bytes()
     assert host.holds(copy, "A")
+
+
+@pytest.mark.slow
+def test_each_who_fetches_has_a_last_base_of_its_own(host: Host, way: list[str]) -> None:
+    disk, before = host.disk("disk"), host.folder / "before"
+    copies = [host.folder / "one", host.folder / "two"]
+    for copy in copies:
+        ended = host.run("send", f"lab:{disk}", copy, "--create", "--goal", "A", *way)
+        assert ended.status == 0, ended.err
+    before.write_bytes(disk.read_bytes())
+    # The second one misses B, which would be no base of its.
+    for goal, copy in zip(("B", "C"), copies, strict=True):
+        disk.write_bytes(altered(disk.read_bytes(), ord(goal)))
+        changes = host.list_changes(f"changes-{goal}", disk, before)
+        words: Words = ["--base", "last", "--goal", goal, "--extents", changes]
+        ended = host.run("send", f"lab:{disk}", copy, *words, *way)
+        assert ended.status == 0, ended.err
+        assert copy.read_bytes() == disk.read_bytes()
 
 
 @pytest.mark.slow
