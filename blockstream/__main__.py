@@ -1,7 +1,8 @@
 """`blockstream`, and `python -m blockstream`."""
 
+# Built in: `signal` around it is Python, whose import Ctrl-C would interrupt.
+import _signal as signal  # type: ignore[import-not-found]
 import os
-import signal
 import sys
 
 # Until the command line minds it: Ctrl-C during the imports would be a traceback.

@@ -286,7 +286,7 @@ def test_what_is_left_is_found_without_a_note(src: Guest, dst: Guest) -> None:
         assert died.status == -9, died.err
         src.run("rm -r /var/lib/blockstream")
     assert names(dst) == {"vm", "other"}
-    assert src.blockstream("migrate", "--resume", "vg/vm", "--rsh", "ssh").status == 17
+    assert src.blockstream("migrate", "--resume", "vg/vm").status == 17
     done = src.blockstream("migrate", "--abort", "vg/vm", "--rsh", "ssh")
     assert done.status == 0, done.err
     assert names(src) == {"vm"}
