@@ -50,11 +50,13 @@ class Places:
 
     @property
     def key(self) -> str:
-        """What tells the first target from every other one; empty for standard output."""
+        """What the first target is known as; empty where it need not be told from others."""
         if self.hosts:
             return self.hosts[0].key
-        if self.target is None or self.store is not None:
-            return self.target or ""
+        if self.target is None or self.machine:
+            return ""
+        if self.store is not None:
+            return self.target
         return str(Path(self.target).absolute())
 
     @property

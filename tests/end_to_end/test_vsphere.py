@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.far_host import far_command, far_status
-from tests.end_to_end.hosts import Host, wait_until
+from tests.end_to_end.hosts import Host, Words, wait_until
 from tests.end_to_end.test_secrets import watched
 from tests.vsphere_simulator.server import PASSWORD, VM, Simulator
 
@@ -77,6 +77,20 @@ def test_one_disk_goes_onto_a_disk_and_any_host_continues(machine: Simulator, ho
     assert "64.0 KiB changed of" in ended.err
     assert copy.read_bytes() == machine.frozen()
     assert str(far_status(host, copy)["id"]).startswith("cbt:")
+
+
+def test_a_disk_that_was_brought_up_to_date_can_go_back(machine: Simulator, host: Host) -> None:
+    copy = host.folder / "copy"
+    words: Words = ["send", machine.location(disk=2000), copy, "--enable-cbt"]
+    assert host.run(*words, "--create").status == 0
+    for number, mode in enumerate(("stage", "undo")):
+        before = copy.read_bytes()
+        machine.write(number * MIB, b"new")
+        ended = host.run(*words, "--apply", mode)
+        assert ended.status == 0, ended.err
+        assert copy.read_bytes() == machine.frozen() != before
+    assert host.run("undo", copy).status == 0
+    assert copy.read_bytes() == before
 
 
 def test_all_disks_go_to_another_host_as_one_set(machine: Simulator, host: Host) -> None:
@@ -363,7 +377,6 @@ def test_machines_are_listed_and_tracked(machine: Simulator, host: Host) -> None
         ["-n"],
         ["--compare"],
         ["--audit", "3"],
-        ["--apply", "stage"],
         ["--bwlimit", "1M"],
         ["--compress", "zstd:3"],
         ["--bitmap", "x"],
