@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from blockstream.cli.machines import refuse_machine_options
@@ -10,6 +9,7 @@ from blockstream.cli.peers import refuse_peer_options
 from blockstream.cli.recv_cmd import TARGET_FLAGS
 from blockstream.errors import UsageError
 from blockstream.jobs.apply_modes import ApplyMode
+from blockstream.jobs.targets import absolute_path
 from blockstream.locations import (
     Remote,
     StorePlace,
@@ -57,7 +57,7 @@ class Places:
             return ""
         if self.store is not None:
             return self.target
-        return str(Path(self.target).absolute())
+        return absolute_path(self.target)
 
     @property
     def within_one_host(self) -> bool:

@@ -15,34 +15,18 @@ from blockstream_protocol import DATA_BYTES, Kind
 _GRAIN = 4096
 
 
-def changes(
-    new: Source,
-    old: Source,
-    progress: Progress,
-    stopped: list[str],
-    within: ExtentMap | None = None,
-) -> ExtentMap:
-    """Return the blocks in which `new` differs from `old`: DATA, or ZERO where they became zeros.
-
-    Ranges that are holes in both are not read. What `new` has beyond the end of `old` has changed.
-
-    Args:
-        new: The disk as it is.
-        old: The disk as it was.
-        progress: Counted as ranges are compared.
-        stopped: Filled from outside with a reason to end.
-        within: Where they can differ at all; None for anywhere.
+def changes(new: Source, old: Source, progress: Progress, stopped: list[str]) -> ExtentMap:
+    """Return what changed from `old` to `new`, as an increment; see `differing`.
 
     Raises:
-        SourceError: If one cannot be read, or `new` is the smaller one.
-        InterruptedTransferError: If it was stopped.
+        SourceError: If `new` is the smaller one.
     """
     if old.size > new.size:
         raise SourceError(
             f"{old.name} has {old.size} bytes, {new.name} only {new.size}: an increment cannot "
             "make a disk smaller"
         )
-    return differing(new, old, progress, stopped, within)
+    return differing(new, old, progress, stopped)
 
 
 def differing(
@@ -52,7 +36,22 @@ def differing(
     stopped: list[str],
     within: ExtentMap | None = None,
 ) -> ExtentMap:
-    """Return where `old` would have to be written to begin with what `new` holds. See `changes`."""
+    """Return the blocks in which `new` differs from `old`: DATA, or ZERO where they became zeros.
+
+    Ranges that are holes in both are not read. What `new` has beyond the end of `old` differs; what
+    `old` has beyond the end of `new` is not looked at.
+
+    Args:
+        new: The disk as it is.
+        old: The disk as it was.
+        progress: Counted as ranges are compared.
+        stopped: Filled from outside with a reason to end.
+        within: Where they can differ at all; None for anywhere.
+
+    Raises:
+        SourceError: If one cannot be read.
+        InterruptedTransferError: If it was stopped.
+    """
     size = new.size
     data = _data_of(new, size).overlaid(_data_of(old, size)) if within is None else within
     both = size if old.size >= size else old.size // _GRAIN * _GRAIN

@@ -133,6 +133,7 @@ def push_set(
     for request, source, place, part, create in zip(
         requests, sources, places, together.parts, making, strict=True
     ):
+        request = replace(request, target=place.key)
         sending = Sending(request, source, part, together.waiting())
         together.sendings.append(sending)
         words = target_options(replace(what, create=create))

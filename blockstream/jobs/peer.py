@@ -286,7 +286,7 @@ def push(
     """
     if where.name:
         _check_named(what, options)
-        request = replace(request, name=where.name)
+    request = replace(request, name=where.name, target=where.key)
     sending = Sending(request, source, progress)
     for text in sending.what.warnings:
         options.tell(text)

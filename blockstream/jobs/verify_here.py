@@ -13,7 +13,7 @@ from blockstream.jobs.digests import Comparison
 from blockstream.jobs.receive import ReceiveRequest, ReceiveResult
 from blockstream.jobs.send import SendRequest
 from blockstream.jobs.supervision import Reporter, Work, supervised
-from blockstream.jobs.targets import opened
+from blockstream.jobs.targets import absolute_path, opened
 from blockstream.jobs.upkeep import record_adopted
 from blockstream.locations import open_source, open_target
 from blockstream.pipeline.progress import Progress
@@ -56,6 +56,6 @@ def repaired_here(
         comparison = compared_here(source, where.target, reporters)
         record_adopted(everything, where.target, base)
     changes = ExtentList(comparison.differing, Meaning.CHANGED, "comparison", comparison.size)
-    request = replace(request, base=base, changes=changes)
+    request = replace(request, base=base, changes=changes, target=absolute_path(where.target))
     # By that name, and by what the kernel knows, a target is refused that somebody wrote meanwhile.
     return copy(request, source, where, Progress(), reporters), comparison

@@ -128,6 +128,12 @@ def test_what_differs_on_one_host_is_repaired(host: Host) -> None:
     assert "repaired: " in ended.err
     assert copy.read_bytes() == disk.read_bytes() + b"beyond the end"
     assert "equal: " in host.run("verify", disk, copy).err
+    # What it holds since then is its last base, and nobody else's.
+    changes = host.list_changes("changes", disk, disk)
+    words: Words = ["--base", "last", "--goal", "B", "--extents", changes]
+    assert host.run("send", disk, *words).status == 17
+    ended = host.run("send", disk, copy, *words, "--force-larger")
+    assert ended.status == 0, ended.err
 
 
 @pytest.mark.parametrize("repair", [[], ["--repair"]])

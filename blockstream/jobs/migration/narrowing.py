@@ -9,7 +9,7 @@ import time
 from dataclasses import replace
 
 from blockstream.formats.extent_lists import ExtentList
-from blockstream.jobs.compare import changes
+from blockstream.jobs.compare import differing
 from blockstream.jobs.send import SendResult
 from blockstream.linux.lvm import Volume
 from blockstream.pipeline.progress import Progress
@@ -67,8 +67,8 @@ class Narrowing:
             contextlib.closing(VolumeSource(newer)) as new,
             contextlib.closing(VolumeSource(older)) as old,
         ):
-            differing = changes(new, old, Progress(), [], found.extents.of_kind(Kind.DATA))
+            changed = differing(new, old, Progress(), [], found.extents.of_kind(Kind.DATA))
         self._compared = data / max(time.monotonic() - began, 1e-6)
-        self._kept = differing.total(Kind.DATA) / data
+        self._kept = changed.total(Kind.DATA) / data
         zeros = found.extents.of_kind(Kind.ZERO)
-        return replace(found, extents=differing.overlaid(zeros), origin=f"{found.origin}, compared")
+        return replace(found, extents=changed.overlaid(zeros), origin=f"{found.origin}, compared")

@@ -392,6 +392,7 @@ class MovingVolume:
             compression=self._means.compression,
             limiter=self._means.limiter,
             changes=changes,
+            target=self.where.key,
         )
 
     def _drop_spent(self) -> None:
