@@ -28,8 +28,10 @@ def tag_of(where: Remote) -> str:
     """Return the tag of a volume that is on its way to `where`."""
     host = f"[{where.host}]" if ":" in where.host else where.host
     account = f"{where.user}@{host}" if where.user else host
-    text = f"{account}:{where.path}".encode()
-    return _TO + _ODD.sub(lambda odd: f"={ord(odd[0]):02X}", text.decode("latin-1"))
+    text = f"{account}:{where.path}"
+    if where.port:
+        text = f"ssh://{account}:{where.port}{where.path}"
+    return _TO + _ODD.sub(lambda odd: f"={ord(odd[0]):02X}", text.encode().decode("latin-1"))
 
 
 def places_of(volume: Volume) -> dict[str, Remote]:

@@ -38,6 +38,8 @@ VOLUME = Volume(
         Remote("host-2.example", "/dev/vg+x/a.b_c", "root"),
         Remote("fe80::1", "/dev/vg/vm", "root"),
         Remote("dst", "/dev/vg/vm", "DOMAIN+user"),
+        Remote("dst", "/dev/vg/vm", "root", port=2222),
+        Remote("fe80::1", "/dev/vg/vm", port=2222),
     ],
 )
 def test_a_place_is_found_again(where: Remote) -> None:
