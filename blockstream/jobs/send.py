@@ -29,7 +29,7 @@ from blockstream.pipeline.token import ResumeToken
 from blockstream_protocol import Committed, Kind, Open, Plan, Sender, is_id
 
 _RECEIPT_POLL_SECONDS = 0.05
-_LAST_CHECKPOINT_SECONDS = 1.0
+_LAST_CHECKPOINT_SECONDS = 3.0
 
 
 @dataclass(slots=True)
@@ -188,6 +188,7 @@ def send(
         def stop(reason: str) -> None:
             engine.stop(reason)
             # A frame that is on its way may end, and the last CHECKPOINT follow it.
+            outlet.hurry()
             impatience = threading.Timer(_LAST_CHECKPOINT_SECONDS, outlet.stop)
             impatience.daemon = True
             impatience.start()

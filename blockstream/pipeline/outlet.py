@@ -68,7 +68,7 @@ class PipeOutlet:
         self._lock = threading.Lock()
         # The limit outlives us: another connection goes on with it.
         self._limiter = limiter
-        self._stopped = threading.Event()
+        self._in_haste = threading.Event()
         self._is_torn = False
         self._progress = progress
         self.said: type[Message] | None = None  # last
@@ -85,9 +85,13 @@ class PipeOutlet:
         self._progress.control(frame.wire_len)
         failpoint(_FAILPOINTS.get(type(message), ""))
 
+    def hurry(self) -> None:
+        """Keep to no limit any more: what is on its way is the last."""
+        self._in_haste.set()
+
     def stop(self) -> None:
         """Let a write that waits for a full pipe fail."""
-        self._stopped.set()
+        self.hurry()
         for lane in self._lanes:
             lane.stop()
 
@@ -139,7 +143,7 @@ class PipeOutlet:
             start = 0
             while start < len(part):
                 step = part[start : start + self._limiter.slice_bytes]
-                self._stopped.wait(max(0.0, self._limiter.delay(len(step))))
+                self._in_haste.wait(max(0.0, self._limiter.delay(len(step))))
                 lane.write([step])
                 start += len(step)
                 failpoint("send.mid_frame")

@@ -56,8 +56,9 @@ from blockstream_protocol import (
 # Of what is not a stream of ours, so much is shown.
 _REST_BYTES = 1024
 _REST_SECONDS = 1.0
-# How long one that is stopped waits for a CHECKPOINT, which a sender says each 2 s.
-_LAST_CHECKPOINT_SECONDS = 3.0
+# How long one that is stopped waits for a CHECKPOINT, which a sender says each 2 s, and one that is
+# stopped within 3 s.
+_LAST_CHECKPOINT_SECONDS = 4.0
 
 
 class Applier(Protocol):

@@ -848,14 +848,15 @@ def test_what_was_sent_before_a_stop_is_durable(host: Host, stopped: str) -> Non
     host.limits = {"CHECKPOINT_SECONDS": 1000.0}
     disk, copy = host.folder / "disk", host.blank("copy", 20 << 20)
     disk.write_bytes(os.urandom(20 << 20))
-    sender, receiver = host.start_pipe([disk, "--goal", "A", "--bwlimit", "3M"], [copy])
-    wait_until(lambda: copy.read_bytes()[: 3 << 20] == disk.read_bytes()[: 3 << 20])
+    # So slowly that a frame takes longer than anybody would wait: the last one goes faster.
+    sender, receiver = host.start_pipe([disk, "--goal", "A", "--bwlimit", "250k"], [copy])
+    wait_until(lambda: copy.read_bytes()[: 1 << 20] == disk.read_bytes()[: 1 << 20])
     sender.signal(signal.SIGINT)
     if stopped == "both":
         receiver.signal(signal.SIGINT)
     sent, received = sender.wait(), receiver.wait()
     assert (sent.status, received.status) == (11, 11)
-    assert host.durable(copy) >= 3, received.err
+    assert host.durable(copy) >= 1, received.err
     rest = host.pipe([disk, "--resume", token_in(received)], [copy])
     assert rest.statuses == (0, 0)
     assert copy.read_bytes() == disk.read_bytes()
