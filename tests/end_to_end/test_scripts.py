@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -35,8 +34,8 @@ def test_a_server_ends_with_its_script(number: signal.Signals, early: bool) -> N
     )
     assert started.stdout is not None
     try:
-        while early and not below(started.pid):
-            time.sleep(0.02)
+        while early and not below(started.pid):  # at once: it hardly knows of it itself
+            assert started.poll() is None
         while not early and not started.stdout.readline().startswith("# blockstream store init"):
             assert started.poll() is None
         servers = below(started.pid)
