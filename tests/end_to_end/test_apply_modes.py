@@ -46,6 +46,7 @@ def killed(host: Host, send: Words, recv: Words, failpoint: str) -> Ended:
 # Stage.
 
 
+@pytest.mark.slow
 def test_staged_target_is_untouched_while_the_spool_fills(eager: Host) -> None:
     target, new, words = based(eager)
     before, when = target.read_bytes(), target.stat().st_mtime_ns
@@ -217,6 +218,7 @@ def test_full_disk_behind_spool_or_undo_log_leaves_the_target_untouched(
 # Undo.
 
 
+@pytest.mark.slow
 def test_undo_after_a_commit_and_again_forward(eager: Host) -> None:
     target, new, words = based(eager)
     before = target.read_bytes()

@@ -97,6 +97,7 @@ def check_harmless(host: Host, target: Path, data: bytes, statuses: set[int]) ->
     assert state == "dirty" or target.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_byte_that_is_flipped_is_found(quick: Host) -> None:
     stream, target = small(quick, compress="none")
     for position in range(0, len(stream), len(stream) // 60):
@@ -127,6 +128,7 @@ def test_every_single_flip_of_a_packed_stream_is_found_or_unpacks_to_the_same(qu
             assert known_state(quick, target) == "dirty" or target.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_stream_that_is_cut_is_interrupted(quick: Host) -> None:
     stream, target = small(quick)
     for length in range(0, len(stream), len(stream) // 60):

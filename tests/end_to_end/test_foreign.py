@@ -146,6 +146,7 @@ def pzstd(data: bytes) -> bytes:
     return b"".join(parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "pack", [gzip.compress, zstandard.compress, pzstd], ids=["gzip", "zstd", "pzstd"]
 )

@@ -166,6 +166,7 @@ def test_a_granted_disk_is_written(host: Host, apply: str) -> None:
     assert vm.read_bytes() == disk.read_bytes()
 
 
+@pytest.mark.slow
 def test_no_operations_allow_nothing(host: Host) -> None:
     disk, vm = host.disk("disk"), host.blank("vm", 300_000)
     options = local(host, write_policy(host, vm, operations=[]))
@@ -175,6 +176,7 @@ def test_no_operations_allow_nothing(host: Host) -> None:
         assert "there is no such target for this key" in ended.err
 
 
+@pytest.mark.slow
 def test_a_peer_hears_nothing_of_paths_and_processes(host: Host) -> None:
     disk, vm = host.disk("disk"), host.blank("vm", 300_000)
     options = local(host, write_policy(host, vm))

@@ -92,6 +92,7 @@ def test_a_base_there_is_read_where_somebody_may_have_written(
         assert copy.read_bytes() == new.read_bytes()
 
 
+@pytest.mark.slow
 def test_who_writes_between_the_look_at_the_base_and_the_increment_is_noticed(host: Host) -> None:
     """The target is not held from one connection to the next."""
     disk, copy = host.disk("disk", 3 * MIB), host.folder / "copy"
@@ -757,6 +758,7 @@ def test_a_far_program_that_sends_nonsense_is_refused_in_little_memory(
     assert "Traceback" not in ended.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["send", "fetch", "compare", "verify"])
 @pytest.mark.parametrize(
     ("noise", "cause"),

@@ -1002,6 +1002,7 @@ def saved(host: Host, store: str, disk: Path, count: int) -> list[bytes]:
     return states
 
 
+@pytest.mark.slow
 def test_a_newest_manifest_that_is_lost_is_said(host: Host, either: str, tmp_path: Path) -> None:
     """What it named is there yet; a host that never saw it says so, too."""
     store, disk, copy = either, tmp_path / "disk", tmp_path / "copy"
@@ -1047,6 +1048,7 @@ def test_whoever_is_at_work_is_not_taken_for_a_lost_point(
     stopped.wait()
 
 
+@pytest.mark.slow
 def test_a_store_that_was_rolled_back_is_read_with_a_warning_and_not_written(
     host: Host, either: str, tmp_path: Path
 ) -> None:
@@ -1105,6 +1107,7 @@ def test_another_history_is_no_newer_one(host: Host, store: str, tmp_path: Path)
     assert "is another one than this host has seen" in ended.err
 
 
+@pytest.mark.slow
 def test_stores_take_turns_in_one_place(host: Host, store: str, tmp_path: Path) -> None:
     """As USB disks do: a new one is trusted when it is made, or once."""
     disk, root = tmp_path / "disk", tmp_path / "store"
@@ -1173,6 +1176,7 @@ def test_a_mark_that_nobody_with_the_key_made_is_none(
     assert not mark.exists()
 
 
+@pytest.mark.slow
 def test_what_a_manifest_names_lies_in_the_store(host: Host, store: str, tmp_path: Path) -> None:
     """Its `index` was `../../..`: `store repair` overwrote a file."""
     disk, other = host.disk("disk", SIZE), tmp_path / "other"
@@ -1253,6 +1257,7 @@ def test_a_disk_that_is_gone_is_missed(
         assert ("bs1/disk/vm is nothing of blockstream's" in ended.err) is link
 
 
+@pytest.mark.slow
 def test_a_lost_newest_manifest_comes_back_from_a_copy(
     host: Host, either: str, tmp_path: Path
 ) -> None:

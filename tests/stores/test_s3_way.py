@@ -52,6 +52,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         server.server_close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["argument", "environment", "configuration", "service"])
 def test_plain_http_to_another_host_is_refused_wherever_it_was_said(
     elsewhere: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
