@@ -223,8 +223,12 @@ def store_place(location: str, *, disk: bool = True) -> StorePlace | None:
         )
     if not disk:
         return StorePlace(location.rstrip("/"))
-    if not found["disk"]:
-        raise UsageError(f"{location} names no disk: STORE/DISK, as in {location.rstrip('/')}/vm")
+    # One folder below / is a store, for nobody has one in / itself.
+    if not found["disk"] or found["store"] == "dir:":
+        raise UsageError(
+            f"{location} names no disk: STORE/DISK, as in {location.rstrip('/')}/vm; nothing was "
+            "done"
+        )
     return StorePlace(found["store"], found["disk"], found["point"] or "")
 
 

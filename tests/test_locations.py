@@ -187,6 +187,12 @@ def test_a_store_without_a_folder_is_not_where_we_happen_to_be(typed: str) -> No
         store_place(typed, disk=False)
 
 
+@pytest.mark.parametrize("typed", ["dir:/vm", "dir:/vm/", "dir:/vm@last", "dir:vm"])
+def test_a_folder_in_the_root_is_no_disk_of_a_store_where_we_happen_to_be(typed: str) -> None:
+    with pytest.raises(UsageError, match="names no disk"):
+        store_place(typed)
+
+
 def test_an_endpoint_that_is_no_url_is_not_a_damaged_store() -> None:
     with pytest.raises(UsageError, match="nothing was done"):
         open_objects("s3://bucket/x", "s3.example.com")

@@ -1,7 +1,6 @@
 """`send SOURCE TARGET` on one host: both sessions in one process, the bytes digested once."""
 
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -172,19 +171,14 @@ class _Copying:
         """Continue an unfinished copy of the same source if there is one; else begin."""
         began = time.monotonic()
         self._settle(what)
-        state = unfinished(self.where.apply, self.everything)
-        continued = (
-            replace(what, goal=state.goal)
-            if isinstance(state, Dirty) and not what.goal and state.base == what.base
-            else None
-        )
+        goal = what.goal or self._begun(what)
         try:
-            finish, plan, sampled = self._session(continued or what)
+            finish, plan, sampled = self._session(what, goal)
         except SourceError:
-            if continued is None:
+            if what.goal or not goal:
                 raise
             # The source is not what it was: the unfinished copy is of no use.
-            finish, plan, sampled = self._session(replace(what, goal=str(uuid.uuid4())))
+            finish, plan, sampled = self._session(what, "")
         committed = finish.committed
         if not isinstance(committed, Committed):
             raise InterruptedTransferError("the copy ended before it was committed")
@@ -201,6 +195,15 @@ class _Copying:
             sampled=sampled,
         )
 
+    def _begun(self, what: SendRequest) -> str:
+        """Return the goal of an unfinished copy by the same command; its name was invented."""
+        state = unfinished(self.where.apply, self.everything)
+        if not isinstance(state, Dirty) or not what.target or state.base != what.base:
+            return ""
+        sent = SentTransfers(what.state_dir)
+        begun = sent.begun(absolute(what.source), what.target, what.base)
+        return begun if begun == state.goal else ""
+
     def _settle(self, what: SendRequest) -> None:
         """Note that the target holds what an earlier run brought, and was killed right after."""
         state, sent = self.everything.journal.state, SentTransfers(what.state_dir)
@@ -209,17 +212,24 @@ class _Copying:
             if intent is not None and not intent.confirmed:
                 sent.confirm(intent.expected, what.target)
 
-    def _session(self, what: SendRequest) -> tuple[Finish, SendPlan, str]:
+    def _session(self, what: SendRequest, goal: str) -> tuple[Finish, SendPlan, str]:
         """Run both ends.
+
+        Args:
+            what: What to send.
+            goal: What to call it; empty to invent a name.
 
         Returns:
             How it ended, what was sent, and why only samples told that the target was the base.
         """
         everything, progress = self.everything, self.progress
-        plan, policy = planned(what, self.source), self.where.policy
+        plan, policy = planned(replace(what, goal=goal), self.source), self.where.policy
         if self.check is not None:
             self.check(plan, everything.target)
             policy = replace(policy, force_base=True)
+        if what.target and not what.goal:
+            sent, opening = SentTransfers(what.state_dir), plan.opening
+            sent.begin(absolute(what.source), what.target, opening.base, opening.goal)
         progress.size, progress.total = self.source.size, plan.opening.total
         progress.begin()
         engines: list[SendEngine] = []

@@ -1,5 +1,6 @@
 """What a sender remembers: what each transfer must have committed, and which were confirmed."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
@@ -61,6 +62,30 @@ class SentTransfers:
                 "does not commit; make room, or choose another place with --state-dir"
             ) from error
 
+    def begin(self, source: str, target: str, base: str, goal: str) -> None:
+        """Note the goal that was invented for a transfer, before it is announced.
+
+        Raises:
+            RefusedError: If there is no room.
+        """
+        make_directory(self._folder)
+        path = self._begun_path(source, target)
+        try:
+            write_durably(path, json.dumps({"base": base, "goal": goal}).encode())
+        except OSError as error:
+            raise RefusedError(
+                f"{path} cannot be written: {error.strerror}; nothing was sent; make room, or "
+                "choose another place with --state-dir"
+            ) from error
+
+    def begun(self, source: str, target: str, base: str) -> str:
+        """Return the goal that was invented for the same transfer, if nobody knows of its end."""
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            values = json.loads(self._begun_path(source, target).read_text())
+            if values["base"] == base:
+                return str(values["goal"])
+        return ""
+
     def find(self, transfer: str, target: str = "") -> Intent | None:
         """Return what was recorded of a transfer to a target, or over a pipe."""
         return self._read(self._path(transfer, target))
@@ -93,20 +118,9 @@ class SentTransfers:
             )
         confirmed = replace(intent, confirmed=True)
         self.record(confirmed)
+        if self.begun(intent.source, target, intent.base) == receipt.goal:
+            self._begun_path(intent.source, target).unlink(missing_ok=True)
         return confirmed
-
-    def unconfirmed(self, source: str, base: str) -> list[str]:
-        """Return the states of a source that were sent without a receipt, newest first.
-
-        Raises:
-            IntegrityError: If a file of ours is damaged.
-        """
-        goals = (
-            intent.expected.goal
-            for intent in self._newest_first()
-            if not intent.confirmed and (intent.source, intent.base) == (source, base)
-        )
-        return list(dict.fromkeys(goals))
 
     def last_confirmed(self, source: str, target: str) -> str:
         """Return the newest confirmed state that was sent of a source to a target.
@@ -136,8 +150,15 @@ class SentTransfers:
 
     def _path(self, transfer: str, target: str) -> Path:
         """Return where it is kept: the same content may go to several targets."""
-        of_target = hashlib.sha256(target.encode()).hexdigest()[:16] if target else ""
+        of_target = _short_digest(target) if target else ""
         return self._folder / f"{'-'.join(filter(None, (transfer, of_target)))}.json"
+
+    def _begun_path(self, source: str, target: str) -> Path:
+        return self._folder / f"{_short_digest(source)}-{_short_digest(target)}.begun"
+
+
+def _short_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def parse_receipt(text: str) -> Committed:

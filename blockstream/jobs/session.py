@@ -25,8 +25,6 @@ from blockstream_protocol import Committed, End, Hello, Open, Sender, goal_to_co
 
 # A receiver that hung up may have said why; what it said is on its way.
 _LAST_WORDS_SECONDS = 10.0
-# More transfers of one disk that nobody confirmed are nobody's any more.
-_MOST_GOALS = 16
 
 
 class Sending:
@@ -111,7 +109,11 @@ class Sending:
 
     def confirm(self, committed: Committed) -> None:
         """Note that the target holds it; until then the same command asks for it again."""
-        self._sent.confirm(committed, self._request.target)
+        target = self._request.target
+        if self._sent.find(committed.transfer, target) is None:
+            # Sent from elsewhere, and compared with this source now: the same base for a next one.
+            self._record_intent(committed)
+        self._sent.confirm(committed, target)
 
     def start_anew(self) -> bool:
         """Send under a new goal what did not continue what is on the target; False if it may not.
@@ -163,25 +165,36 @@ class Sending:
 
     def _told(self) -> dict[str, object]:
         """Return what HELLO tells a receiver that has to make its target (SPEC 4.1)."""
-        goals = [self.what.opening.goal]
-        if not self._request.goal:
-            source = absolute(self._request.source)
-            goals += self._sent.unconfirmed(source, self.what.opening.base)
-        told: dict[str, object] = {"size": self._source.size, "goals": goals[:_MOST_GOALS]}
+        goals = list(filter(None, (self.what.opening.goal, self._begun())))
+        told: dict[str, object] = {"size": self._source.size, "goals": goals}
         return told | ({"name": self._request.name} if self._request.name else {})
 
     def _choose(self, hello: Hello) -> Open:
         """Continue what is unfinished on the target; a goal that was asked for stays."""
         self.greeted = True
         opening = self.what.opening
-        if self._fresh or self._request.goal or self._request.resume:
+        if not self._invents:
             return opening
-        sent = self._sent.unconfirmed(absolute(self._request.source), opening.base)
-        goal = goal_to_continue(hello.target, opening.base, sent)
+        begun = () if self._fresh else (opening.goal, self._begun())
+        goal = goal_to_continue(hello.target, opening.base, begun)
         if goal is not None:
             self._continued |= goal != opening.goal
             self.what = replace(self.what, opening=replace(opening, goal=goal))
-        return self.what.opening
+        source, opening = absolute(self._request.source), self.what.opening
+        self._sent.begin(source, self._request.target, opening.base, opening.goal)
+        return opening
+
+    @property
+    def _invents(self) -> bool:
+        """Whether nobody named the goal."""
+        return not (self._request.goal or self._request.resume)
+
+    def _begun(self) -> str:
+        """Return the goal that an earlier run of the same command invented."""
+        if not self._invents:
+            return ""
+        source = absolute(self._request.source)
+        return self._sent.begun(source, self._request.target, self.what.opening.base)
 
     def _record_intent(self, expected: Committed) -> None:
         request, base = self._request, self.what.opening.base

@@ -5,6 +5,7 @@ always made here, and none means that every host is unknown.
 """
 
 import os
+import re
 import shlex
 import socket
 import subprocess
@@ -103,7 +104,7 @@ def known_hosts(config: SshConfig, name: str, shown: asyncssh.SSHKey | None) -> 
 def _readable(lines: Iterable[bytes]) -> list[str]:
     good = []
     for line in lines:
-        text = line.decode(errors="replace").strip()
+        text = _folded(line.decode(errors="replace").strip())
         if not text or text.startswith("#"):
             continue
         try:
@@ -114,6 +115,14 @@ def _readable(lines: Iterable[bytes]) -> list[str]:
         if vars(known) != vars(asyncssh.import_known_hosts("")):
             good.append(text)
     return good
+
+
+def _folded(line: str) -> str:
+    """Write the names of a line small, as ssh compares them; a hashed one holds a small name."""
+    marker = re.match(r"@\S+\s+", line)
+    begin = marker.end() if marker else 0
+    names, *rest = re.split(r"(?=\s)", line[begin:], maxsplit=1)
+    return line[:begin] + "".join([names if names.startswith("|") else names.lower(), *rest])
 
 
 def _printed(config: SshConfig, name: str, shown: asyncssh.SSHKey | None) -> bytes:

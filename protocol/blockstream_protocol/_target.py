@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from blockstream_protocol._messages import Open, is_id
+from blockstream_protocol._messages import Open
 from blockstream_protocol._plan import Plan
 
 
@@ -135,25 +135,24 @@ def told(state: TargetState) -> dict[str, object]:
     return {"state": "unknown"}
 
 
-def goal_to_continue(
-    target: Mapping[str, object], base: str, unconfirmed: Collection[str]
-) -> str | None:
+def goal_to_continue(target: Mapping[str, object], base: str, begun: Collection[str]) -> str | None:
     """Return the goal of an unfinished transfer that a new sender may go on with, or None.
 
-    Nothing becomes safe or unsafe by it: the receiver decides by its journal, and the chain tells
-    whether it is the same content.
+    The chain tells whether it goes on with the same content; but what nobody has read yet may be
+    another disk's, so a name that somebody else gave, or chose, is never taken for it.
 
     Args:
         target: What the receiver's HELLO tells of its target.
         base: The state that the sender starts from.
-        unconfirmed: Goals that were sent from this base, and of whose commit nobody knows.
+        begun: Goals that this sender invented for this very disk, from this base, and of whose
+            commit it does not know.
     """
     goal = None
     if target.get("state") == "dirty" and target.get("base") == base:
         goal = target.get("goal")
-    elif target.get("state") == "clean" and target.get("id") in unconfirmed:
+    elif target.get("state") == "clean":
         goal = target.get("id")
-    return goal if isinstance(goal, str) and is_id(goal) and goal != base else None
+    return goal if isinstance(goal, str) and goal in begun and goal != base else None
 
 
 def _why_not(opening: Open, state: TargetState) -> str:

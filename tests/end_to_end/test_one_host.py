@@ -180,3 +180,18 @@ def test_the_newest_point_is_the_last_base_of_a_store(host: Host) -> None:
     assert ended.status == 0, ended.err
     plan = host.run(*increment[:-3], "C", "--extents", changes, "-n", "--json")
     assert plan.events[0]["base"] == "B"
+
+
+def test_no_name_that_another_disk_was_given_is_taken_over(eager: Host) -> None:
+    """The next increment onto that name was committed, and the target was no state of any disk."""
+    monday, target = eager.disk("monday", SIZE, 7), eager.blank("target", SIZE)
+    words: Words = ["send", monday, target, "--goal", "monday"]
+    dying = eager.run(*words, environment=failing_at("recv.after_record:3:kill"))
+    assert dying.status == -9, dying
+    # All that is durable there is the same in both.
+    tuesday = eager.folder / "tuesday"
+    tuesday.write_bytes(monday.read_bytes()[:-4096] + bytes(4096))
+    ended = eager.run("send", tuesday, target)
+    assert ended.status == 0, ended.err
+    assert target.read_bytes() == tuesday.read_bytes()
+    assert not eager.holds(target, "monday")

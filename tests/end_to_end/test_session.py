@@ -200,6 +200,38 @@ def test_a_transfer_whose_both_ends_were_killed_is_continued_by_the_same_command
 
 
 @pytest.mark.slow
+def test_what_is_there_already_is_committed_whoever_brought_it(host: Host, way: list[str]) -> None:
+    disk, copy = host.disk("disk"), host.folder / "copy"
+    words: list[str | Path] = ["send", disk, f"lab:{copy}", "--create", *way]
+    assert host.run(*words, "--goal", "A").status == 0
+    elsewhere = {"BLOCKSTREAM_STATE_DIR": str(host.folder / "elsewhere")}
+    words.remove("--create")
+    ended = host.run(*words, "--goal", "A", environment=elsewhere)
+    assert ended.status == 0, ended.err
+    changes = host.list_changes("changes", host.changed("new", disk), disk)
+    again: Words = [*words, "--base", "last", "--extents", changes]
+    ended = host.run(*again, environment=elsewhere)
+    assert ended.status == 0, ended.err
+
+
+@pytest.mark.slow
+def test_no_name_that_another_disk_was_given_is_taken_over_there(
+    eager: Host, way: list[str]
+) -> None:
+    disk, copy = eager.disk("disk", 5 * MIB), eager.blank("copy", 5 * MIB)
+    words: list[str | Path] = ["send", disk, f"lab:{copy}", *way]
+    words[words.index("--remote-command") + 1] = far_command(eager)
+    killed = eager.run(*words, "--goal", "monday", environment=failing_at("send.checkpoint:3:kill"))
+    assert killed.status < 0
+    wait_until(lambda: far_status(eager, copy)["state"] == "dirty")
+    disk.write_bytes(disk.read_bytes()[:-4096] + bytes(4096))
+    ended = eager.run(*words)
+    assert ended.status == 0, ended.err
+    assert copy.read_bytes() == disk.read_bytes()
+    assert far_status(eager, copy)["id"] != "monday"
+
+
+@pytest.mark.slow
 def test_a_stopped_sender_says_how_much_is_durable_there(eager: Host, way: list[str]) -> None:
     disk, copy = eager.disk("disk", 8 * MIB), eager.folder / "copy"
     words: list[str | Path] = ["send", disk, f"lab:{copy}", "--create", "--bwlimit", "1M", *way]

@@ -104,6 +104,7 @@ def test_an_increment_is_never_applied_where_an_unfinished_one_wrote_more(
         (dirty("b"), "", None),
         (dirty("b"), "other", None),
         (dirty("b", goal="b"), "b", None),
+        (dirty("b", goal="monday"), "b", None),
         (clean("sent", "b"), "b", "sent"),
         (clean("b"), "b", None),
         (clean("of somebody"), "b", None),
@@ -112,10 +113,10 @@ def test_an_increment_is_never_applied_where_an_unfinished_one_wrote_more(
 def test_only_what_was_begun_from_the_same_base_is_continued(
     state: TargetState, base: str, goal: str | None
 ) -> None:
-    assert goal_to_continue(told(state), base, ["sent", "b"]) == goal
+    assert goal_to_continue(told(state), base, ["h", "sent", "b"]) == goal
 
 
 @pytest.mark.parametrize("goal", [None, 7, [], "", " blank", "x" * 257, "\x1b[2J"])
 def test_what_a_hostile_target_says_is_no_goal(goal: object) -> None:
     target = {"state": "dirty", "base": "b", "goal": goal}
-    assert goal_to_continue(target, "b", []) is None
+    assert goal_to_continue(target, "b", ["h"]) is None

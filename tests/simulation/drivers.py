@@ -457,7 +457,7 @@ class SenderDriver:
         if not world.aiming:
             return
         intent = world.store.view.intent
-        sent = [intent.goal] if intent is not None else []
+        sent = [*world.invented, *([intent.goal] if intent is not None else [])]
         self.goal = world.command.goal_for(hello, self.opening.base, sent)
         self.opening = replace(self.opening, goal=self.goal)
         self.sender.aim(self.opening)

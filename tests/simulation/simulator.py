@@ -114,9 +114,9 @@ class Command:
         self._fresh = False
         self.continued = False
 
-    def goal_for(self, hello: Hello, base: str, unconfirmed: list[str]) -> str:
+    def goal_for(self, hello: Hello, base: str, begun: list[str]) -> str:
         """Return the goal to open with, now that the target is known."""
-        goal = None if self._fresh else goal_to_continue(hello.target, base, unconfirmed)
+        goal = None if self._fresh else goal_to_continue(hello.target, base, begun)
         if goal is not None:
             self.continued |= goal != self.goal
             self.goal = goal
@@ -356,6 +356,11 @@ class World:
             raise Violation("I8", "told that the source changed, which it did not")
         elif Code.UNKNOWN in codes and self.rng.random() < 0.2:
             self._renew()
+
+    @property
+    def invented(self) -> list[str]:
+        """All names that the sender wrote down, before it announced them."""
+        return [f"invented-{number}" for number in range(self._invented + 1)]
 
     def _run_anew(self) -> None:
         """Let the command be given again, by somebody who knows only what is written down."""

@@ -39,6 +39,13 @@ def test_a_line_that_cannot_be_read_is_left_out_and_counted(tmp_path: Path, bad:
     assert [text.rpartition(": ")[2] for text in found.skipped] == ["1 of its lines cannot be read"]
 
 
+@pytest.mark.parametrize("names", ["H", "Other,H", "*,!OTHER", "@cert-authority H"])
+def test_names_are_the_same_whatever_their_case(tmp_path: Path, names: str) -> None:
+    """A host whose key had changed was taken for a new one."""
+    found = known_hosts(config(tmp_path, f"{names} {LINE}\n".encode()), "h", None)
+    assert found.know("h", "", 22)
+
+
 def test_files_that_are_not_there_know_nobody(tmp_path: Path) -> None:
     found = known_hosts(SshConfig("h", user_files=(tmp_path / "missing",)), "h", None)
     assert (found.files, found.skipped, found.know("h", "", 22)) == ((), (), False)

@@ -106,6 +106,15 @@ CASES: dict[str, Case] = {
     "an alias": lambda lab: lab.config(
         "HostKeyAlias x", known=lab.known(f"x {lab.server.host_key}")
     ),
+    "an alias, known in capitals": lambda lab: lab.config(
+        "HostKeyAlias x", known=lab.known(f"X {lab.server.host_key}")
+    ),
+    "an alias in capitals": lambda lab: lab.config(
+        "HostKeyAlias X", known=lab.known(f"X {lab.server.host_key}")
+    ),
+    "another key is known in capitals": lambda lab: lab.config(
+        "HostKeyAlias x", known=lab.known(f"X {WRONG_KEY}")
+    ),
     "a pattern": lambda lab: lab.config(known=lab.known(f"[127.0.0.*]:* {lab.server.host_key}")),
     "a pattern but not this": lambda lab: lab.config(
         known=lab.known(f"!{lab.name},* {lab.server.host_key}")
