@@ -6,6 +6,7 @@ from dataclasses import asdict
 import click
 
 from blockstream.cli.console import result, say, show
+from blockstream.cli.options import warn
 from blockstream.cli.stores import (
     StoreAccess,
     check_doubts,
@@ -18,7 +19,7 @@ from blockstream.cli.stores import (
     whole_store,
     with_store_access,
 )
-from blockstream.errors import NotFoundError, StoreDamagedError, UsageError
+from blockstream.errors import NotFoundError, StaleViewError, StoreDamagedError, UsageError
 from blockstream.formats.point import Point
 from blockstream.jobs.stores.repository import VERIFIED, StoredDisk
 from blockstream.words import duration_text, size_text, time_text
@@ -33,8 +34,8 @@ def command(place: str, access: StoreAccess, as_json: bool) -> None:
 
     The lag is how long after its moment a point could be restored: what it took to save it.
 
-    Exit 19 if newer points may be missing: there is data of one without a manifest, or this host
-    has seen a newer one before.
+    Exit 19 if a point that others go onto is missing, or newer points may be: there is data of one
+    without a manifest, or this host has seen a newer one before.
 
     \b
     Example:
@@ -50,7 +51,7 @@ def command(place: str, access: StoreAccess, as_json: bool) -> None:
     with opened_store(found.store, access, found.disk) as repository:
         disk = repository.disk(found.disk)
         points, verified = _points_of(disk, found.store), disk.marks(VERIFIED)
-        doubts = doubts_of(disk, access)
+        doubts, lost = doubts_of(disk, access), _lost(disk, points)
     if as_json:
         for point in points:
             result("point", **asdict(point), verified=verified.get(point.seq))
@@ -61,7 +62,14 @@ def command(place: str, access: StoreAccess, as_json: bool) -> None:
             f"{found} has no point; `blockstream points {found.store}` lists the disks"
         )
     show_strays(disk.strays)
+    for text in lost:
+        warn(text, as_json=as_json)
     check_doubts(doubts)
+    if lost:
+        raise StaleViewError(
+            f"{found}: not every point that is listed can be restored; `blockstream store repair "
+            f"{found} --from COPY` puts back what is missing"
+        )
 
 
 def _show(points: Sequence[Point], verified: Mapping[int, float]) -> None:
@@ -97,6 +105,17 @@ def _list_disks(store: str, access: StoreAccess, *, as_json: bool) -> None:
         say(f"{store} has no disk yet")
     show_strays(strays)
     check_doubts(gone)
+
+
+def _lost(disk: StoredDisk, points: Sequence[Point]) -> list[str]:
+    """Return what is to be said of points without the one that they go onto."""
+    there = set(disk.numbers())
+    return [
+        f"point {each.seq}, and what goes onto it, cannot be restored: the manifest of point "
+        f"{each.parent.seq} is missing"
+        for each in points
+        if each.parent is not None and each.parent.seq not in there
+    ]
 
 
 def _points_of(disk: StoredDisk, store: str) -> list[Point]:

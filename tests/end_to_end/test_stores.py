@@ -1033,6 +1033,29 @@ def test_a_newest_manifest_that_is_lost_is_said(host: Host, either: str, tmp_pat
     ok(host.run("store", "verify", store))
 
 
+def test_a_point_in_the_middle_that_is_lost_is_said(
+    host: Host, either: str, tmp_path: Path
+) -> None:
+    """What nobody could restore was listed with status 0."""
+    saved(host, either, tmp_path / "disk", 1)
+    for number in (1, 2):
+        old = tmp_path / ("disk" if number == 1 else "disk-1")
+        new = host.changed(f"disk-{number}", old, number)
+        changes = host.list_changes(f"changes-{number}", new, old)
+        words: Words = ["--base", f"s{number - 1}", "--goal", f"s{number}", "--extents", changes]
+        ok(host.run("send", new, f"{either}/vm", *words))
+    manifest = tmp_path / "store/bs1/disk/vm/point/0000000002.json"
+    kept = manifest.rename(tmp_path / "kept")
+    shown = host.run("points", f"{either}/vm")
+    assert shown.status == 19, shown.err
+    assert (
+        "point 3, and what goes onto it, cannot be restored: the manifest of point 2" in shown.err
+    )
+    assert b"s0" in shown.out
+    kept.rename(manifest)
+    ok(host.run("points", f"{either}/vm"))
+
+
 def test_whoever_is_at_work_is_not_taken_for_a_lost_point(
     host: Host, store: str, tmp_path: Path
 ) -> None:
