@@ -22,6 +22,7 @@ from blockstream.cli.meeting import meeting_of, with_meeting
 from blockstream.cli.options import (
     ProgressWish,
     cleared,
+    refuse_empty,
     refuse_terminal,
     reporters,
     with_progress,
@@ -68,17 +69,30 @@ _NO_EFFECT = "have no effect here: a session with another host confirms and cont
 @click.option(
     "--base",
     default="",
+    callback=refuse_empty,
     help="State that the target holds; `last` is what was last confirmed to be on this TARGET.",
 )
-@click.option("--goal", default="", help="Name of the state that is sent. [default: a random one]")
+@click.option(
+    "--goal",
+    default="",
+    callback=refuse_empty,
+    help="Name of the state that is sent. [default: a random one]",
+)
 @click.option(
     "--extents",
     default="",
+    callback=refuse_empty,
     metavar="FILE",
     help="What changed since the base: a list by blockstream, rbd diff, thin_delta or nbdinfo. "
     "Without --base, an allocation map.",
 )
-@click.option("--resume", default="", metavar="TOKEN", help="Continue an unfinished transfer.")
+@click.option(
+    "--resume",
+    default="",
+    callback=refuse_empty,
+    metavar="TOKEN",
+    help="Continue an unfinished transfer.",
+)
 @click.option(
     "--compress", default="auto", show_default=True, help="auto, none, zstd or zstd:LEVEL."
 )

@@ -186,7 +186,7 @@ def send(
         engine = SendEngine(session, source, what.extents, outlet, progress, options)
 
         def stop(reason: str) -> None:
-            engine.stop(reason)
+            engine.stop(f"{reason}; what was sent is no whole stream, which nobody commits")
             # A frame that is on its way may end, and the last CHECKPOINT follow it.
             outlet.hurry()
             impatience = threading.Timer(_LAST_CHECKPOINT_SECONDS, outlet.stop)

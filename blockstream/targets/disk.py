@@ -464,9 +464,10 @@ class DiskTarget:
         return f"{error.strerror}{hint}"
 
     def _failure(self, what: str, offset: int, length: int, error: OSError) -> TargetError:
+        room = "make room and " if error.errno == errno.ENOSPC else ""
         return TargetError(
             f"{self.name}: {length} bytes at offset {offset} could not be {what}: "
-            f"{self._reason(error)}; it is marked DIRTY; run the same command again"
+            f"{self._reason(error)}; it is marked DIRTY; {room}run the same command again"
         )
 
 

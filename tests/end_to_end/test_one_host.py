@@ -195,3 +195,12 @@ def test_no_name_that_another_disk_was_given_is_taken_over(eager: Host) -> None:
     assert ended.status == 0, ended.err
     assert target.read_bytes() == tuesday.read_bytes()
     assert not eager.holds(target, "monday")
+
+
+@pytest.mark.parametrize("option", ["--base", "--goal", "--extents", "--resume"])
+def test_a_variable_that_is_not_set_is_no_value(host: Host, option: str) -> None:
+    """A state that a script had no name for was given one that nobody knew."""
+    disk, copy = host.disk("disk"), host.folder / "copy"
+    ended = host.run("send", option, "", disk, copy, "--create")
+    assert (ended.status, copy.exists()) == (2, False), ended.err
+    assert f"{option} is empty; nothing was done; is a variable not set?" in ended.err

@@ -337,7 +337,7 @@ def _streamed(
     engine = SendEngine(session, source, what.extents, outlet, progress, options)
 
     def stop(reason: str) -> None:
-        engine.stop(reason)
+        engine.stop(f"{reason}; no point was made, and the same command begins anew")
         outlet.stop()
 
     finish = supervised(engine.run, Work(stop), progress, reporters)
