@@ -2,8 +2,9 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 
 import click
@@ -489,12 +490,14 @@ def _show_verified(found: Verified, *, as_json: bool, quiet: bool) -> None:
     if as_json:
         event("verified", **asdict(found))
         return
-    for damage in found.damages:
-        say(f"point {damage.seq} of {found.disk}: {damage.text}")
-        for offset, length in damage.extents[:_MOST_EXTENTS]:
+    # A pack that is gone is so for each of its frames.
+    for (seq, text), same in groupby(found.damages, lambda damage: (damage.seq, damage.text)):
+        say(f"point {seq} of {found.disk}: {text}")
+        extents = _joined(extent for damage in same for extent in damage.extents)
+        for offset, length in extents[:_MOST_EXTENTS]:
             say(f"  {size_text(length)} of the disk at offset {offset}")
-        if len(damage.extents) > _MOST_EXTENTS:
-            say(f"  and {len(damage.extents) - _MOST_EXTENTS} more")
+        if len(extents) > _MOST_EXTENTS:
+            say(f"  and {len(extents) - _MOST_EXTENTS} more")
     for owner in found.unnamed:
         say(
             f"{found.disk}: {owner} is newer than the newest point, and has no manifest: a run "
@@ -512,6 +515,17 @@ def _show_verified(found: Verified, *, as_json: bool, quiet: bool) -> None:
     else:
         text += f"; points that can be restored: {whole}"
     say(text + (f"; that cannot: {broken}" if found.broken else ""))
+
+
+def _joined(extents: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return ranges of a disk, those that touch as one."""
+    joined: list[tuple[int, int]] = []
+    for offset, length in sorted(extents):
+        if joined and sum(joined[-1]) == offset:
+            joined[-1] = (joined[-1][0], joined[-1][1] + length)
+        else:
+            joined.append((offset, length))
+    return joined
 
 
 def _numbers(seqs: list[int]) -> str:

@@ -1056,6 +1056,17 @@ def test_a_point_in_the_middle_that_is_lost_is_said(
     ok(host.run("points", f"{either}/vm"))
 
 
+def test_a_pack_that_is_gone_is_one_line(host: Host, either: str, tmp_path: Path) -> None:
+    """It was one for each frame: a million of them for a disk of 1 TiB."""
+    saved(host, either, tmp_path / "disk", 1)
+    (pack,) = (tmp_path / "store").rglob("*.pack")
+    pack.unlink()
+    checked = host.run("store", "verify", either)
+    assert checked.status == 12, checked.err
+    assert checked.err.count("point 1 of vm") == 1, checked.err
+    assert "0000.pack\n  3.0 MiB of the disk at offset 0\n" in checked.err
+
+
 def test_whoever_is_at_work_is_not_taken_for_a_lost_point(
     host: Host, store: str, tmp_path: Path
 ) -> None:

@@ -250,7 +250,10 @@ class _Verifying:
         pairs = zip(index.rows.offset[rows].tolist(), index.rows.length[rows].tolist(), strict=True)
         place = self._places(point, index)[number]
         self._bad.add(place)
-        self._damaged(point.seq, place[0], f"{place[0]} at {place[1]}: {text}", tuple(pairs))
+        key = place[0]
+        # Of a pack that is not there, one word is enough for all of its frames.
+        words = f"{key} at {place[1]}: {text}" if key in self._sizes else text
+        self._damaged(point.seq, key, words, tuple(pairs))
 
     def _places(self, point: Point, index: PointIndex) -> list[Place]:
         """Return where each frame lies, and what it is: pack, offset, size and digest.
