@@ -193,8 +193,14 @@ def receive(
         if answer_fd is None:
             return receive_frames(request, frames, None, progress, reporters)
         with _explained(answer_fd) as answering:
-            greeting_in_time(frames)
-            return receive_frames(request, frames, answering, progress, reporters)
+            try:
+                greeting_in_time(frames)
+                return receive_frames(request, frames, answering, progress, reporters)
+            except ForeignStreamError as error:
+                # While the reader is open: later, nothing would end the waiting for more of it.
+                words = frames.foreign_words()
+                error.words = lambda: words
+                raise
 
 
 def receive_sessions(

@@ -60,17 +60,22 @@ def supervised(
     before = {number: signal.getsignal(number) for number in (*_STOPS, signal.SIGUSR1)}
     waiting = _Waiting()
     waiting.begin()
+    succeeded = False
     try:
-        return asyncio.run(_supervised(run, work, progress, reporters, waiting))
+        result = asyncio.run(_supervised(run, work, progress, reporters, waiting))
     except BaseExceptionGroup as group:
         if len(group.exceptions) > 1:
             raise
         raise group.exceptions[0] from group.exceptions[0].__cause__
+    else:
+        succeeded = True
+        return result
     finally:
         # The loop leaves the system's own, by which a signal would end us without a word.
         for number, handler in before.items():
             signal.signal(number, handler)
-        for late in waiting.came:
+        # Why it failed is more than that it was to stop as well.
+        for late in waiting.came if succeeded else ():
             os.kill(os.getpid(), late)
 
 

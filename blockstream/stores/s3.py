@@ -286,14 +286,15 @@ class S3Objects:
 
     async def patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Try again, after longer and longer pauses, where a server says that it may work then."""
-        for number in range(self.attempts):
+        number = 0
+        while True:
             try:
                 return await attempt()
             except AgainError:
-                if number + 1 >= self.attempts:  # what the user allows is known by now
+                number += 1
+                if number >= self.attempts:  # what the user allows is known by now
                     raise
-                await asyncio.sleep(min(0.2 * 2**number, 5.0))
-        return await attempt()
+                await asyncio.sleep(min(0.1 * 2**number, 5.0))
 
     async def _connected(self) -> Any:
         async with self._connecting:  # or each of the first requests would make a client

@@ -284,7 +284,8 @@ def _refusal(error: ClientError, name: str, bucket: str, key: str) -> Blockstrea
         return NotAllowedError(text)
     if code in _UNKNOWN:
         return AuthenticationError(text)
-    if status in _AGAIN:
+    # What botocore has tried again is not tried again by us as often.
+    if status in _AGAIN and not error.response.get("ResponseMetadata", {}).get("RetryAttempts"):
         return AgainError(text)
     return AmissError(text) if code in _AMISS or status in {411, 501} else StoreError(text)
 

@@ -108,6 +108,8 @@ class DiskTarget:
             self._medium = self._open_medium()
         except BaseException:
             os.close(self._fd)
+            if self._fresh is not None:
+                self._fresh.close()
             self.remove_made()
             raise
 

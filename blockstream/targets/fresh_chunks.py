@@ -5,10 +5,11 @@ the rest of it, which read as zeros before, shows old data of any volume: a targ
 4 KiB of changes would differ in the other 60 (drivers/md/dm-thin.c, provision_block).
 """
 
+import errno
 import os
 import threading
 
-from blockstream.linux.buffers import aligned_buffer
+from blockstream.linux.buffers import aligned_buffer, write_all
 
 _ZEROS = 1 << 20
 
@@ -68,14 +69,14 @@ class FreshChunks:
             last = min(first + self._chunk, self._size)
             if self._reads_as_zeros(first, last):
                 for start in range(first, last, len(self._zeros)):
-                    os.pwrite(self._fd, self._zeros[: min(len(self._zeros), last - start)], start)
+                    write_all(self._fd, self._zeros[: min(len(self._zeros), last - start)], start)
             self._mapped[byte] |= 1 << bit
 
     def _reads_as_zeros(self, first: int, last: int) -> bool:
         for start in range(first, last, len(self._buffer)):
             view = self._buffer[: min(len(self._buffer), last - start)]
             if os.preadv(self._fd, [view], start) != len(view):
-                raise OSError(5, "it ends within a chunk")
+                raise OSError(errno.EIO, "it ends within a chunk")
             if view != self._zeros[: len(view)]:
                 return False
         return True

@@ -24,7 +24,6 @@ from asyncssh.public_key import get_public_key_algs
 from blockstream.transports.host_keys import (
     HostKeyPolicy,
     KnownHosts,
-    address_of,
     key_name,
     known_hosts,
     needs_key,
@@ -168,8 +167,9 @@ async def _connect(
     async with contextlib.AsyncExitStack() as stack:
         # First of all, because where nobody listens, no key is the matter.
         sock = await _socket(where, tunnel)
+        failing = stack.enter_context(contextlib.ExitStack())
         if sock is not None:
-            stack.callback(sock.close)
+            failing.callback(sock.close)
         known = await _known_hosts(where, tunnel)
         keys = await stack.enter_async_context(offers(config))
         try:
@@ -177,7 +177,7 @@ async def _connect(
                 config.hostname,
                 config.port,
                 **_line(where, tunnel, sock),
-                known_hosts=known.keys,
+                known_hosts=lambda host, _address, port: known.of(host, port or 22),
                 server_host_key_algs=_host_key_algorithms(where, known),
                 host_key_alias=config.alias or None,
                 client_factory=lambda: _Client(keys),
@@ -211,8 +211,7 @@ async def _connect(
                 f"up anew, take the old key out by `ssh-keygen -R '{name}'`; if it was not, "
                 "somebody stands in between"
             ) from error
-        if sock is not None:
-            stack.pop_all()
+        failing.pop_all()
         return connection
 
 
@@ -242,7 +241,7 @@ def _host_key_algorithms(where: Destination, known: KnownHosts) -> list[str]:
         NotTrustedError: By none.
     """
     config = where.config
-    shown = known.algorithms(config.alias or config.hostname, _address(where), config.port)
+    shown = known.algorithms(config.alias or config.hostname, config.port)
     names = config.preferred("hostkeyalgorithms", shown)
     if not names:
         raise NotTrustedError(
@@ -250,11 +249,6 @@ def _host_key_algorithms(where: Destination, known: KnownHosts) -> list[str]:
             f"({', '.join(shown)}); nothing was sent"
         )
     return names
-
-
-def _address(where: Destination) -> str:
-    """Return the address by which a host may be known, too; empty where it is not reached by it."""
-    return address_of(where.config.hostname) if where.config.is_direct else ""
 
 
 def _algorithms(config: SshConfig, keyword: str) -> Any:
@@ -348,7 +342,7 @@ async def _known_hosts(
     known = known_hosts(config, where.host, shown)
     for text in known.skipped:
         say(f"{text}, and are left out, as ssh does")
-    if known.know(config.alias or config.hostname, _address(where), config.port):
+    if known.know(config.alias or config.hostname, config.port):
         return known
     if where.policy is not HostKeyPolicy.ACCEPT_NEW:
         raise NotTrustedError(_advice(where, "its host key is not known"))

@@ -7,13 +7,12 @@ always made here, and none means that every host is unknown.
 import os
 import re
 import shlex
-import socket
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import asyncssh
 from asyncssh.public_key import get_certificate_algs
@@ -46,14 +45,18 @@ class KnownHosts:
     files: tuple[str, ...]
     skipped: tuple[str, ...]
 
-    def know(self, name: str, address: str, port: int) -> bool:
+    def of(self, name: str, port: int) -> Any:
+        """Return what asyncssh asks for; what is known of an address is not known of its name."""
+        return self.keys.match(name, "", port)
+
+    def know(self, name: str, port: int) -> bool:
         """Tell whether there is a key, or an authority, for a host."""
-        keys, authorities, *_ = self.keys.match(name, address, port)
+        keys, authorities, *_ = self.of(name, port)
         return bool(keys or authorities)
 
-    def algorithms(self, name: str, address: str, port: int) -> list[str]:
+    def algorithms(self, name: str, port: int) -> list[str]:
         """Return the algorithms by which a host can show one of its known keys."""
-        keys, authorities, *_ = self.keys.match(name, address, port)
+        keys, authorities, *_ = self.of(name, port)
         found = [each.decode() for key in keys for each in key.sig_algorithms]
         if authorities:
             certified = (each.decode() for each in get_certificate_algs())
@@ -166,14 +169,6 @@ def _revoked(path: str) -> list[str]:
         )
     lines = [line.split(b"#")[0].strip() for line in data.splitlines()]
     return _readable(b"@revoked * " + line for line in lines if line)
-
-
-def address_of(host: str) -> str:
-    """Return an address of a host; empty if it has none."""
-    try:
-        return str(socket.getaddrinfo(host, None)[0][4][0])
-    except OSError:
-        return ""
 
 
 def remember(config: SshConfig, line: str) -> None:

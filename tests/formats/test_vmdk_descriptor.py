@@ -152,7 +152,7 @@ def test_names_are_in_the_encoding_that_is_said(encoding: str, codec: str) -> No
     assert parse_descriptor(text.encode(codec)).extents[0].file == name
 
 
-@pytest.mark.parametrize("encoding", ["no-such-thing", "UTF-8"])
+@pytest.mark.parametrize("encoding", ["no-such-thing", "UTF-8", "undefined", "idna", "punycode"])
 def test_names_that_are_in_no_encoding_are_the_bytes_of_the_host(encoding: str) -> None:
     text = b'# Disk DescriptorFile\nencoding="%s"\nCID=1\nRW 1 FLAT "\xfc.vmdk" 0\n'
     found = parse_descriptor(text % encoding.encode()).extents[0].file

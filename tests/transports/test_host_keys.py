@@ -34,8 +34,8 @@ def config(tmp_path: Path, text: bytes) -> SshConfig:
 def test_a_line_that_cannot_be_read_is_left_out_and_counted(tmp_path: Path, bad: bytes) -> None:
     """One line in a file of thousands kept everybody out."""
     found = known_hosts(config(tmp_path, bad + f"# a remark\n\nh {LINE}\n".encode()), "h", None)
-    assert found.know("h", "", 22)
-    assert not found.know("other", "", 22)
+    assert found.know("h", 22)
+    assert not found.know("other", 22)
     assert [text.rpartition(": ")[2] for text in found.skipped] == ["1 of its lines cannot be read"]
 
 
@@ -43,12 +43,12 @@ def test_a_line_that_cannot_be_read_is_left_out_and_counted(tmp_path: Path, bad:
 def test_names_are_the_same_whatever_their_case(tmp_path: Path, names: str) -> None:
     """A host whose key had changed was taken for a new one."""
     found = known_hosts(config(tmp_path, f"{names} {LINE}\n".encode()), "h", None)
-    assert found.know("h", "", 22)
+    assert found.know("h", 22)
 
 
 def test_files_that_are_not_there_know_nobody(tmp_path: Path) -> None:
     found = known_hosts(SshConfig("h", user_files=(tmp_path / "missing",)), "h", None)
-    assert (found.files, found.skipped, found.know("h", "", 22)) == ((), (), False)
+    assert (found.files, found.skipped, found.know("h", 22)) == ((), (), False)
 
 
 def test_a_command_tells_more(tmp_path: Path) -> None:
@@ -56,14 +56,14 @@ def test_a_command_tells_more(tmp_path: Path) -> None:
     program.write_text(f'#!/bin/sh\necho "$1 {LINE}"\n')
     program.chmod(0o755)
     asked = replace(config(tmp_path, b""), known_hosts_command=f"{program} %H", port=2222)
-    assert known_hosts(asked, "lab", None).know("h", "", 2222)
+    assert known_hosts(asked, "lab", None).know("h", 2222)
     assert not needs_key(asked)
 
 
 def test_a_command_is_told_of_the_key_that_is_shown(tmp_path: Path) -> None:
     asked = replace(config(tmp_path, b""), known_hosts_command="/bin/echo h %t %K")
     assert needs_key(asked)
-    assert known_hosts(asked, "lab", KEY).know("h", "", 22)
+    assert known_hosts(asked, "lab", KEY).know("h", 22)
 
 
 @pytest.mark.parametrize("command", ["/bin/false", "/nowhere", "/bin/echo %z"])

@@ -115,6 +115,13 @@ CASES: dict[str, Case] = {
     "another key is known in capitals": lambda lab: lab.config(
         "HostKeyAlias x", known=lab.known(f"X {WRONG_KEY}")
     ),
+    "known by its address alone": lambda lab: lab.config("HostName localhost"),
+    "another key is known, and its own for its address": lambda lab: lab.config(
+        "HostName localhost",
+        known=lab.known(
+            f"[localhost]:{lab.server.port} {WRONG_KEY}\n{lab.name} {lab.server.host_key}"
+        ),
+    ),
     "a pattern": lambda lab: lab.config(known=lab.known(f"[127.0.0.*]:* {lab.server.host_key}")),
     "a pattern but not this": lambda lab: lab.config(
         known=lab.known(f"!{lab.name},* {lab.server.host_key}")

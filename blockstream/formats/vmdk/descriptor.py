@@ -134,15 +134,21 @@ def parse_descriptor(data: bytes) -> Descriptor:
     return _checked(settings, extents)
 
 
+# Of names in the DNS, and slow: a hostile descriptor of 1 MiB would take minutes.
+_OF_DOMAINS = {"idna", "punycode"}
+
+
 def _decoded(data: bytes) -> str:
     """Return the text as its `encoding=` says; where that cannot be, names are the host's bytes."""
     found = _ENCODING.search(data)
     name = found[1].decode() if found is not None else "utf-8"
     # As Java and Windows call them, `windows-936` is code page 936.
     for codec in (name, re.sub(r"(?i)^windows-", "cp", name)):
+        if codec.lower() in _OF_DOMAINS:
+            continue
         try:
             return data.decode(codec).removeprefix("\ufeff")
-        except (LookupError, UnicodeDecodeError):
+        except (LookupError, UnicodeError):
             continue
     return data.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
 

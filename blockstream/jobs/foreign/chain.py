@@ -260,7 +260,7 @@ class _Chain:
         position = 0
         with unpacking(fd, packed, head) as inside:
             while count := os.readv(inside, [buffer]):
-                write_all(file, buffer[:count], position)
+                _kept_at(file, buffer[:count], position)
                 position += count
         return file
 

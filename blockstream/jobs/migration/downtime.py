@@ -41,7 +41,7 @@ class Watch:
         self._lock = threading.Lock()
         self._is_over = False
         self.fired = False
-        self.error: BlockstreamError | None = None
+        self.woken = False
         self._timer = threading.Timer(seconds, self._fire)
         self._timer.daemon = True
 
@@ -72,5 +72,6 @@ class Watch:
             self.fired = True
         try:
             self._wake()
-        except BlockstreamError as error:
-            self.error = error
+        except BlockstreamError:
+            return  # whoever rolls back tries again, and says why it fails
+        self.woken = True

@@ -155,7 +155,8 @@ class Migration:
             except BlockstreamError as error:
                 if self._note.phase is not Phase.ROUNDS:
                     raise
-                raise type(error)(f"{error}; {self._what_stays()}") from error
+                error.args = (f"{error}; {self._what_stays()}",)
+                raise
             with undisturbed(self._tell):
                 self._finish()
         return MigrationReport(tuple(self._rounds), downtime, time.monotonic() - began)
@@ -266,7 +267,11 @@ class Migration:
         """
         problems = []
         steps = [(moving, settle) for moving in self._volumes]
-        steps += [(moving, lambda other: other.asked(remove=True)) for moving in self._others()]
+        try:
+            others = self._others()
+        except BlockstreamError as error:
+            others, problems = [], [str(error)]
+        steps += [(moving, lambda other: other.asked(remove=True)) for moving in others]
         for moving, finish in steps:
             try:
                 moving.drop_snapshots()
@@ -470,7 +475,7 @@ class Migration:
         """
         with undisturbed(self._tell):
             try:
-                if watch is None or not watch.fired or watch.error is not None:
+                if watch is None or not watch.woken:
                     self._guest.roll_back()
             except BlockstreamError as error:
                 raise InterruptedTransferError(
