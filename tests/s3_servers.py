@@ -160,41 +160,41 @@ def _wait_for(url: str, process: subprocess.Popen[bytes] | None, log: Path) -> N
 def radosgw() -> Iterator[S3Server]:
     """Run a whole small Ceph in memory, with its gateway."""
     folder = Path(tempfile.mkdtemp(prefix="rgw-"))
-    mon1, mon2, port = _free_ports(3)
-    conf = folder / "ceph.conf"
-    fsid = str(uuid.uuid4())
-    conf.write_text(_CEPH.format(fsid=fsid, folder=folder, mon1=mon1, mon2=mon2, port=port))
-
-    def run(*words: str) -> None:
-        done = subprocess.run(
-            ["timeout", "60", *words],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            check=False,
-        )
-        assert done.returncode == 0, (words, done.stdout[-2000:])
-
-    keyring = str(folder / "keyring")
-    made = "-C"
-    for name, caps in (
-        ("mon.", ("mon",)),
-        ("client.admin", ("mon", "osd", "mgr")),
-        ("client.rgw", ("mon", "osd", "mgr")),
-        ("osd.0", ("mon", "osd", "mgr")),
-        ("mgr.x", ("mon", "osd", "mds")),
-    ):
-        words = [word for cap in caps for word in ("--cap", cap, "allow *")]
-        first = [made] if made else []
-        run("ceph-authtool", *first, keyring, "--gen-key", "-n", name, *words)
-        made = ""
-    for name in ("mon.a", "osd.0", "mgr.x"):
-        (folder / name).mkdir()
-    monmap, ceph = str(folder / "monmap"), ["-c", str(conf)]
-    address = f"[v2:127.0.0.1:{mon2},v1:127.0.0.1:{mon1}]"
-    run("monmaptool", "--create", "--fsid", fsid, "--addv", "a", address, monmap)
-    run("ceph-mon", *ceph, "--mkfs", "-i", "a", "--monmap", monmap, "--keyring", keyring)
     try:
+        mon1, mon2, port = _free_ports(3)
+        conf = folder / "ceph.conf"
+        fsid = str(uuid.uuid4())
+        conf.write_text(_CEPH.format(fsid=fsid, folder=folder, mon1=mon1, mon2=mon2, port=port))
+
+        def run(*words: str) -> None:
+            done = subprocess.run(
+                ["timeout", "60", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+            assert done.returncode == 0, (words, done.stdout[-2000:])
+
+        keyring = str(folder / "keyring")
+        made = "-C"
+        for name, caps in (
+            ("mon.", ("mon",)),
+            ("client.admin", ("mon", "osd", "mgr")),
+            ("client.rgw", ("mon", "osd", "mgr")),
+            ("osd.0", ("mon", "osd", "mgr")),
+            ("mgr.x", ("mon", "osd", "mds")),
+        ):
+            words = [word for cap in caps for word in ("--cap", cap, "allow *")]
+            first = [made] if made else []
+            run("ceph-authtool", *first, keyring, "--gen-key", "-n", name, *words)
+            made = ""
+        for name in ("mon.a", "osd.0", "mgr.x"):
+            (folder / name).mkdir()
+        monmap, ceph = str(folder / "monmap"), ["-c", str(conf)]
+        address = f"[v2:127.0.0.1:{mon2},v1:127.0.0.1:{mon1}]"
+        run("monmaptool", "--create", "--fsid", fsid, "--addv", "a", address, monmap)
+        run("ceph-mon", *ceph, "--mkfs", "-i", "a", "--monmap", monmap, "--keyring", keyring)
         run("ceph-mon", *ceph, "-i", "a")
         run("ceph-mgr", *ceph, "-i", "x")
         run("ceph", *ceph, "osd", "create")
@@ -235,34 +235,36 @@ def localstack() -> Iterator[S3Server]:
     """Run LocalStack, its S3 and KMS only."""
     python = localstack_python()
     folder = Path(tempfile.mkdtemp(prefix="localstack-"))
-    (port,) = _free_ports(1)
-    log = folder / "log"
-    environment = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(folder),
-        "SERVICES": "s3,kms",
-        "EAGER_SERVICE_LOADING": "1",
-        "GATEWAY_LISTEN": f"127.0.0.1:{port}",
-        "DISABLE_EVENTS": "1",
-        "SKIP_SSL_CERT_DOWNLOAD": "1",
-        "SKIP_INFRA_DOWNLOADS": "1",
-        "DNS_ADDRESS": "0",
-        "FILESYSTEM_ROOT": str(folder),
-        "LOCALSTACK_VOLUME_DIR": str(folder),
-    }
-    with log.open("wb") as said:
-        process = subprocess.Popen(
-            [python, "-m", "localstack.runtime.main"],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=said,
-        )
+    process = None
     try:
+        (port,) = _free_ports(1)
+        log = folder / "log"
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(folder),
+            "SERVICES": "s3,kms",
+            "EAGER_SERVICE_LOADING": "1",
+            "GATEWAY_LISTEN": f"127.0.0.1:{port}",
+            "DISABLE_EVENTS": "1",
+            "SKIP_SSL_CERT_DOWNLOAD": "1",
+            "SKIP_INFRA_DOWNLOADS": "1",
+            "DNS_ADDRESS": "0",
+            "FILESYSTEM_ROOT": str(folder),
+            "LOCALSTACK_VOLUME_DIR": str(folder),
+        }
+        with log.open("wb") as said:
+            process = subprocess.Popen(
+                [python, "-m", "localstack.runtime.main"],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+            )
         url = f"http://127.0.0.1:{port}"
         _wait_for(url, process, log)
         yield S3Server("localstack", url)
     finally:
-        process.kill()
-        process.wait()
+        if process is not None:
+            process.kill()
+            process.wait()
         shutil.rmtree(folder, ignore_errors=True)

@@ -163,8 +163,10 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_lines(
 
 
 def test_a_descriptor_that_is_not_open_is_refused() -> None:
-    with pytest.raises(UsageError, match="--progress=91"):
-        reporters("send", as_json=True, quiet=False, progress=ProgressWish(91, None))
+    fd = os.dup(2)
+    os.close(fd)
+    with pytest.raises(UsageError, match=f"--progress={fd}"):
+        reporters("send", as_json=True, quiet=False, progress=ProgressWish(fd, None))
 
 
 @pytest.mark.parametrize("columns", [40, 60, 120])

@@ -968,6 +968,9 @@ def test_the_trouble_of_one_disk_is_in_no_others_way(
         assert "is archived" in checked.err
         assert "b: " in checked.err
         assert "points that can be restored: #1 to #2" in checked.err
+        repaired = host.run("store", "repair", store, "--from", store)
+        assert repaired.status == 18, repaired.err
+        assert "b: " in repaired.err
         between.rules[:] = [Rule("GET", "uploads", Answer(403, "AccessDenied"), times=10**6)]
         pruned = ok(host.run("store", "prune", store, "--keep", "last=1", "--grace", "0"))
         assert pruned.err.count("uploads of runs that died were not looked for: ") == 2

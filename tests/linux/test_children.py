@@ -69,7 +69,7 @@ def test_a_program_does_not_outlive_us(tmp_path: Path, number: signal.Signals) -
 def test_what_takes_too_long_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     with pytest.raises(TimeoutError):
-        run_guarded([*SHELL, f"trap '' TERM; sleep 300 & echo $! >{pids}; wait; sleep 300"], 0.5)
+        run_guarded([*SHELL, f"trap '' TERM; sleep 300 & echo $! >{pids}; wait; sleep 300"], 2)
     _until(lambda: not _runs(int(pids.read_text())))
 
 

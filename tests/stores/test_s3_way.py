@@ -14,7 +14,6 @@ from blockstream.errors import AuthenticationError, UsageError
 from blockstream.stores.s3 import s3_objects
 from blockstream.stores.s3_client import is_bare
 
-ALWAYS = "when_supported"
 SEEN: list[dict[str, str]] = []
 
 

@@ -11,7 +11,6 @@ from blockstream.transports.ssh_config import SshConfig, SshConfigError
 
 KEY = asyncssh.generate_private_key("ssh-ed25519")
 LINE = KEY.export_public_key().decode().strip()
-OTHER = asyncssh.generate_private_key("ecdsa-sha2-nistp256").export_public_key().decode().strip()
 
 
 def config(tmp_path: Path, text: bytes) -> SshConfig:

@@ -74,7 +74,7 @@ def test_the_agent_is_found_as_ssh_finds_it(
 
 
 def test_an_option_is_no_host_and_an_unknown_token_is_an_error() -> None:
-    with pytest.raises(SshConfigError):
+    with pytest.raises(SshConfigError, match="is no host"):
         ssh_config("-oProxyCommand=touch /tmp/x")
     with pytest.raises(SshConfigError, match="%z means nothing"):
         parsed("lab", "proxycommand nc %z\n")

@@ -2,7 +2,11 @@
 
 import pytest
 
+from blockstream.errors import BlockstreamError
+from blockstream.extents import ExtentMap
+from blockstream.formats.extent_lists import ExtentList, Meaning
 from blockstream.jobs.migration.narrowing import Narrowing
+from tests.jobs.migration.test_marks import VOLUME
 
 
 @pytest.mark.parametrize(
@@ -23,3 +27,14 @@ def test_it_pays_as_long_as_the_line_is_slower(
     narrowing = Narrowing()
     narrowing._compared, narrowing._kept, narrowing._line = compared, kept, line
     assert narrowing.pays is pays
+
+
+def test_after_a_pass_that_was_not_finished_a_list_is_taken_whole_once() -> None:
+    """The target would keep what the guest has put back by now."""
+    narrowing = Narrowing()
+    changed = ExtentMap.whole(1 << 20)
+    found = ExtentList(changed, Meaning.CHANGED, "a test", 1 << 20)
+    narrowing.rest()
+    assert narrowing.narrowed(VOLUME, VOLUME, found) is found
+    with pytest.raises(BlockstreamError):  # it is compared again, and this volume is on no host
+        narrowing.narrowed(VOLUME, VOLUME, found)
