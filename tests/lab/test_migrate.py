@@ -247,7 +247,7 @@ def test_a_pause_that_is_slow_ends_with_the_run_that_was_killed(writer: Guest, d
     src = writer
     make_thick(src)
     begin(src)
-    slow = f"touch /root/slow; (sleep 3600; {STOP}; touch /root/stopped) & wait"
+    slow = f"touch /root/slow; (sleep 3601; {STOP}; touch /root/stopped) & wait"
     running = src.start_blockstream(
         *("migrate", "vg/vm", "dst:vg/vm", "--create", *HOOKS, "--pause", slow),
         *("--rsh", "ssh", "--remote-command", "blockstream-warm"),
@@ -255,7 +255,7 @@ def test_a_pause_that_is_slow_ends_with_the_run_that_was_killed(writer: Guest, d
     src.run("until [ -e /root/slow ]; do sleep 0.05; done")
     running.signal("KILL")
     assert running.wait().status == -9
-    src.run("while pgrep -xf 'sleep 3600'; do sleep 0.1; done")
+    src.run("while pgrep -xf 'sleep 3601'; do sleep 0.1; done")
     src.run("[ ! -e /root/stopped ] && rm /root/slow")
     assert src.blockstream("migrate", "--abort", "vg/vm").status == 0
     assert names(dst) == set()
