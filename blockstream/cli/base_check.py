@@ -64,13 +64,13 @@ def check_here(request: SendRequest, disk: "Source", voice: Voice) -> "Check":
     _check_increment(request)
 
     def check(what: SendPlan, target: "Target") -> None:
-        check_base_here(what, disk, target, voice.shown)
+        check_base_here(what, disk, target, voice.run)
         _say_checked(target.name, voice)
 
     return check
 
 
-def checked_there(
+async def checked_there(
     request: SendRequest, disk: "Source", host: Remote, peer: PeerOptions, voice: Voice
 ) -> SendRequest:
     """Let a target of another host be read; return what is to be sent, which it must take.
@@ -81,7 +81,7 @@ def checked_there(
     from blockstream.jobs.base_check import check_base_there  # numpy, and rarely used
 
     _check_increment(request)
-    checked = check_base_there(request, disk, host, peer, voice.shown)
+    checked = await check_base_there(request, disk, host, peer, voice.run)
     _say_checked(str(host), voice)
     return checked
 

@@ -120,6 +120,9 @@ class LineReporter:
 
     asked = report
 
+    def clear(self) -> None:
+        """Nothing stands in the way."""
+
 
 class BarReporter:
     """A bar that moves, for a terminal."""
@@ -188,6 +191,9 @@ class EventReporter:
 
     asked = report
 
+    def clear(self) -> None:
+        """Nothing stands in the way."""
+
 
 class PercentReporter:
     """Lines of N/100 on a descriptor, as nbdcopy writes them."""
@@ -207,6 +213,9 @@ class PercentReporter:
             write_share(self._fd, share)
 
     asked = report
+
+    def clear(self) -> None:
+        """Nothing stands in the way."""
 
 
 def write_share(fd: int, share: int) -> None:

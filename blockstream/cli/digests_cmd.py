@@ -4,9 +4,10 @@ from pathlib import Path
 
 import click
 
+from blockstream.cli.foreground import done
 from blockstream.cli.options import refuse_terminal, with_state_dir
 from blockstream.jobs.digests import send_digests
-from blockstream.pipeline.progress import Progress
+from blockstream.run import Run
 from blockstream_protocol import DEVICE_BYTES
 
 _STDOUT = 1
@@ -21,4 +22,5 @@ def command(disk: str, most: int, adopt: str, state_dir: Path) -> None:
     """Write the digests of the blocks of DISK to standard output."""
     refuse_terminal(_STDOUT, "standard output")
     held = (adopt, state_dir) if adopt else None
-    send_digests(disk, most, _STDOUT, Progress(), held)
+    run = Run()
+    done(send_digests(disk, most, _STDOUT, run, held), run)

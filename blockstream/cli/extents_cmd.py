@@ -7,9 +7,9 @@ import click
 
 from blockstream.cli.console import show
 from blockstream.cli.exports import with_certificates, with_export_options
+from blockstream.cli.foreground import Reporter, done
 from blockstream.cli.options import (
     ProgressWish,
-    cleared,
     parse_size,
     reporters,
     warn,
@@ -23,10 +23,9 @@ from blockstream.formats.extent_lists import Meaning, written
 from blockstream.interfaces import Source
 from blockstream.jobs.compare import changes
 from blockstream.jobs.snapshots import stored_changes, tracked_changes
-from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.jobs.vmdk import listed
 from blockstream.locations import is_nbd, open_export, open_source, vmdk_path
-from blockstream.pipeline.progress import Progress
+from blockstream.run import Run
 
 _STORE = "cow:"
 
@@ -132,13 +131,8 @@ def _show_vmdk(
 
 
 def _compared(new: Source, old: Source, seen: list[Reporter]) -> ExtentMap:
-    progress, stopped = Progress(), list[str]()
-    try:
-        return supervised(
-            lambda: changes(new, old, progress, stopped), Work(stopped.append), progress, seen
-        )
-    finally:
-        cleared(seen)
+    run = Run()
+    return done(changes(new, old, run), run, seen)
 
 
 def _show(extents: ExtentMap, meaning: Meaning) -> None:

@@ -1,5 +1,6 @@
 """`blockstream inspect`."""
 
+import functools
 import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -7,9 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from blockstream.cli.console import result, show
+from blockstream.cli.foreground import Reporter, done
 from blockstream.cli.options import (
     ProgressWish,
-    cleared,
     refuse_terminal,
     reporters,
     with_progress,
@@ -18,8 +19,7 @@ from blockstream.errors import NotFoundError, StaleViewError, UsageError
 from blockstream.formats.foreign.names import READ
 from blockstream.jobs.foreign.whose import beginning, is_ours
 from blockstream.jobs.inspect import MAP_CELLS, Inspection, inspect
-from blockstream.jobs.supervision import Reporter
-from blockstream.pipeline.progress import Progress
+from blockstream.run import Run
 from blockstream.words import counted, size_text
 
 if TYPE_CHECKING:
@@ -59,46 +59,46 @@ def command(
     shown = reporters("inspect", as_json=as_json, quiet=quiet, progress=progress)
     if stream == "-":
         refuse_terminal(0, "standard input")
-        _inspected(stream, 0, given, shown, as_json=as_json)
+        _show_inspected(stream, 0, given, shown, as_json=as_json)
         return
     try:
         fd = os.open(stream, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise NotFoundError(f"{stream} cannot be opened: {error.strerror}") from error
     try:
-        _inspected(stream, fd, given, shown, as_json=as_json)
+        _show_inspected(stream, fd, given, shown, as_json=as_json)
     finally:
         os.close(fd)
 
 
-def _inspected(
-    stream: str,
-    fd: int,
-    given: str | None,
-    shown: list[Reporter],
-    *,
-    as_json: bool,
-) -> None:
+async def _inspected(
+    stream: str, fd: int, given: str | None, run: Run
+) -> "Inspection | ForeignInspection":
     wish = {"format": given} if given else {}
-    head = beginning(fd, given=bool(given))
-    found: Inspection | ForeignInspection
+    head = await run.ask(lambda: beginning(fd, given=bool(given)))
     if is_ours(head, wish):
         if given:
             raise UsageError(
                 f"--format has no effect: {stream} is a stream of ours, which says that itself"
             )
-        found = inspect(fd, head, Progress(), shown)
-    else:
-        from blockstream.jobs.foreign.inspect import inspect_foreign  # rarely used
-        from blockstream.jobs.foreign.unpacking import packed_ours, unpacking
+        return await inspect(fd, head, run)
+    from blockstream.jobs.foreign.inspect import inspect_foreign  # rarely used
+    from blockstream.jobs.foreign.unpacking import packed_ours, unpacking
 
-        packed, head = packed_ours(fd, head) if not given else ("", head)
-        if packed:
-            with unpacking(fd, packed, head) as inside:
-                found = inspect(inside, b"", Progress(), shown)
-        else:
-            found = inspect_foreign(fd, head, given or "", Progress(), shown)
-    cleared(shown)
+    packed = ""
+    if not given:
+        packed, head = await run.ask(functools.partial(packed_ours, fd, head))
+    if packed:
+        async with run.within(unpacking(fd, packed, head)) as inside:
+            return await inspect(inside, b"", run)
+    return await inspect_foreign(fd, head, given or "", run)
+
+
+def _show_inspected(
+    stream: str, fd: int, given: str | None, shown: list[Reporter], *, as_json: bool
+) -> None:
+    run = Run()
+    found = done(_inspected(stream, fd, given, run), run, shown)
     if as_json:
         values = asdict(found) | {"problem": str(found.problem) if found.problem else None}
         result("stream", **values)

@@ -1,6 +1,7 @@
 """Where the disks of a machine of VMware go: folders, other hosts, stores."""
 
 import contextlib
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,9 +22,8 @@ from blockstream.jobs.receive import ReceiveRequest
 from blockstream.jobs.stores.memory import Memory
 from blockstream.jobs.stores.repository import Repository
 from blockstream.jobs.stores.save import save
-from blockstream.jobs.supervision import Work, supervised
 from blockstream.locations import MachinePlace, Remote, StorePlace, open_source, remote, store_place
-from blockstream.pipeline.progress import Progress
+from blockstream.run import Run
 
 if TYPE_CHECKING:
     from blockstream.extents import ExtentMap  # numpy: 60 ms
@@ -37,22 +37,22 @@ class MachineTarget(Protocol):
     """Where the disks of a machine go."""
 
     def held(self, name: str) -> str:
-        """Return what is held of the disk of that name; empty for nothing known."""
+        """Return what is held of the disk of that name; empty for nothing known. In a thread."""
 
-    def differing(self, disk: "MachineDisk") -> "ExtentMap":
+    async def differing(self, disk: "MachineDisk", run: Run) -> "ExtentMap":
         """Return where a disk differs from what is held of it; both are read."""
 
-    def deliver(self, disks: list["MachineDisk"]) -> None:
+    async def deliver(self, disks: list["MachineDisk"], run: Run) -> None:
         """Send them, and say what became of it."""
 
 
-def machine_target(
+async def machine_target(
     target: str,
     place: MachinePlace,
     where: ReceiveRequest,
     options: Mapping[str, Any],
     voice: Voice,
-    stack: contextlib.ExitStack,
+    stack: contextlib.AsyncExitStack,
 ) -> MachineTarget:
     """Find out what kind of target it is.
 
@@ -63,7 +63,8 @@ def machine_target(
     if stored is not None:
         if options["verify_cbt"]:
             raise UsageError(f"a store verifies by --audit 1; --verify-cbt is for {_DISKS}")
-        store = stack.enter_context(opened_store(stored.store, options["access"]))
+        opening = opened_store(stored.store, options["access"])
+        store = await stack.enter_async_context(voice.run.within(opening, harmless=True))
         memory = Memory(options["access"].state_dir)
         return _InStore(store, stored, memory, bool(place.disk), options["audit"], voice)
     if options["access"].given or options["audit"]:
@@ -75,8 +76,7 @@ def machine_target(
         return _OnHost(host, many, where, peer, voice)
     if target.endswith(":"):
         raise UsageError(f"{target} needs a folder for the disks of a machine: {target}/FOLDER/")
-    single = _Single(target, many or Path(target).is_dir())
-    return _Here(Path(target), single, where, voice)
+    return _Here.of(target, many, where, voice)
 
 
 @dataclass(slots=True)
@@ -122,23 +122,20 @@ class _InStore:
         last = self.store.disk(self._named(name)).last()
         return last.state if last is not None else ""
 
-    def differing(self, disk: "MachineDisk") -> "ExtentMap":
+    async def differing(self, disk: "MachineDisk", run: Run) -> "ExtentMap":
         raise UsageError(f"a store is not compared as {_DISKS} are")
 
-    def deliver(self, disks: list["MachineDisk"]) -> None:
+    async def deliver(self, disks: list["MachineDisk"], run: Run) -> None:
         stale: list[StaleViewError] = []
         for each in disks:
             disk = self.store.disk(self._named(each.name))
-            self.memory.check(disk)
-            progress = Progress()
+            await run.carry(functools.partial(self.memory.check, disk))
             self.voice.warn_of(each.source)
             try:
-                saved = save(
-                    each.request, each.source, disk, progress, self.voice.shown, self.audit
-                )
+                saved = await save(each.request, each.source, disk, run, self.audit)
             finally:
                 cleared(self.voice.shown)
-            self.memory.remember(disk, saved.point)
+            await run.settle(functools.partial(self.memory.remember, disk, saved.point))
             shown = replace(self.place, disk=disk.name)
             try:
                 show_saved(saved, shown, as_json=self.voice.as_json, quiet=self.voice.quiet)
@@ -157,6 +154,12 @@ class _Here:
     where: ReceiveRequest
     voice: Voice
 
+    @classmethod
+    def of(cls, target: str, many: bool, where: ReceiveRequest, voice: Voice) -> "_Here":
+        """Look whether it is a folder."""
+        single = _Single(target, many or Path(target).is_dir())
+        return cls(Path(target), single, where, voice)
+
     def _place(self, name: str) -> str:
         return str(self.path / f"{name}.raw" if self.single.many else self.path)
 
@@ -165,26 +168,23 @@ class _Here:
         place = self._place(name)
         return held_here(place, self.where.state_dir) if Path(place).exists() else ""
 
-    def differing(self, disk: "MachineDisk") -> "ExtentMap":
-        progress, stopped = Progress(), list[str]()
+    def _going_to(self, place: str) -> ReceiveRequest:
+        # The same command, again and again, makes what is not there.
+        create = self.where.create and not Path(place).exists()
+        return replace(self.where, target=place, create=create)
+
+    async def differing(self, disk: "MachineDisk", run: Run) -> "ExtentMap":
         old = open_source(self._place(disk.name), from_medium=True)
         with contextlib.closing(old):
-            return supervised(
-                lambda: changes(disk.source, old, progress, stopped),
-                Work(stopped.append),
-                progress,
-                self.voice.shown,
-            )
+            return await changes(disk.source, old, run)
 
-    def deliver(self, disks: list["MachineDisk"]) -> None:
+    async def deliver(self, disks: list["MachineDisk"], run: Run) -> None:
         for each in disks:
             place = self._place(each.name)
-            # The same command, again and again, makes what is not there.
-            create = self.where.create and not Path(place).exists()
-            where = replace(self.where, target=place, create=create)
+            where = self._going_to(place)
             self.voice.warn_of(each.source)
             try:
-                result = copy(each.request, each.source, where, Progress(), self.voice.shown)
+                result = await copy(each.request, each.source, where, run)
             finally:
                 cleared(self.voice.shown)
             show_received(result, place, as_json=self.voice.as_json, quiet=self.voice.quiet)
@@ -217,11 +217,11 @@ class _OnHost:
             self._absent.add(name)
         return found or ""
 
-    def differing(self, disk: "MachineDisk") -> "ExtentMap":
+    async def differing(self, disk: "MachineDisk", run: Run) -> "ExtentMap":
         place = self._place(disk.name)
-        return compared(disk.source, place, self._peer, self._voice.shown).differing
+        return (await compared(disk.source, place, self._peer, run)).differing
 
-    def deliver(self, disks: list["MachineDisk"]) -> None:
+    async def deliver(self, disks: list["MachineDisk"], run: Run) -> None:
         places = [self._place(each.name) for each in disks]
         creating = [self._where.create and each.name in self._absent for each in disks]
         requests = [each.request for each in disks]
@@ -230,13 +230,12 @@ class _OnHost:
             if len(disks) == 1:
                 where = replace(self._where, create=creating[0])
                 args = (requests[0], sources[0], places[0], where, self._peer)
-                sent = [push(*args, Progress(), self._voice.shown)]
+                sent = [await push(*args, run)]
             else:
                 for source in sources:
                     self._voice.warn_of(source)
-                sent = push_set(
-                    *(requests, sources, places, self._where, self._peer, self._voice.shown),
-                    creating,
+                sent = await push_set(
+                    *(requests, sources, places, self._where, self._peer, run), creating
                 )
         finally:
             cleared(self._voice.shown)

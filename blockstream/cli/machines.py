@@ -11,7 +11,7 @@ import click
 
 from blockstream.cli.console import event
 from blockstream.cli.machine_targets import MachineTarget, machine_target
-from blockstream.cli.options import cleared, warn
+from blockstream.cli.options import cleared
 from blockstream.cli.peers import peer_options
 from blockstream.cli.voice import Voice
 from blockstream.errors import (
@@ -111,9 +111,9 @@ def refuse_machine_options(options: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def opened_vsphere(place: MachinePlace, password_file: Path | None) -> Iterator["VSphere"]:
+def opened_vsphere(place: MachinePlace, password: Secret) -> Iterator["VSphere"]:
     """Log in, and out."""
-    with contextlib.closing(open_vsphere(place, password_of(place, password_file))) as session:
+    with contextlib.closing(open_vsphere(place, password)) as session:
         yield session
 
 
@@ -166,35 +166,39 @@ def send_machine(
         raise UsageError(f"{place} names no machine; `blockstream vsphere ls` lists them")
     _refuse(request, options)
 
-    def tell(text: str) -> None:
-        cleared(voice.shown)
-        warn(text, as_json=voice.as_json)
-
     wish: MachineWish = MachineWish(
-        care=Care(Quiesce(options["quiesce_guest"]), tell),
+        care=Care(Quiesce(options["quiesce_guest"]), voice.run),
         enable=options["enable_cbt"],
         on_loss=OnLoss(options["on_cbt_loss"]),
         allocated=options["allocated_from_cbt"],
         way=peer_options(options, as_json=voice.as_json).way,
     )
-    missed: dict[str, int] = {}
-    try:
-        with contextlib.ExitStack() as stack:
-            goes_to = machine_target(words[1], place, where, options, voice, stack)
-            session = stack.enter_context(opened_vsphere(place, options["password_file"]))
-            args = (session, server_of(place), place, request, wish, goes_to.held, words[1])
-            found = stack.enter_context(opened_machine(*args))
-            _show_round(found, voice, tell)
-            missed = _missed(found, goes_to, voice) if options["verify_cbt"] else {}
-            if found.disks:
-                goes_to.deliver(found.disks)
-    except LeftoverError:
-        # It has the status that somebody has to act on soonest; the other must be known, too.
+    # A terminal is asked here, where nothing else runs.
+    password = password_of(place, options["password_file"])
+
+    async def sent() -> None:
+        missed: dict[str, int] = {}
+        run = voice.run
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                goes_to = await machine_target(words[1], place, where, options, voice, stack)
+                logged_in = run.within(opened_vsphere(place, password), harmless=True)
+                session = await stack.enter_async_context(logged_in)
+                args = (session, server_of(place), place, request, wish, goes_to.held, words[1])
+                found = await stack.enter_async_context(run.within(opened_machine(*args)))
+                _show_round(found, voice)
+                missed = await _missed(found, goes_to, voice) if options["verify_cbt"] else {}
+                if found.disks:
+                    await goes_to.deliver(found.disks, run)
+        except LeftoverError:
+            # It has the status that somebody has to act on soonest; the other must be known, too.
+            if missed:
+                voice.tell(_missed_words(missed))
+            raise
         if missed:
-            tell(_missed_words(missed))
-        raise
-    if missed:
-        raise StaleViewError(_missed_words(missed))
+            raise StaleViewError(_missed_words(missed))
+
+    voice.done(sent())
 
 
 def _missed_words(missed: Mapping[str, int]) -> str:
@@ -206,14 +210,15 @@ def _missed_words(missed: Mapping[str, int]) -> str:
     )
 
 
-def _missed(found: "Round", goes_to: "MachineTarget", voice: Voice) -> dict[str, int]:
+async def _missed(found: "Round", goes_to: "MachineTarget", voice: Voice) -> dict[str, int]:
     """Compare without the tracker; return how many bytes it had missed, by disk."""
     from blockstream.jobs.machines.send import add_missed
 
     counts: dict[str, int] = {}
     for each in found.disks:
         if each.request.base:
-            missed = add_missed(each, goes_to.differing(each)).total()
+            differing = await goes_to.differing(each, voice.run)
+            missed = add_missed(each, differing).total()
             cleared(voice.shown)
             if voice.as_json:
                 event("verified", name=each.name, missed=missed)
@@ -235,7 +240,7 @@ def _refuse(request: SendRequest, options: Mapping[str, Any]) -> None:
         )
 
 
-def _show_round(found: "Round", voice: Voice, tell: Callable[[str], None]) -> None:
+def _show_round(found: "Round", voice: Voice) -> None:
     whole = [each for each in found.disks if each.why_full]
     if voice.as_json:
         event(
@@ -258,4 +263,4 @@ def _show_round(found: "Round", voice: Voice, tell: Callable[[str], None]) -> No
         )
         return
     for each in whole:
-        tell(f"{each.name}: all of its {size_text(each.disk.size)}, because {each.why_full}")
+        voice.tell(f"{each.name}: all of its {size_text(each.disk.size)}, because {each.why_full}")

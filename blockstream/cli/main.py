@@ -2,15 +2,13 @@
 
 import importlib
 import os
-import signal
 import sys
-import threading
 import traceback
-from types import FrameType
 
 import click
 
 from blockstream import __version__
+from blockstream.cli import foreground
 from blockstream.cli.command_group import CommandGroup
 from blockstream.cli.console import event, say
 from blockstream.errors import (
@@ -46,7 +44,6 @@ _COMMANDS = (
 _PLUMBING = ("join", "digests", "landing")
 _VERSION = "version"
 _ALIASES = {"receive": "recv"}
-_IMPORTING_SECONDS = 0.05
 
 
 class _Commands(CommandGroup):
@@ -91,32 +88,21 @@ def cli() -> None:
 def run(arguments: list[str]) -> int:
     """Run one command; return its exit status. Nothing is raised."""
     _open_standard_descriptors()
-    # Until a transfer runs, and minds signals itself.
-    signal.signal(signal.SIGTERM, _stopped)
-    signal.signal(signal.SIGINT, _stopped)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as it is under nohup
-        signal.signal(signal.SIGHUP, _stopped)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    foreground.mind_signals()
     try:
         return _flushed(_status_of(arguments))
     except InterruptedTransferError as error:  # between two steps of ours
         _speak(error, as_json="--json" in arguments)
         return error.exit_status
     finally:
-        _ignore_signals()
-
-
-def _ignore_signals() -> None:
-    """All is done, or has failed: a signal comes too late."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+        foreground.finish()
 
 
 def _status_of(arguments: list[str]) -> int:
     as_json = "--json" in arguments
     try:
         result = cli.main(arguments, prog_name="blockstream", standalone_mode=False)
-        _ignore_signals()
+        foreground.finish()
     except click.ClickException as error:
         if as_json:
             _speak(UsageError(error.format_message()), as_json=True)
@@ -144,28 +130,6 @@ def _failed_twice(group: BaseExceptionGroup, *, as_json: bool) -> int:
         _speak(cause, as_json=as_json)
     statuses = [cause.exit_status for cause in causes]
     return ExitStatus.TARGET if ExitStatus.TARGET in statuses else statuses[0]
-
-
-def _stopped(number: int, frame: FrameType | None) -> None:
-    if _imports(frame):
-        # What is raised within an import leaves modules behind that are there in part.
-        again = threading.Timer(_IMPORTING_SECONDS, os.kill, (os.getpid(), number))
-        again.daemon = True
-        again.start()
-        return
-    if number == signal.SIGHUP:
-        # The kernel tells of a terminal that has gone, and then its shell does.
-        signal.signal(number, signal.SIG_IGN)
-    raise InterruptedTransferError(f"stopped by {signal.Signals(number).name}")
-
-
-def _imports(frame: FrameType | None) -> bool:
-    """Tell whether a module is being imported."""
-    while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
-            return True
-        frame = frame.f_back
-    return False
 
 
 def _open_standard_descriptors() -> None:

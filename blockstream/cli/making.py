@@ -5,15 +5,16 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from blockstream.cli.console import event, saving_text, say
+from blockstream.cli.foreground import done
 from blockstream.cli.foreign import check_names, parse_pool_chunk
-from blockstream.cli.options import cleared, parse_size, refuse_terminal, reporters, warn
+from blockstream.cli.options import parse_size, refuse_terminal, reporters, warn
 from blockstream.errors import StaleViewError, UsageError
 from blockstream.formats.foreign.names import OURS
 from blockstream.formats.foreign.table import by_name
-from blockstream.jobs.foreign.chain import ConvertRequest, combined
+from blockstream.jobs.foreign.chain import Combined, ConvertRequest, combined
 from blockstream.jobs.foreign.convert import lost, write_foreign, write_ours
 from blockstream.pipeline.compression import CompressionChoice
-from blockstream.pipeline.progress import Progress
+from blockstream.run import Run
 
 _STDIN = 0
 _STDOUT = 1
@@ -47,22 +48,26 @@ def made_of(command: str, streams: Sequence[str], to: str, options: Mapping[str,
         accept_open_end=options["accept_open_end"],
     )
     compression = CompressionChoice.parse(options["compress"])
-    progress = Progress()
-    with combined(request, progress, shown) as made:
-        if to == OURS:
-            write_ours(made, compression, _STDOUT, progress, shown)
-        else:
+    run = Run()
+
+    async def make() -> Combined:
+        async with run.within(combined(request, run)) as made:
+            if to == OURS:
+                await write_ours(made, compression, _STDOUT, run)
+                return made
             how = by_name(to)
             head = replace(made.head, pool_chunk=pool_chunk)
             warn(f"{how.title} does not carry {', '.join(lost(how, head))}", as_json=as_json)
-            write_foreign(how, made.source, made.what.extents, head, _STDOUT, progress, shown)
-    cleared(shown)
+            await write_foreign(how, made.source, made.what.extents, head, _STDOUT, run)
+            return made
+
+    made = done(make(), run, shown)
     opening = made.what.opening
     if as_json:
-        event("made", format=to, **asdict(opening), counts=asdict(progress.snapshot()))
+        event("made", format=to, **asdict(opening), counts=asdict(run.progress.snapshot()))
     elif not quiet:
         whole = "a whole disk" if opening.full else f"changes from {opening.base}"
-        saving = saving_text(progress.snapshot(), full=opening.full)
+        saving = saving_text(run.progress.snapshot(), full=opening.full)
         say(f"made: {whole} to {opening.goal}: {saving}")
     open_ended = [link.name for link in made.links if link.open_ended]
     if open_ended and not options["accept_open_end"]:

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,15 +12,14 @@ import click
 from blockstream.cli.console import event, say
 from blockstream.cli.options import (
     ProgressWish,
-    cleared,
     parse_size,
     reporters,
-    warn,
     with_progress,
     with_state_dir,
 )
 from blockstream.cli.peers import PEER_OPTIONS, peer_options, with_peer_options
 from blockstream.cli.rates import limiter_for
+from blockstream.cli.voice import Voice
 from blockstream.errors import NotFoundError, UsageError
 from blockstream.jobs.migration.domain import DomainGuest, Leaving
 from blockstream.jobs.migration.guests import CommandGuest, FarHost, Guest
@@ -36,10 +35,10 @@ from blockstream.jobs.migration.migrate import (
 from blockstream.jobs.migration.note import MigrationNote
 from blockstream.jobs.migration.rounds import Round
 from blockstream.jobs.migration.volume import Means, Move, moved_to
-from blockstream.jobs.supervision import Reporter
 from blockstream.linux import lvm
 from blockstream.locations import USER, Remote
 from blockstream.pipeline.compression import CompressionChoice
+from blockstream.run import Run
 from blockstream.words import duration_text, size_text
 
 _PLACE = re.compile(
@@ -145,7 +144,7 @@ def command(
       blockstream migrate --abort vg/vm
     """  # noqa: D301
     shown = reporters("migrate", as_json=as_json, quiet=quiet, progress=progress)
-    voice = _Voice(shown, as_json=as_json, quiet=quiet)
+    voice = Voice(shown, as_json=as_json, quiet=quiet)
     if resume or abort:
         reaching = PEER_OPTIONS if abort else frozenset()
         if len(places) != 1 or resume == abort or dry_run or _typed(context, reaching):
@@ -157,38 +156,19 @@ def command(
     else:
         words = [*_typed(context), *places]
         migration = _prepared(places, words, options, state_dir, voice)
-    try:
-        if abort:
-            migration.abort()
-            say("cleaned up: no snapshot of ours is left here, nor what we made there")
-        elif dry_run:
-            migration.check()
-            say("both hosts are ready; nothing was done")
-        else:
-            report = migration.run()
-            cleared(shown)
-            _show(report, as_json=as_json, quiet=quiet)
-    finally:
-        cleared(shown)
-
-
-@dataclass(frozen=True, slots=True)
-class _Voice:
-    """How this run speaks."""
-
-    shown: list[Reporter]
-    as_json: bool
-    quiet: bool
-
-    def tell(self, text: str) -> None:
-        """Say a line between the bars."""
-        cleared(self.shown)
-        if not self.quiet:
-            warn(text, as_json=self.as_json)
+    if abort:
+        voice.done(migration.abort())
+        say("cleaned up: no snapshot of ours is left here, nor what we made there")
+    elif dry_run:
+        voice.done(migration.check())
+        say("both hosts are ready; nothing was done")
+    else:
+        report = voice.done(migration.done())
+        _show(report, as_json=as_json, quiet=quiet)
 
 
 def _earlier(
-    context: click.Context, place: str, state_dir: Path, voice: _Voice, *, abort: bool
+    context: click.Context, place: str, state_dir: Path, voice: Voice, *, abort: bool
 ) -> Migration:
     """Take up what was begun: by the note of its run, or what it left by its tags alone.
 
@@ -212,8 +192,9 @@ def _earlier(
     if not moves or not abort:
         raise NotFoundError(f"no migration of {place} was begun and not finished here")
     means = _means(context.params, state_dir, voice)
-    nobody = CommandGuest("", "", "", FarHost(moves[0].where, means.options), means.tell)
-    return Migration(MigrationRequest((moves[0],), means), nobody)
+    far = FarHost(moves[0].where, means.options, voice.run)
+    nobody = CommandGuest("", "", "", far, voice.run)
+    return Migration(MigrationRequest((moves[0],), means), nobody, voice.run)
 
 
 def _prepared(
@@ -221,7 +202,7 @@ def _prepared(
     words: Sequence[str],
     options: Mapping[str, Any],
     state_dir: Path,
-    voice: _Voice,
+    voice: Voice,
 ) -> Migration:
     """Look at the volumes of this host.
 
@@ -242,16 +223,16 @@ def _prepared(
         verify=options["verify"],
         store=parse_size(options["snapshot_size"]) if options["snapshot_size"] else 0,
     )
-    return Migration(request, _guest(kind, moves, options, means))
+    guest = _guest(kind, moves, options, means, voice.run)
+    return Migration(request, guest, voice.run)
 
 
-def _means(options: Mapping[str, Any], state_dir: Path, voice: _Voice) -> Means:
+def _means(options: Mapping[str, Any], state_dir: Path, voice: Voice) -> Means:
     limiter, followers = limiter_for(options["bwlimit"], as_json=voice.as_json)
+    voice.shown += followers
     return Means(
         state_dir=state_dir,
         options=peer_options(options, as_json=voice.as_json),
-        reporters=[*voice.shown, *followers],
-        tell=voice.tell,
         compression=CompressionChoice.parse(options["compress"]),
         limiter=limiter,
     )
@@ -296,8 +277,10 @@ def _typed_as(name: str) -> str:
     return name.replace("_", "-")
 
 
-def _guest(kind: str, moves: Sequence[Move], options: Mapping[str, Any], means: Means) -> Guest:
-    far = FarHost(moves[0].where, means.options)
+def _guest(
+    kind: str, moves: Sequence[Move], options: Mapping[str, Any], means: Means, run: Run
+) -> Guest:
+    far = FarHost(moves[0].where, means.options, run)
     if kind == "live":
         return LiveGuest(
             options["qmp"],
@@ -305,15 +288,13 @@ def _guest(kind: str, moves: Sequence[Move], options: Mapping[str, Any], means: 
             options["uri"],
             options["max_downtime"] / 2,
             far,
-            means.tell,
+            run,
         )
     if kind == "domain":
         disks = {f"/dev/{'/'.join(_names_of(move.source))}": move.where.path for move in moves}
         leaving = Leaving(options["leave_by"])
-        return DomainGuest(
-            options["domain"], leaving, disks, means.state_dir / "lvm", far, means.tell
-        )
-    return CommandGuest(options["pause"], options["start"], options["roll_back"], far, means.tell)
+        return DomainGuest(options["domain"], leaving, disks, means.state_dir / "lvm", far, run)
+    return CommandGuest(options["pause"], options["start"], options["roll_back"], far, run)
 
 
 def _moves(places: Sequence[str], options: Mapping[str, Any]) -> list[Move]:

@@ -20,8 +20,8 @@ from blockstream.cli.console import (
     say,
     write_share,
 )
+from blockstream.cli.foreground import Reporter
 from blockstream.errors import UsageError
-from blockstream.jobs.supervision import Reporter
 from blockstream.linux.state_directory import check_owner, default_state_directory
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -137,8 +137,7 @@ def sender_draws(fd: int) -> bool:
 def cleared(shown: list[Reporter]) -> None:
     """Take bars away before the last words."""
     for reporter in shown:
-        if isinstance(reporter, BarReporter):
-            reporter.clear()
+        reporter.clear()
 
 
 def warn(text: str, *, as_json: bool) -> None:

@@ -14,7 +14,6 @@ from blockstream.errors import UsageError
 from blockstream.formats.foreign.names import WRITTEN
 from blockstream.jobs.send import SendRequest, planned
 from blockstream.jobs.snapshots import SnapshotWish, opened
-from blockstream.pipeline.progress import Progress
 
 F = TypeVar("F", bound=Callable[..., Any])
 _STDOUT = 1
@@ -64,7 +63,7 @@ def other_tool(
     return OtherTool(options["to_format"], chunk)
 
 
-def send_to_other_tool(
+async def send_to_other_tool(
     request: SendRequest, wish: SnapshotWish, other: OtherTool, voice: Voice
 ) -> None:
     """Write the stream to standard output, after what it cannot carry was said."""
@@ -73,16 +72,16 @@ def send_to_other_tool(
     from blockstream.jobs.foreign.convert import lost, write_foreign
 
     refuse_terminal(_STDOUT, "standard output")
-    how, progress = by_name(other.format), Progress()
-    with opened(request, wish) as (source, asked):
+    how, run = by_name(other.format), voice.run
+    async with run.within(opened(request, wish)) as (source, asked):
         voice.warn_of(source)
-        plan = planned(asked, source)
+        plan = await run.carry(lambda: planned(asked, source))
         head = replace(head_of(plan), pool_chunk=other.pool_chunk)
         warn(f"{how.title} does not carry {', '.join(lost(how, head))}", as_json=voice.as_json)
-        write_foreign(how, source, plan.extents, head, _STDOUT, progress, voice.shown)
+        await write_foreign(how, source, plan.extents, head, _STDOUT, run)
     cleared(voice.shown)
     if voice.as_json:
-        event("written", format=other.format, counts=asdict(progress.snapshot()))
+        event("written", format=other.format, counts=asdict(run.progress.snapshot()))
     elif not voice.quiet:
-        text = saving_text(progress.snapshot(), full=not asked.base)
+        text = saving_text(run.progress.snapshot(), full=not asked.base)
         say(f"sent: {text}; whether it was received, only that tool tells")

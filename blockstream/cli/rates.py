@@ -37,6 +37,9 @@ class RateFile:
     def asked(self, progress: Progress) -> None:
         """Say nothing."""
 
+    def clear(self) -> None:
+        """Nothing stands in the way."""
+
     def _follow(self) -> None:
         try:
             text = self._path.read_text().strip()

@@ -1,5 +1,6 @@
 """`blockstream recv`."""
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -10,11 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from blockstream.cli.console import event, saving_text, say
+from blockstream.cli.foreground import done
 from blockstream.cli.foreign import show_foreign, wish_given, with_foreign_options
 from blockstream.cli.meeting import meeting_of, with_meeting
 from blockstream.cli.options import (
     ProgressWish,
-    cleared,
     refuse_terminal,
     reporters,
     with_progress,
@@ -35,9 +36,8 @@ from blockstream.jobs.receive import (
     receive,
     receive_sessions,
 )
-from blockstream.jobs.supervision import Reporter
 from blockstream.linux.files import write_durably
-from blockstream.pipeline.progress import Progress
+from blockstream.run import Run
 from blockstream.words import OURS, duration_text, size_text
 
 if TYPE_CHECKING:
@@ -164,23 +164,12 @@ def command(  # one an option
     wish = wish_given(foreign)
     if wish and session:
         raise UsageError(f"--{next(iter(wish)).replace('_', '-')} is for streams of other tools")
+    run = Run()
     if standing:
-        receive_sessions(request, _STDIN, _STDOUT, shown)
+        done(receive_sessions(request, _STDIN, _STDOUT, run), run, shown)
         return
-    try:
-        with meeting_of(meeting) as guests:
-            lanes = [reading for reading, _ in guests]
-            answers = _STDOUT if session else None
-            found = None
-            if wish:
-                found = _foreign(request, wish, shown)
-                result = found.received
-            elif session or lanes:
-                result = receive(request, _STDIN, Progress(), shown, answers, lanes)
-            else:
-                result, found = _anybodys(request, shown)
-    finally:
-        cleared(shown)
+
+    result, found = done(_taken(request, wish, meeting, run, session=session), run, shown)
     show_received(result, target, as_json=as_json, quiet=quiet)
     _tell_starter(result, target, session=session)
     if receipt is not None and result.committed is not None:
@@ -189,36 +178,53 @@ def command(  # one an option
         show_foreign(found, as_json=as_json, quiet=quiet)
 
 
+async def _taken(
+    request: ReceiveRequest, wish: Mapping[str, Any], meeting: int, run: Run, *, session: bool
+) -> "tuple[ReceiveResult, ForeignResult | None]":
+    """Take a stream of anybody's, or a session's."""
+    async with run.within(meeting_of(meeting), harmless=True) as guests:
+        lanes = [reading for reading, _ in guests]
+        if wish:
+            found = await _foreign(request, wish, run)
+            return found.received, found
+        if session or lanes:
+            answers = _STDOUT if session else None
+            return await receive(request, _STDIN, run, answers, lanes), None
+        return await _anybodys(request, run)
+
+
 def _tell_starter(result: ReceiveResult, target: str, *, session: bool) -> None:
     """Say what whoever started us must hear of, although all went well."""
     if session and result.sampled:
         say(OURS + sampled_text(target, result.sampled))
 
 
-def _anybodys(
-    request: ReceiveRequest, shown: list[Reporter]
+async def _anybodys(
+    request: ReceiveRequest, run: Run
 ) -> tuple[ReceiveResult, "ForeignResult | None"]:
     """Take a stream that may be another tool's; the target is ours before its first byte comes."""
     try:
-        return receive(request, _STDIN, Progress(), shown), None
+        return await receive(request, _STDIN, run), None
     except ForeignStreamError as error:
-        head = beginning(_STDIN, error.begin)
+        begin = error.begin
+        head = await run.ask(lambda: beginning(_STDIN, begin))
         packed = ""
         if wrapping(head):
             from blockstream.jobs.foreign.unpacking import packed_ours, unpacking  # rarely used
 
-            packed, head = packed_ours(_STDIN, head)
+            packed, head = await run.ask(functools.partial(packed_ours, _STDIN, head))
         if packed:
-            with unpacking(_STDIN, packed, head) as fd:
-                return receive(request, fd, Progress(), shown), None
-        found = _foreign(request, {}, shown, head)
+            async with run.within(unpacking(_STDIN, packed, head)) as fd:
+                return await receive(request, fd, run), None
+        found = await _foreign(request, {}, run, head)
         return found.received, found
 
 
-def _foreign(
-    request: ReceiveRequest, wish: Mapping[str, Any], shown: list[Reporter], head: bytes = b""
+async def _foreign(
+    request: ReceiveRequest, wish: Mapping[str, Any], run: Run, head: bytes = b""
 ) -> "ForeignResult":
-    head = beginning(_STDIN, head, given="format" in wish)
+    given = "format" in wish
+    head = await run.ask(functools.partial(beginning, _STDIN, head, given=given))
     if is_ours(head, wish):
         _refuse_wishes(wish)
         raise InterruptedTransferError("the stream was cut before it said what it is")
@@ -227,7 +233,7 @@ def _foreign(
         receive_foreign,
     )
 
-    return receive_foreign(request, ForeignWish(**wish), _STDIN, head, Progress(), shown)
+    return await receive_foreign(request, ForeignWish(**wish), _STDIN, head, run)
 
 
 def _refuse_wishes(wish: Mapping[str, Any]) -> None:

@@ -19,14 +19,16 @@ from blockstream.cli.stores import (
     place_of,
     with_store_access,
 )
+from blockstream.cli.voice import Voice
 from blockstream.errors import StoreDamagedError
+from blockstream.formats.point import Point
 from blockstream.jobs.copy import copy
-from blockstream.jobs.peer import push
+from blockstream.jobs.peer import PeerOptions, push
 from blockstream.jobs.receive import ReceiveRequest
 from blockstream.jobs.send import SendRequest
+from blockstream.jobs.stores.repository import Repository, StoredDisk
 from blockstream.jobs.stores.restore import opened_point
-from blockstream.locations import StorePlace, of_this_host, remote
-from blockstream.pipeline.progress import Progress
+from blockstream.locations import Remote, StorePlace, of_this_host, remote
 from blockstream.words import duration_text
 
 
@@ -68,35 +70,56 @@ def command(
         of_this_host(target)
         refuse_peer_options(options)
     shown = reporters("restore", as_json=as_json, quiet=quiet, progress=progress)
+    voice = Voice(shown, as_json=as_json, quiet=quiet)
     where = ReceiveRequest(
         target=target, state_dir=state_dir, **{name: options[name] for name in TARGET_FLAGS}
     )
-    with contextlib.ExitStack() as stack:
-        disk = stack.enter_context(opened_store(place.store, access, place.disk)).disk(place.disk)
-        stack.enter_context(_what_next(place, target))
-        found = disk.find(place.point)
-        newest = not place.point.isdecimal() and found.seq == disk.numbers()[-1]
-        doubts = doubts_of(disk, access, newest=newest)
-        if not quiet:
-            for each in doubts:
-                say(f"newer points may be missing: {each}")
-        source = stack.enter_context(contextlib.closing(opened_point(disk, found)))
-        request = SendRequest(source=str(place), state_dir=state_dir, goal=found.state)
-        if host is None:
-            result = copy(request, source, where, Progress(), shown)
-            cleared(shown)
-            show_received(result, target, as_json=as_json, quiet=quiet)
-            check_doubts(doubts)
-            return
-        peer = peer_options(options, as_json=as_json)
-        sent = push(request, source, host, where, peer, Progress(), shown)
-    cleared(shown)
-    if as_json:
+    peer = peer_options(options, as_json=as_json) if host is not None else None
+    voice.done(_restored(place, host, where, access, peer, voice))
+
+
+async def _restored(
+    place: StorePlace,
+    host: Remote | None,
+    where: ReceiveRequest,
+    access: StoreAccess,
+    peer: PeerOptions | None,
+    voice: Voice,
+) -> None:
+    run, target = voice.run, where.target
+    opening = opened_store(place.store, access, place.disk)
+    async with run.within(opening, harmless=True) as store:
+        with _what_next(place, target):
+            disk, found, doubts = await run.ask(lambda: _found(store, place, access))
+            if not voice.quiet:
+                for each in doubts:
+                    say(f"newer points may be missing: {each}")
+            request = SendRequest(str(place), where.state_dir, goal=found.state)
+            reading = contextlib.closing(opened_point(disk, found))
+            async with run.within(reading, harmless=True) as source:
+                if host is None or peer is None:
+                    result = await copy(request, source, where, run)
+                else:
+                    sent = await push(request, source, host, where, peer, run)
+    cleared(voice.shown)
+    if host is None:
+        show_received(result, target, as_json=voice.as_json, quiet=voice.quiet)
+    elif voice.as_json:
         event("restored", target=target, state=found.state, seconds=round(sent.seconds, 3))
-    elif not quiet:
+    elif not voice.quiet:
         saving = saving_text(sent.counts, full=True)
         say(f"restored: {target} holds {found.state}: {saving}, in {duration_text(sent.seconds)}")
     check_doubts(doubts)
+
+
+def _found(
+    store: Repository, place: StorePlace, access: StoreAccess
+) -> tuple[StoredDisk, Point, list[str]]:
+    """Return the disk and the point that are meant, and why newer ones may be missing."""
+    disk = store.disk(place.disk)
+    found = disk.find(place.point)
+    newest = not place.point.isdecimal() and found.seq == disk.numbers()[-1]
+    return disk, found, doubts_of(disk, access, newest=newest)
 
 
 @contextlib.contextmanager

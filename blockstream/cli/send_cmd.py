@@ -1,6 +1,7 @@
 """`blockstream send`."""
 
 import contextlib
+import functools
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -47,14 +48,13 @@ from blockstream.jobs.disk_set import push_set
 from blockstream.jobs.peer import pull, push, push_differing
 from blockstream.jobs.receive import ReceiveRequest
 from blockstream.jobs.rehearsal import rehearsed_here, rehearsed_there
-from blockstream.jobs.send import SendRequest, planned, send
+from blockstream.jobs.send import SendPlan, SendRequest, planned, send
 from blockstream.jobs.session import send_session
 from blockstream.jobs.snapshots import SnapshotWish, opened
 from blockstream.jobs.stores.memory import Memory
-from blockstream.jobs.stores.save import estimated, from_last, save
+from blockstream.jobs.stores.save import SaveEstimate, estimated, from_last, save
 from blockstream.locations import Remote, StorePlace
 from blockstream.pipeline.compression import CompressionChoice
-from blockstream.pipeline.progress import Progress
 from blockstream.pipeline.token import ResumeToken
 from blockstream.words import size_text
 
@@ -245,7 +245,7 @@ def command(  # one an option
         )
         words += [f"--{name}" for name in ("quiesced", "rotate") if options[name]]
         words += _words(on_behalf_of=f"{platform.node()}:{where_to.key}")
-        _fetch(from_host, words, where, options, voice)
+        voice.done(_fetch(from_host, words, where, options, voice))
         return
     limiter, followers = limiter_for(bwlimit, as_json=as_json)
     request = SendRequest(
@@ -271,23 +271,18 @@ def command(  # one an option
         return
     wish = wish_of(options, request.target)
     if dry_run:
-        _rehearse(request, wish, where_to, where, options, voice)
+        voice.done(_rehearse(request, wish, where_to, where, options, voice))
     elif where_to.hosts:
-        _push(request, wish, where_to, where, options, voice, compare=compare)
+        voice.done(_push(request, wish, where_to, where, options, voice, compare=compare))
     elif where_to.store is not None:
-        _save(request, wish, where_to.store, options, voice)
+        voice.done(_save(request, wish, where_to.store, options, voice))
     elif target is not None:
         _refuse_pipe_options(where_to, compress, bwlimit, resume, receipt_seconds)
-        with opened(request, wish) as (disk, request):
-            voice.warn_of(disk)
-            check = check_here(request, disk, voice) if options["check_base"] else None
-            result = copy(request, disk, where, Progress(), shown, check)
-        cleared(shown)
-        show_received(result, target, as_json=as_json, quiet=voice.quiet)
+        voice.done(_copy(request, wish, where, voice, check_base=options["check_base"]))
     elif other is not None:
-        send_to_other_tool(request, wish, other, voice)
+        voice.done(send_to_other_tool(request, wish, other, voice))
     else:
-        _to_stdout(request, wish, voice, session=session, meeting=meeting)
+        voice.done(_to_stdout(request, wish, voice, session=session, meeting=meeting))
 
 
 def _receipt_seconds(wait: float | None, *, wanted: bool) -> float:
@@ -326,7 +321,23 @@ def _refuse_compare(
         )
 
 
-def _to_stdout(
+async def _copy(
+    request: SendRequest,
+    wish: SnapshotWish,
+    where: ReceiveRequest,
+    voice: Voice,
+    *,
+    check_base: bool,
+) -> None:
+    async with voice.run.within(opened(request, wish)) as (disk, asked):
+        voice.warn_of(disk)
+        check = check_here(asked, disk, voice) if check_base else None
+        result = await copy(asked, disk, where, voice.run, check)
+    cleared(voice.shown)
+    show_received(result, where.target, as_json=voice.as_json, quiet=voice.quiet)
+
+
+async def _to_stdout(
     request: SendRequest, wish: SnapshotWish, voice: Voice, *, session: bool, meeting: int
 ) -> None:
     if wish.rotate and not (session or request.receipt_seconds):
@@ -337,19 +348,20 @@ def _to_stdout(
     refuse_terminal(_STDOUT, "standard output")
     if session:
         refuse_terminal(_STDIN, "standard input")
-    with opened(request, wish) as (source, asked):
+    run = voice.run
+    async with run.within(opened(request, wish)) as (source, asked):
         if session:
-            with meeting_of(meeting) as guests:
+            async with run.within(meeting_of(meeting), harmless=True) as guests:
                 lanes = [_STDOUT, *(writing for _, writing in guests)]
-                send_session(asked, source, _STDIN, lanes, Progress(), voice.shown)
+                await send_session(asked, source, _STDIN, lanes, run)
             return
         voice.warn_of(source)
-        sent = send(asked, source, _STDOUT, Progress(), voice.shown)
+        sent = await send(asked, source, _STDOUT, run)
     cleared(voice.shown)
     show_sent(sent, voice, full=not asked.base)
 
 
-def _push(
+async def _push(
     request: SendRequest,
     wish: SnapshotWish,
     places: Places,
@@ -367,32 +379,34 @@ def _push(
     single = places.hosts[0]
     if len(places.hosts) > 1 and (request.extents or request.base):
         raise UsageError("--base and --extents are for one disk at a time")
-    with contextlib.ExitStack() as stack:
+    run = voice.run
+    async with contextlib.AsyncExitStack() as stack:
         stack.callback(cleared, voice.shown)
         requests, disks = [], []
         for each, host in zip(places.sources, places.hosts, strict=True):
             asked = replace(request, source=each, target=host.key)
-            disk, asked = stack.enter_context(opened(asked, replace(wish, target=host.key)))
+            opening = opened(asked, replace(wish, target=host.key))
+            disk, asked = await stack.enter_async_context(run.within(opening))
             requests.append(asked)
             disks.append(disk)
         if options["check_base"]:
             for number, (asked, disk, host) in enumerate(
                 zip(requests, disks, places.hosts, strict=True)
             ):
-                requests[number] = checked_there(asked, disk, host, peer, voice)
+                requests[number] = await checked_there(asked, disk, host, peer, voice)
         request, disk = requests[0], disks[0]
         if len(places.hosts) > 1:
-            sent = push_set(requests, disks, list(places.hosts), where, peer, voice.shown)
+            sent = await push_set(requests, disks, list(places.hosts), where, peer, run)
         elif compare:
-            sent = [push_differing(request, disk, single, where, peer, Progress(), voice.shown)[0]]
+            sent = [(await push_differing(request, disk, single, where, peer, run))[0]]
         else:
-            sent = [push(request, disk, single, where, peer, Progress(), voice.shown)]
+            sent = [await push(request, disk, single, where, peer, run)]
     full = not request.base and not compare
     for host, result in zip(places.hosts, sent, strict=True):
         show_sent(result, voice, full=full, target=str(host))
 
 
-def _save(
+async def _save(
     request: SendRequest,
     wish: SnapshotWish,
     place: StorePlace,
@@ -401,26 +415,27 @@ def _save(
 ) -> None:
     if request.receipt_seconds or request.resume:
         raise UsageError("--require-receipt and --resume have no effect on a store")
-    with (
-        opened_store(place.store, options["access"], place.disk) as store,
-        opened(request, wish) as (disk, request),
+    run, opening = voice.run, opened_store(place.store, options["access"], place.disk)
+    async with (
+        run.within(opening, harmless=True) as store,
+        run.within(opened(request, wish)) as (disk, request),
     ):
         voice.warn_of(disk)
         where, cycle = store.disk(place.disk), options["audit"]
         memory = Memory(options["access"].state_dir)
-        memory.check(where)
-        saved = save(request, disk, where, Progress(), voice.shown, audit_cycle=cycle)
-        memory.remember(where, saved.point)
+        await run.ask(lambda: memory.check(where))
+        saved = await save(request, disk, where, run, audit_cycle=cycle)
+        await run.settle(lambda: memory.remember(where, saved.point))
     cleared(voice.shown)
     show_saved(saved, place, as_json=voice.as_json, quiet=voice.quiet)
 
 
-def _fetch(
+async def _fetch(
     host: Remote, words: list[str], where: ReceiveRequest, options: Mapping[str, Any], voice: Voice
 ) -> None:
     peer = peer_options(options, as_json=voice.as_json)
     try:
-        result = pull(host, words, where, peer, Progress(), voice.shown)
+        result = await pull(host, words, where, peer, voice.run)
     finally:
         cleared(voice.shown)
     show_received(result, where.target, as_json=voice.as_json, quiet=voice.quiet)
@@ -451,7 +466,7 @@ def _refuse_pipe_options(
             )
 
 
-def _rehearse(
+async def _rehearse(
     request: SendRequest,
     wish: SnapshotWish,
     places: Places,
@@ -461,43 +476,50 @@ def _rehearse(
 ) -> None:
     """Say what would be sent, and what the target says of it."""
     if places.store is not None:
-        _rehearse_saving(request, wish, places.store, options["access"], voice)
+        await _rehearse_saving(request, wish, places.store, options["access"], voice)
         return
-    peer = peer_options(options, as_json=voice.as_json)
+    peer, run = peer_options(options, as_json=voice.as_json), voice.run
     for number, each in enumerate(places.sources):
         # Nothing is made, so a volume is looked at as it is.
         asked = replace(request, source=each)
         if places.hosts:
             asked = replace(asked, target=places.hosts[number].key)
             wish = replace(wish, target=places.hosts[number].key)
-        with opened(asked, wish, rehearsal=True) as (source, asked):
-            plan = planned(asked, source)
+        async with run.within(opened(asked, wish, rehearsal=True)) as (source, asked):
+            plan = await run.carry(functools.partial(planned, asked, source))
             show_plan(each, plan, as_json=voice.as_json)
             if places.hosts and places.hosts[number].name:
                 say(f"{places.hosts[number]} is not asked: its policy tells only a real transfer")
             elif places.hosts:
-                text = rehearsed_there(plan, source, where, places.hosts[number], peer)
+                host = places.hosts[number]
+                text = await rehearsed_there(plan, source, where, host, peer, run)
                 if voice.as_json:
                     event("would-apply", target=str(places.hosts[number]), message=text)
                 else:
                     say(text)
             elif places.target is not None:
-                result = rehearsed_here(plan, source, where)
+                result = await rehearsed_here(plan, source, where, run)
                 show_received(result, places.target, as_json=voice.as_json, quiet=False)
 
 
-def _rehearse_saving(
+async def _rehearse_saving(
     request: SendRequest, wish: SnapshotWish, place: StorePlace, access: StoreAccess, voice: Voice
 ) -> None:
     """Say what would be sent, and what that would cost in the store."""
-    with (
-        opened_store(place.store, access, place.disk) as store,
-        opened(request, wish, rehearsal=True) as (source, asked),
+    run = voice.run
+    async with (
+        run.within(opened_store(place.store, access, place.disk), harmless=True) as store,
+        run.within(opened(request, wish, rehearsal=True)) as (source, asked),
     ):
-        Memory(access.state_dir).check(store.disk(place.disk))
-        asked = from_last(asked, store.disk(place.disk))
-        show_plan(request.source, planned(asked, source), as_json=voice.as_json)
-        cost = estimated(asked, source, store.disk(place.disk))
+        disk = store.disk(place.disk)
+
+        def looked() -> tuple[SendPlan, SaveEstimate]:
+            Memory(access.state_dir).check(disk)
+            what = from_last(asked, disk)
+            return planned(what, source), estimated(what, source, disk)
+
+        plan, cost = await run.ask(looked)
+    show_plan(request.source, plan, as_json=voice.as_json)
     if voice.as_json:
         event("would-store", **asdict(cost))
     else:

@@ -9,12 +9,14 @@ from pathlib import Path
 import click
 
 from blockstream.cli.console import say, show
+from blockstream.cli.foreground import done
 from blockstream.cli.options import refuse_terminal, warn, with_state_dir
 from blockstream.errors import BlockstreamError, UsageError
 from blockstream.jobs.serve import Grant, key_line, load_policy, serve
 from blockstream.linux.identity import Identity
 from blockstream.locations import open_source
 from blockstream.pipeline.faults import discreet
+from blockstream.run import Run
 from blockstream.words import printable
 
 _STDIN, _STDOUT = 0, 1
@@ -79,12 +81,13 @@ def _served(policy: Path, asked: str | None, state_dir: Path) -> str:
     """
     syslog.openlog("blockstream-serve", syslog.LOG_PID, syslog.LOG_DAEMON)
     try:
-        done = serve(policy, asked, state_dir, _STDIN, _STDOUT)
+        run = Run()
+        text = done(serve(policy, asked, state_dir, _STDIN, _STDOUT, run), run)
     except BlockstreamError as error:
         syslog.syslog(syslog.LOG_WARNING, printable(str(error)))
         raise type(error)(discreet(error)) from error
-    syslog.syslog(syslog.LOG_INFO, done)
-    return done
+    syslog.syslog(syslog.LOG_INFO, text)
+    return text
 
 
 def _identity(disk: str) -> Identity:

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -11,6 +11,7 @@ import click
 
 from blockstream.cli.command_group import CommandGroup
 from blockstream.cli.console import event, result, say, show
+from blockstream.cli.foreground import done
 from blockstream.cli.options import ProgressWish, cleared, reporters, with_json, with_progress
 from blockstream.cli.stores import (
     StoreAccess,
@@ -33,7 +34,7 @@ from blockstream.errors import (
     StoreError,
     UsageError,
 )
-from blockstream.jobs.stores.compaction import compact
+from blockstream.jobs.stores.compaction import Compacted, compact
 from blockstream.jobs.stores.healing import heal
 from blockstream.jobs.stores.keys import StoreKeys
 from blockstream.jobs.stores.memory import Memory
@@ -45,7 +46,7 @@ from blockstream.jobs.stores.repository import Repository, StoredDisk, now_text
 from blockstream.jobs.stores.retention import parse_rules
 from blockstream.jobs.stores.verify import Verified, verify_disk
 from blockstream.locations import open_source, store_place
-from blockstream.pipeline.progress import Progress
+from blockstream.run import Run
 from blockstream.words import counted, size_text
 
 _MOST_EXTENTS = 5
@@ -136,16 +137,17 @@ def verify(
     shown = reporters("verify", as_json=as_json, quiet=quiet, progress=progress)
     found: list[Verified] = []
     doubts = list[str]()
+    run = Run()
 
-    def verified(disk: StoredDisk) -> None:
-        found.append(verify_disk(disk, Progress(), shown, newest=newest, part=percent / 100))
+    async def verified(disk: StoredDisk) -> None:
+        found.append(await verify_disk(disk, run, newest=newest, part=percent / 100))
         whole = not found[-1].damages
-        doubt = Memory(access.state_dir).doubt(disk) if whole else ""
+        doubt = await run.ask(lambda: Memory(access.state_dir).doubt(disk)) if whole else ""
         doubts.extend([doubt] if doubt else [])
         cleared(shown)
         _show_verified(found[-1], as_json=as_json, quiet=quiet)
 
-    failed = _with_each(place, access, verified)
+    failed = done(_with_each(place, access, verified, run), run, shown)
     broken = [each for each in found if each.damages or each.broken or each.unnamed]
     if broken:
         names = ", ".join(each.disk for each in broken)
@@ -195,11 +197,14 @@ def prune_points(
     """
     rules = parse_rules(keep)
 
-    memory = Memory(access.state_dir)
+    memory, run = Memory(access.state_dir), Run()
 
-    def pruned(disk: StoredDisk) -> None:
+    def prune_disk(disk: StoredDisk) -> Pruned:
         memory.check(disk)
-        result = prune(disk, rules, grace=grace * 3600, dry_run=dry_run)
+        return prune(disk, rules, grace=grace * 3600, dry_run=dry_run)
+
+    async def pruned(disk: StoredDisk) -> None:
+        result = await run.ask(lambda: prune_disk(disk))
         if as_json:
             event("pruned", **asdict(result))
         else:
@@ -212,7 +217,7 @@ def prune_points(
                 "damaged, and `store repair` takes it from a copy of the store"
             )
 
-    _check_all_done(place, _with_each(place, access, pruned))
+    _check_all_done(place, done(_with_each(place, access, pruned, run), run))
     check_doubts(_gone(place, access))
 
 
@@ -247,21 +252,26 @@ def compact_points(place: str, access: StoreAccess) -> None:
     the server of a bucket or the file system where these can, and by this host where the store is
     encrypted. Until the older points are pruned, that takes room in addition.
     """
-    memory = Memory(access.state_dir)
+    memory, run = Memory(access.state_dir), Run()
 
-    def compacted(disk: StoredDisk) -> None:
+    def compact_disk(disk: StoredDisk) -> Compacted | None:
         memory.check(disk)
         made = compact(disk)
+        if made is not None:
+            memory.remember(disk, made.point)
+        return made
+
+    async def compacted(disk: StoredDisk) -> None:
+        made = await run.ask(lambda: compact_disk(disk))
         if made is None:
             say(f"{disk.name}: its newest point needs no other")
             return
-        memory.remember(disk, made.point)
         text = f"{disk.name}: point {made.point.seq} is {made.point.state}, and needs no other"
         packs = f"{made.rewritten} pack{'s' if made.rewritten > 1 else ''}"
         copied = f"; {size_text(made.copied)} of {packs} copied within the store"
         say(text + (copied if made.rewritten else ""))
 
-    _check_all_done(place, _with_each(place, access, compacted))
+    _check_all_done(place, done(_with_each(place, access, compacted, run), run))
 
 
 @command.command("repair", short_help="Replace what is damaged, from a copy or a disk.")
@@ -291,26 +301,27 @@ def repair_points(
       blockstream store repair dir:/var/backups/blockstream/vm --from /dev/vg/vm
     """  # noqa: D301
     shown = reporters("repair", as_json=as_json, quiet=quiet, progress=progress)
-    damaged = []
+    damaged, run = list[str](), Run()
 
-    def repaired(disk: StoredDisk) -> None:
+    async def repaired(disk: StoredDisk) -> None:
         if store_place(other, disk=False) is not None:
-            with opened_store(whole_store(other), access) as theirs:
-                result = repair(disk, theirs.disk(disk.name), shown)
+            opening = opened_store(whole_store(other), access)
+            async with run.within(opening, harmless=True) as theirs:
+                result = await repair(disk, theirs.disk(disk.name), run)
         elif whole_store(place) == disk.objects.name:
             raise UsageError(
                 f"a disk heals one STORE/DISK, as {place}/{disk.name}; nothing was done"
             )
         else:
             with contextlib.closing(open_source(other)) as source:
-                result = heal(disk, source, shown)
+                result = await heal(disk, source, run)
         cleared(shown)
         _show_repaired(result, other, as_json=as_json)
         if result.after is not None:
             _show_verified(result.after, as_json=as_json, quiet=quiet)
             damaged.extend([disk.name] if result.after.damages or result.after.unnamed else [])
 
-    failed = _with_each(place, access, repaired)
+    failed = done(_with_each(place, access, repaired, run), run, shown)
     if damaged:
         stays = "stays" if len(damaged) == 1 else "stay"
         raise StoreDamagedError(
@@ -437,16 +448,18 @@ def remove_key(store: str, recipient: str, access: StoreAccess) -> None:
     say(f"{recipient} is given the key no more")
 
 
-def _with_each(place: str, access: StoreAccess, work: Callable[[StoredDisk], None]) -> list[str]:
+async def _with_each(
+    place: str, access: StoreAccess, work: Callable[[StoredDisk], Awaitable[None]], run: Run
+) -> list[str]:
     """Do something with each disk that is meant; return those of several where it failed.
 
     What is wrong with one is not in others' way.
     """
-    disks, failed = _disks_of(place, access), []
+    disks, failed = await run.ask(lambda: _disks_of(place, access)), []
     for store, name in disks:
         try:
-            with opened_store(store, access) as repository:
-                work(repository.disk(name))
+            async with run.within(opened_store(store, access), harmless=True) as repository:
+                await work(repository.disk(name))
         except (StoreError, StoreDamagedError, RefusedError, NotAllowedError) as error:
             if len(disks) == 1:
                 raise

@@ -2,12 +2,13 @@
 
 import contextlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from blockstream.cli.console import event, say
-from blockstream.cli.options import ProgressWish, cleared, reporters, with_progress, with_state_dir
+from blockstream.cli.foreground import done
+from blockstream.cli.options import ProgressWish, reporters, with_progress, with_state_dir
 from blockstream.cli.peers import peer_options, refuse_peer_options, with_peer_options
 from blockstream.errors import IntegrityError
 from blockstream.jobs.digests import Comparison
@@ -15,10 +16,12 @@ from blockstream.jobs.peer import PeerOptions, compared, push_differing
 from blockstream.jobs.receive import ReceiveRequest
 from blockstream.jobs.send import SendRequest
 from blockstream.jobs.snapshots import SnapshotWish, opened
-from blockstream.jobs.supervision import Reporter
 from blockstream.locations import Remote, of_this_host, open_source, remote
-from blockstream.pipeline.progress import Progress
+from blockstream.run import Run
 from blockstream.words import size_text
+
+if TYPE_CHECKING:
+    from blockstream.interfaces import Source
 
 _SHOWN = 5
 
@@ -56,52 +59,55 @@ def command(
         of_this_host(target)
         refuse_peer_options(options)
     shown = reporters("verify", as_json=as_json, quiet=quiet, progress=progress)
-    try:
-        if where is None:
-            found, goal = _here(source, target, state_dir, shown, repair=repair)
-        else:
-            peer = peer_options(options, as_json=as_json)
-            found, goal = _there(source, target, where, state_dir, peer, shown, repair=repair)
-    finally:
-        cleared(shown)
+    run = Run()
+    if where is None:
+        job = _here(source, target, state_dir, run, repair=repair)
+    else:
+        peer = peer_options(options, as_json=as_json)
+        job = _there(source, target, where, state_dir, peer, run, repair=repair)
+    found, goal = done(job, run, shown)
     _show(found, source, target, goal, as_json=as_json, quiet=quiet)
 
 
-def _here(
-    source: str, target: str, state_dir: Path, shown: list[Reporter], *, repair: bool
+async def _here(
+    source: str, target: str, state_dir: Path, run: Run, *, repair: bool
 ) -> tuple[Comparison, str]:
     """Return what differs on this host, and the state that the target holds after a repair."""
     from blockstream.jobs.verify_here import compared_here, repaired_here  # numpy
 
     if not repair:
-        with contextlib.closing(open_source(source, from_medium=True)) as disk:
-            return compared_here(disk, target, shown), ""
+        async with run.within(_opened(source)) as disk:
+            return await compared_here(disk, target, run), ""
     request = SendRequest(source, state_dir)
     what = ReceiveRequest(target, state_dir, force_larger=True)
-    with opened(request, SnapshotWish()) as (disk, request):
-        done, found = repaired_here(request, disk, what, shown)
-    return found, done.committed.goal if done.committed is not None else ""
+    async with run.within(opened(request, SnapshotWish())) as (disk, request):
+        repaired, found = await repaired_here(request, disk, what, run)
+    return found, repaired.committed.goal if repaired.committed is not None else ""
 
 
-def _there(
+async def _there(
     source: str,
     target: str,
     where: Remote,
     state_dir: Path,
     peer: PeerOptions,
-    shown: list[Reporter],
+    run: Run,
     *,
     repair: bool,
 ) -> tuple[Comparison, str]:
     """Return what differs on another host, and the state that the target holds after a repair."""
     if not repair:
-        with contextlib.closing(open_source(source, from_medium=True)) as disk:
-            return compared(disk, where, peer, shown), ""
+        async with run.within(_opened(source)) as disk:
+            return await compared(disk, where, peer, run), ""
     request = SendRequest(source, state_dir)
     what = ReceiveRequest(target, state_dir, force_larger=True)
-    with opened(request, SnapshotWish()) as (disk, request):
-        sent, found = push_differing(request, disk, where, what, peer, Progress(), shown)
+    async with run.within(opened(request, SnapshotWish())) as (disk, request):
+        sent, found = await push_differing(request, disk, where, what, peer, run)
     return found, sent.expected.goal
+
+
+def _opened(source: str) -> "contextlib.closing[Source]":
+    return contextlib.closing(open_source(source, from_medium=True))
 
 
 def _show(

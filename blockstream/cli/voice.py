@@ -1,14 +1,19 @@
 """How a `send` speaks: what it says of its source, of its plan, and of what was sent."""
 
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Coroutine
+from dataclasses import asdict, dataclass, field
+from typing import TypeVar
 
 from blockstream.cli.console import event, saving_text, say
-from blockstream.cli.options import warn
+from blockstream.cli.foreground import Reporter, done
+from blockstream.cli.options import cleared, warn
 from blockstream.interfaces import Source
 from blockstream.jobs.send import SendPlan, SendResult
-from blockstream.jobs.supervision import Reporter
+from blockstream.run import Run
 from blockstream.words import counted, duration_text, size_text
+
+T = TypeVar("T")
 
 _STDOUT = 1
 
@@ -21,11 +26,26 @@ class Voice:
         shown: Who shows progress.
         as_json: In JSON lines.
         quiet: No closing line.
+        run: What works is handed this.
     """
 
     shown: list[Reporter]
     as_json: bool
     quiet: bool
+    run: Run = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.run = Run(self.tell)
+
+    def done(self, job: Coroutine[object, object, T]) -> T:
+        """Do a job in the foreground; see there."""
+        return done(job, self.run, self.shown)
+
+    def tell(self, text: str) -> None:
+        """Say a line, in the place of a bar."""
+        cleared(self.shown)
+        if not self.quiet:
+            warn(text, as_json=self.as_json)
 
     def warn_of(self, source: Source) -> None:
         """Say what people should know of what is sent."""

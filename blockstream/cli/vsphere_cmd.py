@@ -1,16 +1,22 @@
 """`blockstream vsphere`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from blockstream.cli.command_group import CommandGroup
 from blockstream.cli.console import event, result, say, show
-from blockstream.cli.machines import opened_vsphere, with_password_option
+from blockstream.cli.foreground import done
+from blockstream.cli.machines import opened_vsphere, password_of, with_password_option
 from blockstream.cli.options import warn, with_json
 from blockstream.errors import UsageError
 from blockstream.locations import machine_place
+from blockstream.run import Run
 from blockstream.words import size_text
+
+if TYPE_CHECKING:
+    from blockstream.sources.inventory import Machine
 
 
 @click.group(
@@ -39,7 +45,7 @@ def list_command(place: str, password_file: Path | None, as_json: bool) -> None:
       blockstream vsphere ls vsphere://administrator@vsphere.local@vcenter.example.org
     """  # noqa: D301
     found = machine_place(place)
-    with opened_vsphere(found, password_file) as session:
+    with opened_vsphere(found, password_of(found, password_file)) as session:
         machines = [session.machine(found.path)] if found.path else session.machines()
     for machine in machines:
         if as_json:
@@ -110,11 +116,17 @@ def enable_command(place: str, password_file: Path | None, as_json: bool) -> Non
     def tell(text: str) -> None:
         warn(text, as_json=as_json)
 
-    with opened_vsphere(found, password_file) as session:
-        machine = session.machine(found.path)
-        already = machine.tracked
-        if not already:
-            machine = enable_tracking(session, machine, Care(tell=tell))
+    password, run = password_of(found, password_file), Run(tell)
+
+    async def enabled() -> "tuple[Machine, bool]":
+        async with run.within(opened_vsphere(found, password), harmless=True) as session:
+            machine = await run.carry(lambda: session.machine(found.path))
+            if machine.tracked:
+                return machine, True
+            care = Care(run=run)
+            return await run.carry(lambda: enable_tracking(session, machine, care)), False
+
+    machine, already = done(enabled(), run)
     tell_untracked(machine, tell)
     if as_json:
         event("tracked", path=machine.path, already=already)

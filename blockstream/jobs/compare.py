@@ -5,17 +5,17 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from blockstream.errors import InterruptedTransferError, SourceError
+from blockstream.errors import SourceError
 from blockstream.extents import Column, ExtentMap, Piece
 from blockstream.interfaces import Source
 from blockstream.linux.buffers import aligned_buffer
-from blockstream.pipeline.progress import Progress
+from blockstream.run import Run
 from blockstream_protocol import DATA_BYTES, Kind
 
 _GRAIN = 4096
 
 
-def changes(new: Source, old: Source, progress: Progress, stopped: list[str]) -> ExtentMap:
+async def changes(new: Source, old: Source, run: Run) -> ExtentMap:
     """Return what changed from `old` to `new`, as an increment; see `differing`.
 
     Raises:
@@ -26,14 +26,13 @@ def changes(new: Source, old: Source, progress: Progress, stopped: list[str]) ->
             f"{old.name} has {old.size} bytes, {new.name} only {new.size}: an increment cannot "
             "make a disk smaller"
         )
-    return differing(new, old, progress, stopped)
+    return await run.carry(lambda: differing(new, old, run))
 
 
 def differing(
     new: Source,
     old: Source,
-    progress: Progress,
-    stopped: list[str],
+    run: Run,
     within: ExtentMap | None = None,
 ) -> ExtentMap:
     """Return the blocks in which `new` differs from `old`: DATA, or ZERO where they became zeros.
@@ -44,8 +43,7 @@ def differing(
     Args:
         new: The disk as it is.
         old: The disk as it was.
-        progress: Counted as ranges are compared.
-        stopped: Filled from outside with a reason to end.
+        run: Counts ranges as they are compared, and stops it.
         within: Where they can differ at all; None for anywhere.
 
     Raises:
@@ -56,12 +54,12 @@ def differing(
     data = _data_of(new, size).overlaid(_data_of(old, size)) if within is None else within
     both = size if old.size >= size else old.size // _GRAIN * _GRAIN
     data = data.intersected(ExtentMap.from_columns(*_one(0, both), Kind.DATA, size))
+    progress = run.count_anew()
     progress.size, progress.total = size, data.total()
     buffers = aligned_buffer(DATA_BYTES), aligned_buffer(DATA_BYTES)
     found = array("q")
     for piece in data.pieces():
-        if stopped:
-            raise InterruptedTransferError(f"{stopped[0]}; the comparison did not end")
+        run.check("the comparison did not end")
         length = int(piece.lengths.sum())
         views = buffers[0][:length], buffers[1][:length]
         for source, view in zip((new, old), views, strict=True):

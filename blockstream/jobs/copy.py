@@ -14,15 +14,14 @@ from blockstream.jobs.receive import ReceiveRequest, ReceiveResult, advised
 from blockstream.jobs.send import SendPlan, SendRequest, absolute, planned
 from blockstream.jobs.sent import Intent, SentTransfers
 from blockstream.jobs.stored import finish_staged
-from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.jobs.targets import OpenedTarget, absolute_path, made_before, opened_or_removed
 from blockstream.locations import open_target
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.packer import PackedFrame
-from blockstream.pipeline.progress import Progress
 from blockstream.pipeline.receiver import Applying
 from blockstream.pipeline.sender import SendEngine, SendOptions
 from blockstream.pipeline.staged import StagedApplier
+from blockstream.run import Run
 from blockstream.targets.disk import DiskTarget
 from blockstream_protocol import (
     Abort,
@@ -41,6 +40,7 @@ from blockstream_protocol import (
     Write,
 )
 
+# Looks at a target that is held, in a thread.
 Check = Callable[[SendPlan, Target], None]
 
 
@@ -94,12 +94,11 @@ class LocalOutlet:
         self._applying.count(table, 0)
 
 
-def copy(
+async def copy(
     what: SendRequest,
     source: Source,
     where: ReceiveRequest,
-    progress: Progress,
-    reporters: list[Reporter],
+    run: Run,
     check: Check | None = None,
 ) -> ReceiveResult:
     """Copy a disk, or its changes, on this host.
@@ -108,13 +107,22 @@ def copy(
         what: What to send.
         source: The disk.
         where: Where it goes.
-        progress: Counted.
-        reporters: Who shows it.
+        run: Counts, and stops it.
         check: Looks whether the target is the base, in place of the journal, once it is held.
 
     Raises:
         BlockstreamError: As for `send` and `recv`, or as `check` raises.
     """
+    return await run.carry(lambda: _copied(what, source, where, run, check))
+
+
+def _copied(
+    what: SendRequest,
+    source: Source,
+    where: ReceiveRequest,
+    run: Run,
+    check: Check | None,
+) -> ReceiveResult:
     target = _target(what, where, source)
     with opened_or_removed(target, where.state_dir) as everything:
         path = absolute_path(where.target)
@@ -123,8 +131,7 @@ def copy(
         if everything.spool_complete:
             finish_staged(everything)
         try:
-            copying = _Copying(where, source, everything, facts, progress, reporters, check)
-            return copying.run(what)
+            return _Copying(where, source, everything, facts, run, check).done(what)
         except RefusedError as error:
             raise advised(error, where.target) from error
         except InterruptedTransferError as error:
@@ -163,11 +170,10 @@ class _Copying:
     source: Source
     everything: OpenedTarget
     facts: dict[str, str]
-    progress: Progress
-    reporters: list[Reporter]
+    run: Run
     check: Check | None
 
-    def run(self, what: SendRequest) -> ReceiveResult:
+    def done(self, what: SendRequest) -> ReceiveResult:
         """Continue an unfinished copy of the same source if there is one; else begin."""
         began = time.monotonic()
         self._settle(what)
@@ -189,7 +195,7 @@ class _Copying:
             opening=plan.opening,
             committed=committed,
             written=finish.written,
-            counts=self.progress.snapshot(),
+            counts=self.run.progress.snapshot(),
             seconds=time.monotonic() - began,
             untouched_tail=self.everything.target.size - self.source.size,
             sampled=sampled,
@@ -222,7 +228,7 @@ class _Copying:
         Returns:
             How it ended, what was sent, and why only samples told that the target was the base.
         """
-        everything, progress = self.everything, self.progress
+        everything = self.everything
         plan, policy = planned(replace(what, goal=goal), self.source), self.where.policy
         if self.check is not None:
             self.check(plan, everything.target)
@@ -230,8 +236,8 @@ class _Copying:
         if what.target and not what.goal:
             sent, opening = SentTransfers(what.state_dir), plan.opening
             sent.begin(absolute(what.source), what.target, opening.base, opening.goal)
+        progress = self.run.count_anew()
         progress.size, progress.total = self.source.size, plan.opening.total
-        progress.begin()
         engines: list[SendEngine] = []
 
         def answer(message: Message) -> None:
@@ -278,7 +284,8 @@ class _Copying:
         )
         engines.append(engine)
         try:
-            finish = supervised(engine.run, Work(engine.stop), progress, self.reporters)
+            with self.run.heeding(engine.stop):
+                finish = engine.run()
         except BlockstreamError as error:
             failed.append(error)  # the sender has ended, and hears nothing any more
             if applying.finish is not None:

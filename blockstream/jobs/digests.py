@@ -20,7 +20,6 @@ from blockstream.errors import (
 )
 from blockstream.extents import ExtentMap
 from blockstream.interfaces import Source
-from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.jobs.targets import opened_at
 from blockstream.jobs.upkeep import record_adopted
 from blockstream.linux.buffers import aligned_buffer, write_stream
@@ -31,6 +30,7 @@ from blockstream.pipeline.crew import Crew, Turnstile, default_workers
 from blockstream.pipeline.limiter import Limiter
 from blockstream.pipeline.outlet import PipeOutlet
 from blockstream.pipeline.progress import Progress
+from blockstream.run import Run
 from blockstream.words import noise_text
 from blockstream_protocol import OWED_SECONDS, Hello, Kind
 
@@ -147,11 +147,11 @@ def _digests_of(data: memoryview) -> bytes:
     return b"".join(blake3.blake3(data[start : start + GRAIN]).digest() for start in starts)
 
 
-def send_digests(
+async def send_digests(
     location: str,
     most: int,
     fd: int,
-    progress: Progress,
+    run: Run,
     adopt: tuple[str, Path] | None = None,
     identity: str = "",
 ) -> None:
@@ -161,13 +161,25 @@ def send_digests(
         location: The disk.
         most: How many bytes of it to read.
         fd: Where to.
-        progress: Counted.
+        run: Counts, and stops it.
         adopt: Id to give it, once all was read, and where journals lie; it is held until then.
         identity: What it must be known by; empty for anything.
 
     Raises:
         BlockstreamError: If it cannot be read, or not be held.
     """
+    await run.carry(lambda: digests_sent(location, most, fd, run, adopt, identity))
+
+
+def digests_sent(
+    location: str,
+    most: int,
+    fd: int,
+    run: Run,
+    adopt: tuple[str, Path] | None = None,
+    identity: str = "",
+) -> None:
+    """Write the digests, in a thread. See `send_digests`."""
     with contextlib.ExitStack() as stack:
         everything = None
         if adopt is not None:
@@ -182,10 +194,11 @@ def send_digests(
             write_stream(fd, [memoryview(digests)])
 
         heading = _HEADING.format(size=source.size, grain=GRAIN).encode()
-        job = Digesting(source, min(most, source.size), emit, progress)
+        job = Digesting(source, min(most, source.size), emit, run.progress)
         try:
             write_stream(fd, [memoryview(heading)])
-            supervised(job.run, Work(job.stop), progress, [])
+            with run.heeding(job.stop):
+                job.run()
             if everything is not None and adopt is not None:
                 record_adopted(everything, location, adopt[0])
             write_stream(fd, [memoryview(whole.digest())])
@@ -247,9 +260,7 @@ class _Incoming:
         return bytes(data)
 
 
-def compare(
-    source: Source, from_peer: int, progress: Progress, reporters: list[Reporter]
-) -> Comparison:
+def compare(source: Source, from_peer: int, run: Run) -> Comparison:
     """Compare a disk with the digests that come from the other host.
 
     Raises:
@@ -267,9 +278,13 @@ def compare(
             if theirs != digests:
                 found.extend(offset + start for start in _unequal(digests, theirs))
 
-        job = Digesting(source, source.size, emit, progress)
+        job = Digesting(source, source.size, emit, run.count_anew())
 
-        def run() -> None:
+        def stop(reason: str) -> None:
+            job.stop(reason)
+            reader.stop()
+
+        with run.heeding(stop, incoming.tick):
             incoming.heading()
             if incoming.size < source.size:
                 raise RefusedError(
@@ -278,12 +293,6 @@ def compare(
                 )
             job.run()
             incoming.end()
-
-        def stop(reason: str) -> None:
-            job.stop(reason)
-            reader.stop()
-
-        supervised(run, Work(stop, incoming.tick), progress, reporters)
     offsets = np.frombuffer(found, np.int64) if found else np.empty(0, np.int64)
     lengths = np.minimum(GRAIN, source.size - offsets)
     differing = ExtentMap.from_columns(offsets, lengths, Kind.DATA, source.size)

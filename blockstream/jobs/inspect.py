@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 
 from blockstream.errors import BlockstreamError
 from blockstream.jobs.looking import Looking
-from blockstream.jobs.supervision import Reporter
 from blockstream.linux.streams import widen_pipe
-from blockstream.pipeline.progress import Progress
+from blockstream.run import Run
 from blockstream_protocol import (
     Codec,
     Frame,
@@ -62,22 +61,25 @@ def into_cells(cells: list[int], offset: int, length: int, size: int) -> None:
         offset += step
 
 
-def inspect(fd: int, ahead: bytes, progress: Progress, reporters: list[Reporter]) -> Inspection:
+async def inspect(fd: int, ahead: bytes, run: Run) -> Inspection:
     """Read a stream to its end and return what it holds, and what is wrong with it.
 
     Args:
         fd: Where it comes from.
         ahead: What was read from it already.
-        progress: Told how much was seen.
-        reporters: Who shows it.
+        run: Told how much was seen, and stops it.
 
     Raises:
         IntegrityError: If it is no stream of ours at all.
         InterruptedTransferError: If it ends before it says anything.
         RefusedError: If it is of another version, or a continuation.
     """
+    return await run.carry(lambda: _inspected(fd, ahead, run))
+
+
+def _inspected(fd: int, ahead: bytes, run: Run) -> Inspection:
     widen_pipe(fd)
-    with contextlib.closing(Looking(fd, ahead, progress)) as stream:
+    with contextlib.closing(Looking(fd, ahead, run)) as stream:
         found, lock = Inspection(stream.opening), threading.Lock()
 
         def look(_seq: int, frame: Frame, table: Table) -> None:
@@ -85,9 +87,9 @@ def inspect(fd: int, ahead: bytes, progress: Progress, reporters: list[Reporter]
                 _count(found, frame, table)
 
         try:
-            finish = stream.run(look, reporters)
+            finish = stream.run(look)
         except BlockstreamError as error:
-            if stream.stopped:
+            if run.stopped:
                 raise
             found.problem = error
         else:

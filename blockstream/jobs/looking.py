@@ -6,12 +6,12 @@ from collections.abc import Callable
 import blake3
 
 from blockstream.errors import RefusedError
-from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.linux.streams import WakeableReader
 from blockstream.pipeline.faults import translated
 from blockstream.pipeline.progress import Progress
 from blockstream.pipeline.receiver import Applying, FrameReader, ReceiveEngine
 from blockstream.pipeline.samples import BaseCheck
+from blockstream.run import Run
 from blockstream_protocol import (
     Extent,
     Finish,
@@ -69,7 +69,6 @@ class Looking:
 
     Attributes:
         opening: What it announces.
-        stopped: Whether somebody stopped it, so that its end means nothing.
         close: Gives back what it took.
     """
 
@@ -77,7 +76,7 @@ class Looking:
         self,
         fd: int,
         ahead: bytes,
-        progress: Progress,
+        run: Run,
         read: Callable[[WakeableReader], FrameReader] = FrameReader,
     ) -> None:
         """Read how it begins.
@@ -85,7 +84,7 @@ class Looking:
         Args:
             fd: Where it comes from; stays the caller's.
             ahead: What was read from it already.
-            progress: Told how much was seen.
+            run: Told how much was seen, and stops it.
             read: Makes what reads its frames.
 
         Raises:
@@ -93,13 +92,14 @@ class Looking:
             InterruptedTransferError: If it ends before it says anything.
             RefusedError: If it is of another version, or a continuation.
         """
-        self.stopped = False
         with contextlib.ExitStack() as stack:
             reader = stack.enter_context(contextlib.closing(WakeableReader(fd, ahead)))
-            self._frames, self._progress = read(reader), progress
-            self._frames.wait = progress.look
+            self._frames, self._run = read(reader), run
+            self._frames.wait = run.progress.look
             try:
-                self.opening = self._frames.opening()
+                with run.heeding(lambda _reason: reader.stop()):
+                    self.opening = self._frames.opening()
+                run.check("the stream was not read to its end")
             except RemoteProtocolError as error:
                 raise translated(error) from error
             if self.opening.frames:
@@ -114,7 +114,7 @@ class Looking:
         """How many bytes of it came."""
         return self._frames.wire_bytes
 
-    def run(self, look: Look, reporters: list[Reporter]) -> Finish:
+    def run(self, look: Look) -> Finish:
         """Look at all of it.
 
         Raises:
@@ -129,9 +129,5 @@ class Looking:
         )
         applying = Applying(session, _Onlooker(look), counts)
         engine = ReceiveEngine(applying, self._frames, counts)
-
-        def stop(reason: str) -> None:
-            self.stopped = True
-            engine.stop(reason)
-
-        return supervised(engine.run, Work(stop), self._progress, reporters)
+        with self._run.heeding(engine.stop):
+            return engine.run()

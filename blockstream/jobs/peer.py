@@ -5,8 +5,6 @@ import math
 import os
 import select
 import shlex
-import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,10 +28,9 @@ from blockstream.jobs.receive import ReceiveRequest, ReceiveResult, receive
 from blockstream.jobs.send import SendRequest, SendResult
 from blockstream.jobs.serve import PEER_COMMAND
 from blockstream.jobs.session import Sending
-from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.linux.meeting import MOST_STREAMS, new_token, tell_token
 from blockstream.locations import Remote, Way, open_link, open_links, round_trip
-from blockstream.pipeline.progress import Progress
+from blockstream.run import Run
 from blockstream.words import OURS, noise_text
 from blockstream_protocol import IDLE_SECONDS, Committed
 
@@ -77,16 +74,15 @@ class _Patience:
     failures: int = 0
     durable: int = 0
     streams: int = 1
-    stopped: threading.Event = field(default_factory=threading.Event)
 
-    def after(self, error: BlockstreamError, progress: Progress) -> None:
+    async def after(self, error: BlockstreamError, run: Run) -> None:
         """Wait before the next connection.
 
         Raises:
             BlockstreamError: The error, if there is to be none.
         """
-        if progress.durable > self.durable:
-            self.durable, self.failures = progress.durable, 0
+        if run.progress.durable > self.durable:
+            self.durable, self.failures = run.progress.durable, 0
         self.failures += 1
         again = isinstance(error, ConnectionLostError | OutcomeUnknownError)
         if not again or not self.connected or self.failures > self.options.retries:
@@ -95,8 +91,7 @@ class _Patience:
             self.streams = 1  # whatever it is, one connection has the best chance
         pause = min(_FIRST_PAUSE_SECONDS * 2 ** (self.failures - 1), _LONGEST_PAUSE_SECONDS)
         self.options.tell(f"{error}; connecting again in {pause:.0f} s")
-        if self.stopped.wait(pause):
-            raise InterruptedTransferError("stopped while there was no connection") from error
+        await run.pause(pause)
 
 
 class Push:
@@ -108,6 +103,7 @@ class Push:
         where: Remote,
         words: list[str],
         options: PeerOptions,
+        run: Run,
         *,
         again: bool = False,
     ) -> None:
@@ -116,40 +112,34 @@ class Push:
         self._where = where
         self._words = words
         self._options = options
-        streams = wished_streams(where, options)
-        self._patience = _Patience(options, connected=again, streams=streams)
+        self._run = run
+        self._patience = _Patience(options, connected=again)
 
-    def run(self, progress: Progress) -> Committed:
+    async def done(self) -> Committed:
         """Send it, and return when it is committed.
 
         Raises:
             BlockstreamError: With what the other end said.
         """
+        run, where = self._run, self._where
+        self._patience.streams = await run.ask(lambda: wished_streams(where, self._options))
         while True:
             try:
-                return self._once()
-            except (ConnectionLostError, OutcomeUnknownError) as error:
-                self._patience.after(error, progress)
+                try:
+                    return await run.carry(self._once)
+                except (ConnectionLostError, OutcomeUnknownError) as error:
+                    await self._patience.after(error, run)
             except InterruptedTransferError as error:
-                if not self._patience.stopped.is_set():
+                if not run.stopped:
                     raise
                 raise InterruptedTransferError(
-                    f"{error}; {self._where} is unfinished, {progress.durable} of "
-                    f"{progress.total} bytes are durable there; the same command continues"
+                    f"{error}; {where} is unfinished, {run.progress.durable} of "
+                    f"{run.progress.total} bytes are durable there; the same command continues"
                 ) from error
             except (SourceError, RefusedError):
                 # What was begun there was another state of the source: of no use any more.
                 if not self._sending.start_anew():
                     raise
-
-    def tick(self) -> None:
-        """Let time pass in the session."""
-        self._sending.tick()
-
-    def stop(self, reason: str) -> None:
-        """Make `run` end soon."""
-        self._patience.stopped.set()
-        self._sending.stop(reason)
 
     def _once(self) -> Committed:
         waiting = ["--lock-wait", f"{LOCK_WAIT_SECONDS:.0f}"] if self._patience.connected else []
@@ -203,8 +193,6 @@ class Standing:
         """Take over a link on which `recv --session --standing` runs."""
         self._link = link
         self._took_all = True
-        self._sending: Sending | None = None
-        self._stopped = ""
         self._poll = select.poll()
         self._poll.register(link.from_peer, select.POLLIN)
 
@@ -213,38 +201,26 @@ class Standing:
         """Whether it takes another one, as far as is known: one that says anything has ended."""
         return self._took_all and not self._poll.poll(0)
 
-    def stop(self, reason: str) -> None:
-        """Make `send` end soon, or not begin; any thread."""
-        self._stopped = reason
-        if self._sending is not None:
-            self._sending.stop(reason)
-
-    def send(
-        self, request: SendRequest, source: Source, reporters: list[Reporter], progress: Progress
-    ) -> SendResult:
+    async def send(self, request: SendRequest, source: Source, run: Run) -> SendResult:
         """Send a disk.
 
         Raises:
             BlockstreamError: With what the other end said; then it takes no other.
         """
+        return await run.carry(lambda: self._sent(request, source, run))
+
+    def _sent(self, request: SendRequest, source: Source, run: Run) -> SendResult:
         self._took_all = False
-        self._sending = sending = Sending(request, source, progress)
-        if self._stopped:
-            sending.stop(self._stopped)
-        link = self._link
-        began = time.monotonic()
-
-        def run() -> Committed:
-            try:
-                return sending.over(link.from_peer, link.to_peer, name=link.name)
-            except (ConnectionLostError, OutcomeUnknownError) as error:
-                raise explained(error, [link], greeted=sending.greeted) from error
-
-        committed = supervised(run, Work(sending.stop, sending.tick), progress, reporters)
+        sending, link = Sending(request, source, run), self._link
+        began = run.now()
+        try:
+            committed = sending.over(link.from_peer, link.to_peer, name=link.name)
+        except (ConnectionLostError, OutcomeUnknownError) as error:
+            raise explained(error, [link], greeted=sending.greeted) from error
         sending.confirm(committed)
         self._took_all = sending.ended_with_end
-        seconds = time.monotonic() - began
-        return SendResult(committed, progress.snapshot(), seconds, confirmed=True)
+        counts = run.progress.snapshot()
+        return SendResult(committed, counts, run.now() - began, confirmed=True)
 
 
 @contextlib.contextmanager
@@ -258,14 +234,13 @@ def standing(where: Remote, what: ReceiveRequest, options: PeerOptions) -> Itera
         yield Standing(links[0])
 
 
-def push(
+async def push(
     request: SendRequest,
     source: Source,
     where: Remote,
     what: ReceiveRequest,
     options: PeerOptions,
-    progress: Progress,
-    reporters: list[Reporter],
+    run: Run,
     *,
     again: bool = False,
 ) -> SendResult:
@@ -277,8 +252,7 @@ def push(
         where: Where it goes.
         what: How it may be written there.
         options: How its host is reached.
-        progress: Counted.
-        reporters: Who shows it.
+        run: Counts, and stops it.
         again: Whether another connection was lost, which may hold the target a while yet.
 
     Raises:
@@ -286,23 +260,21 @@ def push(
     """
     if where.name:
         _check_named(what, options)
-    request = replace(request, name=where.name, target=where.key)
-    sending = Sending(request, source, progress)
+    asked = replace(request, name=where.name, target=where.key)
+    sending = await run.carry(lambda: Sending(asked, source, run))
     for text in sending.what.warnings:
         options.tell(text)
-    job = Push(sending, where, target_options(what), options, again=again)
-    began = time.monotonic()
-    work = Work(job.stop, job.tick)
-    committed = supervised(lambda: job.run(progress), work, progress, reporters)
-    sending.confirm(committed)
-    return SendResult(committed, progress.snapshot(), time.monotonic() - began, confirmed=True)
+    began = run.now()
+    committed = await Push(sending, where, target_options(what), options, run, again=again).done()
+    await run.settle(lambda: sending.confirm(committed))
+    return SendResult(committed, run.progress.snapshot(), run.now() - began, confirmed=True)
 
 
-def compared(
+async def compared(
     source: Source,
     where: Remote,
     options: PeerOptions,
-    reporters: list[Reporter],
+    run: Run,
     *,
     adopt: str = "",
 ) -> Comparison:
@@ -312,30 +284,35 @@ def compared(
         source: The disk here.
         where: The disk there.
         options: How its host is reached.
-        reporters: Who shows progress.
+        run: Counts, and stops it.
         adopt: Id to give the disk there, which nobody else may use meanwhile.
 
     Raises:
         BlockstreamError: With what the other end said.
     """
+    return await run.carry(lambda: _compared(source, where, options, run, adopt))
+
+
+def _compared(
+    source: Source, where: Remote, options: PeerOptions, run: Run, adopt: str
+) -> Comparison:
     command = remote_command(options, digest_words(source.size, adopt), where)
     with contextlib.closing(open_link(where, command, options.way)) as link:
         try:
             if where.name:
                 ask_to_verify(link.to_peer, where.name, source.size)
-            return compare(source, link.from_peer, Progress(), reporters)
+            return compare(source, link.from_peer, run)
         except ConnectionLostError as error:
             raise explained(error, [link], greeted=False) from error
 
 
-def push_differing(
+async def push_differing(
     request: SendRequest,
     source: Source,
     where: Remote,
     what: ReceiveRequest,
     options: PeerOptions,
-    progress: Progress,
-    reporters: list[Reporter],
+    run: Run,
 ) -> tuple[SendResult, Comparison]:
     """Compare a disk with one of another host, and send what differs.
 
@@ -345,20 +322,19 @@ def push_differing(
     if where.name:
         raise UsageError("HOST::NAME can be compared by `verify`, but not sent what differs")
     base = f"compared-{uuid.uuid4()}"
-    comparison = compared(source, where, options, reporters, adopt=base)
+    comparison = await compared(source, where, options, run, adopt=base)
     found = ExtentList(comparison.differing, Meaning.CHANGED, "comparison", comparison.size)
     request = replace(request, base=base, changes=found)
     # The same open source: what is written to it from the first look on is noticed before END.
-    return push(request, source, where, what, options, progress, reporters), comparison
+    return await push(request, source, where, what, options, run), comparison
 
 
-def pull(
+async def pull(
     where: Remote,
     send_options: Sequence[str],
     what: ReceiveRequest,
     options: PeerOptions,
-    progress: Progress,
-    reporters: list[Reporter],
+    run: Run,
 ) -> ReceiveResult:
     """Fetch a disk of another host onto one of this host.
 
@@ -367,8 +343,7 @@ def pull(
         send_options: Options of `send` there.
         what: The target.
         options: How the other host is reached.
-        progress: Counted.
-        reporters: Who shows it.
+        run: Counts, and stops it.
 
     Raises:
         BlockstreamError: With what the other end said.
@@ -376,21 +351,21 @@ def pull(
     patience = _Patience(options)
     if where.name:
         raise UsageError("`serve` only lets write: a disk is fetched from HOST:/PATH")
-    patience.streams = wished_streams(where, options)
+    patience.streams = await run.ask(lambda: wished_streams(where, options))
     words = ["send", "--session", *send_options]
     while True:
-        with connected(where, words, options, patience) as links:
+        async with run.within(connected(where, words, options, patience)) as links:
             lanes = [link.from_peer for link in links]
             try:
-                return receive(what, lanes[0], progress, reporters, links[0].to_peer, lanes[1:])
+                return await receive(what, lanes[0], run, links[0].to_peer, lanes[1:])
             except ForeignStreamError as error:
-                text = noise_text(links[0].name, error.words())
+                text = noise_text(links[0].name, await run.settle(error.words))
                 raise InterruptedTransferError(text) from error
             except ConnectionLostError as error:
-                greeted = progress.total > 0
-                failure = explained(error, links, greeted=greeted)
+                lost, greeted = error, run.progress.total > 0
+                failure = await run.settle(lambda: explained(lost, links, greeted=greeted))  # noqa: B023
         patience.connected |= greeted
-        patience.after(failure, progress)
+        await patience.after(failure, run)
         # What this run has made is there now.
         what = replace(what, create=False) if greeted else what
 

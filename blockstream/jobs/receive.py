@@ -20,7 +20,6 @@ from blockstream.errors import (
 )
 from blockstream.jobs.apply_modes import ApplyMode, applier_for, check_undo_kept
 from blockstream.jobs.stored import finish_staged, new_receiver
-from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.jobs.targets import (
     OpenedTarget,
     absolute_path,
@@ -38,6 +37,7 @@ from blockstream.pipeline.progress import Progress, Snapshot
 from blockstream.pipeline.receiver import Applying, FrameReader, ReceiveEngine
 from blockstream.pipeline.staged import StagedApplier
 from blockstream.pipeline.token import ResumeToken
+from blockstream.run import Run
 from blockstream.targets.disk import DiskTarget
 from blockstream_protocol import (
     DEVICE_BYTES,
@@ -167,11 +167,10 @@ class Answering:
         self._outlet.close()
 
 
-def receive(
+async def receive(
     request: ReceiveRequest,
     fd: int,
-    progress: Progress,
-    reporters: list[Reporter],
+    run: Run,
     answer_fd: int | None = None,
     lanes: Sequence[int] = (),
 ) -> ReceiveResult:
@@ -180,8 +179,7 @@ def receive(
     Args:
         request: Where it goes.
         fd: Where it comes from.
-        progress: Counted.
-        reporters: Who shows it.
+        run: Counts, and stops it.
         answer_fd: Where answers go.
         lanes: Further descriptors that it comes from, in turn.
 
@@ -189,13 +187,24 @@ def receive(
         ForeignStreamError: If it is not one of ours; it was read up to the bytes in the error.
         BlockstreamError: With the state of the target and what to do next in its message.
     """
+    return await run.carry(lambda: received(request, fd, run, answer_fd, lanes))
+
+
+def received(
+    request: ReceiveRequest,
+    fd: int,
+    run: Run,
+    answer_fd: int | None = None,
+    lanes: Sequence[int] = (),
+) -> ReceiveResult:
+    """Take a stream, in a thread. See `receive`."""
     with _reading(fd, *lanes) as frames:
         if answer_fd is None:
-            return receive_frames(request, frames, None, progress, reporters)
+            return receive_frames(request, frames, None, run)
         with _explained(answer_fd) as answering:
             try:
-                greeting_in_time(frames)
-                return receive_frames(request, frames, answering, progress, reporters)
+                greeting_in_time(frames, run)
+                return receive_frames(request, frames, answering, run)
             except ForeignStreamError as error:
                 # While the reader is open: later, nothing would end the waiting for more of it.
                 words = frames.foreign_words()
@@ -203,9 +212,7 @@ def receive(
                 raise
 
 
-def receive_sessions(
-    request: ReceiveRequest, fd: int, answer_fd: int, reporters: list[Reporter]
-) -> None:
+async def receive_sessions(request: ReceiveRequest, fd: int, answer_fd: int, run: Run) -> None:
     """Take one session after the other from `fd`, until the sender hangs up (SPEC 4.6).
 
     Between two of them it waits as long as the connection lasts, and holds nothing.
@@ -213,15 +220,21 @@ def receive_sessions(
     Raises:
         BlockstreamError: As `receive`; no other session follows then.
     """
-    while True:
-        with _reading(fd) as frames, _explained(answer_fd) as answering:
-            try:
-                _greeting(frames)
-            except ConnectionLostError:
-                if frames.wire_bytes:
-                    raise
-                return
-            receive_frames(request, frames, answering, Progress(), reporters)
+    while await run.carry(lambda: _received_next(request, fd, answer_fd, run)):
+        run.count_anew()
+
+
+def _received_next(request: ReceiveRequest, fd: int, answer_fd: int, run: Run) -> bool:
+    """Take one session; tell whether there was one."""
+    with _reading(fd) as frames, _explained(answer_fd) as answering:
+        try:
+            _greeting(frames, run)
+        except ConnectionLostError:
+            if frames.wire_bytes:
+                raise
+            return False
+        receive_frames(request, frames, answering, run)
+    return True
 
 
 @contextlib.contextmanager
@@ -246,7 +259,7 @@ def _explained(answer_fd: int) -> Iterator[Answering]:
             raise
 
 
-def greeting_in_time(frames: FrameReader) -> Hello:
+def greeting_in_time(frames: FrameReader, run: Run) -> Hello:
     """Take HELLO in time: nothing of a session runs yet that would notice a silent sender.
 
     Raises:
@@ -257,7 +270,7 @@ def greeting_in_time(frames: FrameReader) -> Hello:
     impatience.daemon = True
     impatience.start()
     try:
-        return _greeting(frames)
+        return _greeting(frames, run)
     finally:
         impatience.cancel()
 
@@ -266,28 +279,27 @@ def receive_frames(
     request: ReceiveRequest,
     frames: FrameReader,
     answering: Answering | None,
-    progress: Progress,
-    reporters: list[Reporter],
+    run: Run,
 ) -> ReceiveResult:
     """Take a stream whose frames may have been looked at already. See `receive`."""
     if request.dry_run and request.create and not os.path.lexists(request.target):
-        return _would_make(request, _translating(frames, frames.opening))
-    with _opened(request, frames, duplex=answering is not None) as everything:
-        return _received(request, everything, frames, answering, progress, reporters)
+        return _would_make(request, _translating(frames, frames.opening, run))
+    with _opened(request, frames, run, duplex=answering is not None) as everything:
+        return _received(request, everything, frames, answering, run)
 
 
 @contextlib.contextmanager
 def _opened(
-    request: ReceiveRequest, frames: FrameReader, *, duplex: bool
+    request: ReceiveRequest, frames: FrameReader, run: Run, *, duplex: bool
 ) -> Iterator[OpenedTarget]:
     """Open the target, or make it."""
     with contextlib.ExitStack() as stack:
 
         def open_once() -> OpenedTarget:
-            target = _target(request, frames, duplex=duplex)
+            target = _target(request, frames, run, duplex=duplex)
             return stack.enter_context(opened_or_removed(target, request.state_dir))
 
-        yield patiently(open_once, request.lock_wait)
+        yield patiently(open_once, request.lock_wait, run.wait)
 
 
 def _would_make(request: ReceiveRequest, opening: Open) -> ReceiveResult:
@@ -305,7 +317,7 @@ def _would_make(request: ReceiveRequest, opening: Open) -> ReceiveResult:
     return ReceiveResult(opening, None, False, Progress().snapshot(), 0.0, 0)
 
 
-def _target(request: ReceiveRequest, frames: FrameReader, *, duplex: bool) -> DiskTarget:
+def _target(request: ReceiveRequest, frames: FrameReader, run: Run, *, duplex: bool) -> DiskTarget:
     if not request.create:
         target = open_target(request.target, force_in_use=request.force_in_use)
         if request.identity and not target.identity.is_known_as(request.identity):
@@ -314,12 +326,12 @@ def _target(request: ReceiveRequest, frames: FrameReader, *, duplex: bool) -> Di
         return target
     if duplex:
         # The opening comes only after our HELLO, which tells of the target.
-        hello = _greeting(frames)
+        hello = _greeting(frames, run)
         size, goals = _size_in(hello), hello.target.get("goals")
         known = goals if isinstance(goals, list) else []
         made = made_before(request.target, request.state_dir, lambda clean: clean.id in known)
     else:
-        opening = _translating(frames, frames.opening)
+        opening = _translating(frames, frames.opening, run)
         size, transfer = opening.size, opening.identity(blake3.blake3).hex()
         made = made_before(
             request.target, request.state_dir, lambda clean: clean.transfer == transfer
@@ -336,14 +348,16 @@ def _size_in(hello: Hello) -> int:
     return size
 
 
-def _greeting(frames: FrameReader) -> Hello:
-    return _translating(frames, frames.greeting)
+def _greeting(frames: FrameReader, run: Run) -> Hello:
+    return _translating(frames, frames.greeting, run)
 
 
-def _translating(frames: FrameReader, look: Callable[[], T]) -> T:
+def _translating(frames: FrameReader, look: Callable[[], T], run: Run) -> T:
     try:
-        return look()
+        with run.heeding(lambda _reason: frames.stop()):
+            return look()
     except RemoteProtocolError as error:
+        run.check("nothing was written")
         if frames.is_foreign:
             text = f"{error}; nothing was written"
             raise ForeignStreamError(text, frames.begin, frames.foreign_words) from error
@@ -355,11 +369,11 @@ def _received(
     everything: OpenedTarget,
     frames: FrameReader,
     answering: Answering | None,
-    progress: Progress,
-    reporters: list[Reporter],
+    run: Run,
 ) -> ReceiveResult:
+    progress = run.progress
     try:
-        everything.target.refuse_source(described_here(_greeting(frames).target))
+        everything.target.refuse_source(described_here(_greeting(frames, run).target))
     except BlockstreamError as error:
         raise _with_next_step(error, everything, duplex=answering is not None) from error
     facts = {"path": absolute_path(request.target), "apply": str(request.apply)}
@@ -371,7 +385,7 @@ def _received(
         # A sender that hears is told of the unfinished transfer, and continues it.
         if answering is not None:
             return True
-        return transfer == _translating(frames, frames.opening).identity(blake3.blake3).hex()
+        return transfer == _translating(frames, frames.opening, run).identity(blake3.blake3).hex()
 
     state, applier = applier_for(request.apply, everything, request.policy, facts, continues)
     facts_told = {"size": everything.target.size} | told(state)
@@ -387,7 +401,8 @@ def _received(
     engine = ReceiveEngine(applying, frames, progress)
     began = time.monotonic()
     try:
-        finish = supervised(engine.run, Work(engine.stop, engine.tick), progress, reporters)
+        with run.heeding(engine.stop, engine.tick):
+            finish = engine.run()
     except BlockstreamError as error:
         raise _with_next_step(error, everything, duplex=answering is not None) from error
     finally:

@@ -7,40 +7,59 @@ from dataclasses import replace
 from blockstream.errors import ConnectionLostError, InterruptedTransferError
 from blockstream.interfaces import Source
 from blockstream.jobs.peer import PeerOptions, explained, remote_command, target_options
-from blockstream.jobs.receive import ReceiveRequest, ReceiveResult, receive
+from blockstream.jobs.receive import ReceiveRequest, ReceiveResult, received
 from blockstream.jobs.send import SendPlan, one_way
 from blockstream.locations import Remote, open_link
 from blockstream.pipeline.limiter import Limiter
 from blockstream.pipeline.outlet import PipeOutlet
 from blockstream.pipeline.progress import Progress
+from blockstream.run import Run
 from blockstream_protocol import Send
 
 _PIECE = 4096
 
 
-def rehearsed_here(plan: SendPlan, source: Source, what: ReceiveRequest) -> ReceiveResult:
+async def rehearsed_here(
+    plan: SendPlan, source: Source, what: ReceiveRequest, run: Run
+) -> ReceiveResult:
     """Ask a target of this host.
 
     Raises:
         BlockstreamError: As the transfer would be refused.
     """
+    return await run.carry(lambda: rehearsed(plan, source, what, run))
+
+
+def rehearsed(plan: SendPlan, source: Source, what: ReceiveRequest, run: Run) -> ReceiveResult:
+    """Ask a target of this host, in a thread. See `rehearsed_here`."""
     fd = os.memfd_create("opening")
     try:
         _announce(plan, source, fd)
         os.lseek(fd, 0, os.SEEK_SET)
-        return receive(replace(what, dry_run=True), fd, Progress(), [])
+        return received(replace(what, dry_run=True), fd, run)
     finally:
         os.close(fd)
 
 
-def rehearsed_there(
-    plan: SendPlan, source: Source, what: ReceiveRequest, where: Remote, options: PeerOptions
+async def rehearsed_there(
+    plan: SendPlan,
+    source: Source,
+    what: ReceiveRequest,
+    where: Remote,
+    options: PeerOptions,
+    run: Run,
 ) -> str:
     """Ask a target of another host; return its words.
 
     Raises:
         BlockstreamError: As the transfer would be refused, or the host is not reached.
     """
+    return await run.ask(lambda: _rehearsed_there(plan, source, what, where, options))
+
+
+def _rehearsed_there(
+    plan: SendPlan, source: Source, what: ReceiveRequest, where: Remote, options: PeerOptions
+) -> str:
     command = remote_command(options, ["recv", "--dry-run", *target_options(what)], where)
     with contextlib.closing(open_link(where, command, options.way)) as link:
         with contextlib.suppress(InterruptedTransferError):  # its status says more

@@ -16,16 +16,16 @@ from blockstream.extents import ExtentMap
 from blockstream.formats.extent_lists import ExtentList, Meaning, parse_extent_list
 from blockstream.interfaces import Source
 from blockstream.jobs.sent import Intent, SentTransfers
-from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.linux.identity import described
 from blockstream.linux.streams import widen_pipe
 from blockstream.locations import is_nbd, vmdk_path
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.limiter import Limiter
 from blockstream.pipeline.outlet import PipeOutlet
-from blockstream.pipeline.progress import Progress, Snapshot
+from blockstream.pipeline.progress import Snapshot
 from blockstream.pipeline.sender import SendEngine, SendOptions
 from blockstream.pipeline.token import ResumeToken
+from blockstream.run import Run
 from blockstream_protocol import Committed, Kind, Open, Plan, Sender, is_id
 
 _RECEIPT_POLL_SECONDS = 0.05
@@ -155,18 +155,17 @@ def one_way(what: SendPlan, source: Source) -> Sender:
     )
 
 
-def send(
-    request: SendRequest,
-    source: Source,
-    fd: int,
-    progress: Progress,
-    reporters: list[Reporter],
-) -> SendResult:
+async def send(request: SendRequest, source: Source, fd: int, run: Run) -> SendResult:
     """Write the stream to `fd`.
 
     Raises:
         BlockstreamError: If it could not all be sent, or with --require-receipt was not confirmed.
     """
+    return await run.carry(lambda: _sent(request, source, fd, run))
+
+
+def _sent(request: SendRequest, source: Source, fd: int, run: Run) -> SendResult:
+    progress = run.count_anew()
     # Our end of the pipe is closed with the outlet: the receiver waits for the end of input.
     with contextlib.closing(PipeOutlet(fd, request.limiter, progress)) as outlet:
         what = planned(request, source)
@@ -194,13 +193,14 @@ def send(
             impatience.start()
 
         began = time.monotonic()
-        finish = supervised(engine.run, Work(stop), progress, reporters)
+        with run.heeding(stop):
+            finish = engine.run()
     if finish.committed is None:
         raise OutcomeUnknownError("the session ended without saying what was sent")
     seconds = time.monotonic() - began
     if request.receipt_seconds:
         _hang_up(fd)
-    confirmed = _wait_for_receipt(sent, finish.committed, request.receipt_seconds)
+    confirmed = _wait_for_receipt(sent, finish.committed, request.receipt_seconds, run)
     return SendResult(finish.committed, progress.snapshot(), seconds, confirmed)
 
 
@@ -293,7 +293,7 @@ def _hang_up(fd: int) -> None:
         os.close(nothing)
 
 
-def _wait_for_receipt(sent: SentTransfers, expected: Committed, seconds: float) -> bool:
+def _wait_for_receipt(sent: SentTransfers, expected: Committed, seconds: float, run: Run) -> bool:
     """Wait until `blockstream confirm` has noted the receipt.
 
     Raises:
@@ -306,7 +306,7 @@ def _wait_for_receipt(sent: SentTransfers, expected: Committed, seconds: float) 
         intent = sent.find(expected.transfer)
         if intent is not None and intent.confirmed:
             return True
-        time.sleep(_RECEIPT_POLL_SECONDS)
+        run.wait(_RECEIPT_POLL_SECONDS)
     raise OutcomeUnknownError(
         f"all was sent, but no receipt came within {seconds:.0f} s; whether {expected.goal!r} is "
         "on the target is not known; ask it with `blockstream status TARGET` on its host"

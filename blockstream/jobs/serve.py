@@ -10,7 +10,7 @@ from pathlib import Path
 
 from blockstream.errors import BlockstreamError, NotFoundError, RefusedError, UsageError
 from blockstream.jobs.apply_modes import ApplyMode
-from blockstream.jobs.digests import send_digests
+from blockstream.jobs.digests import digests_sent
 from blockstream.jobs.receive import (
     Answering,
     ReceiveRequest,
@@ -20,8 +20,8 @@ from blockstream.jobs.receive import (
 from blockstream.linux.streams import WakeableReader
 from blockstream.pipeline.faults import discreet
 from blockstream.pipeline.limiter import Limiter
-from blockstream.pipeline.progress import Progress
 from blockstream.pipeline.receiver import FrameReader
+from blockstream.run import Run
 from blockstream_protocol import DEVICE_BYTES
 
 # The one thing that a peer may ask a forced command for; it is compared, never parsed.
@@ -169,7 +169,9 @@ def key_line(program: str, policy: Path) -> str:
     return f'restrict,command="{text}"'
 
 
-def serve(policy: Path, asked: str | None, state_dir: Path, from_peer: int, to_peer: int) -> str:
+async def serve(
+    policy: Path, asked: str | None, state_dir: Path, from_peer: int, to_peer: int, run: Run
+) -> str:
     """Do the one thing that a peer may ask for, with the one disk that it names.
 
     Args:
@@ -178,6 +180,7 @@ def serve(policy: Path, asked: str | None, state_dir: Path, from_peer: int, to_p
         state_dir: Where journals lie.
         from_peer: Where it speaks.
         to_peer: Where it hears.
+        run: Counts, and stops it.
 
     Returns:
         What was done, for a log.
@@ -186,6 +189,12 @@ def serve(policy: Path, asked: str | None, state_dir: Path, from_peer: int, to_p
         RefusedError: If it asked for anything else.
         BlockstreamError: As for `recv`; the peer has heard less of it.
     """
+    return await run.carry(lambda: _served(policy, asked, state_dir, from_peer, to_peer, run))
+
+
+def _served(
+    policy: Path, asked: str | None, state_dir: Path, from_peer: int, to_peer: int, run: Run
+) -> str:
     if asked != PEER_COMMAND:
         raise RefusedError(
             "this key runs one command only, and that is not it; nothing was done; send to "
@@ -196,18 +205,18 @@ def serve(policy: Path, asked: str | None, state_dir: Path, from_peer: int, to_p
         reader = stack.enter_context(contextlib.closing(WakeableReader(from_peer)))
         answering = stack.enter_context(contextlib.closing(Answering(to_peer)))
         frames = FrameReader(reader)
-        hello = greeting_in_time(frames)
+        hello = greeting_in_time(frames, run)
         if hello.target.get("operation") == VERIFY:
             grant = granted(grants, hello.target, VERIFY)
             most = hello.target.get("most")
             size = most if type(most) is int and most >= 0 else 0
-            send_digests(grant.path, size, to_peer, Progress(), identity=grant.identity)
+            digests_sent(grant.path, size, to_peer, run, identity=grant.identity)
             return f"{grant.name} was compared"
         try:
             grant = granted(grants, hello.target, RECEIVE)
             frames.wait = Limiter(grant.rate).wait
             request = request_for(grant, state_dir)
-            receive_frames(request, frames, answering, Progress(), [])
+            receive_frames(request, frames, answering, run)
         except BlockstreamError as error:
             answering.explain(type(error)(discreet(error)))
             raise

@@ -13,14 +13,13 @@ from blockstream.errors import BlockstreamError, ConnectionLostError, OutcomeUnk
 from blockstream.interfaces import Source
 from blockstream.jobs.send import SendPlan, SendRequest, SendResult, absolute, planned
 from blockstream.jobs.sent import Intent, SentTransfers
-from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.linux.identity import described
 from blockstream.linux.streams import WakeableReader, widen_pipe
 from blockstream.pipeline.answers import Answers
 from blockstream.pipeline.faults import translated
 from blockstream.pipeline.outlet import PipeOutlet
-from blockstream.pipeline.progress import Progress
 from blockstream.pipeline.sender import SendEngine, SendOptions
+from blockstream.run import Run
 from blockstream_protocol import Committed, End, Hello, Open, Sender, goal_to_continue
 
 # A receiver that hung up may have said why; what it said is on its way.
@@ -34,7 +33,7 @@ class Sending:
         self,
         request: SendRequest,
         source: Source,
-        progress: Progress,
+        run: Run,
         before_end: Callable[[], None] | None = None,
     ) -> None:
         """Plan it; nothing is sent.
@@ -42,7 +41,7 @@ class Sending:
         Args:
             request: What to send.
             source: The disk.
-            progress: Counted.
+            run: Counts, and stops it.
             before_end: Called when only END is left to say; see `SendOptions`.
 
         Raises:
@@ -50,13 +49,12 @@ class Sending:
         """
         self._request = request
         self._source = source
-        self._progress = progress
+        self._run = run
+        self._progress = progress = run.count_anew()
         self._sent = SentTransfers(request.state_dir)
         self._sent.prepare()
         self._before_end = before_end
         self._fresh = self._continued = False
-        self._current: tuple[SendEngine, PipeOutlet] | None = None
-        self._stopped = ""
         self.greeted = False
         # Whether the connection can carry another session: nothing of this one is on its way.
         self.ended_with_end = False
@@ -88,19 +86,21 @@ class Sending:
         ):
             engine = self._engine(outlet)
             answers = Answers(reader, engine, name)
-            self._current = (engine, outlet)
-            if self._stopped:
-                engine.stop(self._stopped)
+
+            def stop(reason: str) -> None:
+                engine.stop(reason)
+                outlet.stop()
+
             answers.start()
             try:
-                finish = engine.run()
+                with self._run.heeding(stop, engine.tick):
+                    finish = engine.run()
             except BlockstreamError as error:
                 outlet.stop()
                 if isinstance(error, ConnectionLostError):
                     answers.last_words(_LAST_WORDS_SECONDS)
                 raise _decisive(error, engine.errors) from error
             finally:
-                self._current = None
                 answers.stop()
         if finish.committed is None:
             raise OutcomeUnknownError("the session ended without saying what was committed")
@@ -125,20 +125,6 @@ class Sending:
         self._fresh, self._continued = True, False
         self.what = replace(self.what, opening=replace(self.what.opening, goal=str(uuid.uuid4())))
         return True
-
-    def stop(self, reason: str) -> None:
-        """Make `over` end soon."""
-        self._stopped = reason
-        current = self._current
-        if current is not None:
-            current[0].stop(reason)
-            current[1].stop()
-
-    def tick(self) -> None:
-        """Let time pass in the session."""
-        current = self._current
-        if current is not None:
-            current[0].tick()
 
     def _engine(self, outlet: PipeOutlet) -> SendEngine:
         what, progress = self.what, self._progress
@@ -201,28 +187,24 @@ class Sending:
         self._sent.record(Intent(expected, absolute(request.source), base, target=request.target))
 
 
-def send_session(
-    request: SendRequest,
-    source: Source,
-    from_peer: int,
-    lanes: Sequence[int],
-    progress: Progress,
-    reporters: list[Reporter],
+async def send_session(
+    request: SendRequest, source: Source, from_peer: int, lanes: Sequence[int], run: Run
 ) -> SendResult:
     """Send to a receiver that has called us: once, because it calls again.
 
     Raises:
         BlockstreamError: As `Sending.over` does.
     """
-    sending = Sending(request, source, progress)
-    began = time.monotonic()
 
-    def run() -> Committed:
-        return sending.over(from_peer, *lanes)
+    def sent() -> SendResult:
+        sending = Sending(request, source, run)
+        began = run.now()
+        committed = sending.over(from_peer, *lanes)
+        sending.confirm(committed)
+        counts = run.progress.snapshot()
+        return SendResult(committed, counts, run.now() - began, confirmed=True)
 
-    committed = supervised(run, Work(sending.stop, sending.tick), progress, reporters)
-    sending.confirm(committed)
-    return SendResult(committed, progress.snapshot(), time.monotonic() - began, confirmed=True)
+    return await run.carry(sent)
 
 
 def _decisive(error: BlockstreamError, errors: list[BaseException]) -> BaseException:

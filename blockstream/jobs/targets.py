@@ -23,7 +23,7 @@ from blockstream_protocol import Clean, Dirty, TargetState, Unknown
 
 T = TypeVar("T")
 
-_LOCK_POLL_SECONDS = 0.2
+LOCK_POLL_SECONDS = 0.2
 UNDO_NAME = "undo.bsx"
 SPOOL_NAME = "spool.bsx"
 SPOOL_JOURNAL = "spool"
@@ -145,8 +145,15 @@ def _check_place(path: Path) -> None:
         )
 
 
-def patiently(use: Callable[[], T], seconds: float) -> T:
+def patiently(
+    use: Callable[[], T], seconds: float, wait: Callable[[float], None] = time.sleep
+) -> T:
     """Do something with a target, again and again while somebody else uses it.
+
+    Args:
+        use: Does it.
+        seconds: How long to go on trying.
+        wait: Waits for so many seconds.
 
     Raises:
         BusyError: If somebody still does after so many seconds.
@@ -159,7 +166,7 @@ def patiently(use: Callable[[], T], seconds: float) -> T:
             if time.monotonic() >= deadline:
                 raise
             # The kernel tells nobody when a lock is free, but who blocks until then.
-            time.sleep(_LOCK_POLL_SECONDS)
+            wait(LOCK_POLL_SECONDS)
 
 
 def wait_for_receiver(device: str, seconds: float) -> None:

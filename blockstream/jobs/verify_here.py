@@ -12,38 +12,34 @@ from blockstream.jobs.copy import copy
 from blockstream.jobs.digests import Comparison
 from blockstream.jobs.receive import ReceiveRequest, ReceiveResult
 from blockstream.jobs.send import SendRequest
-from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.jobs.targets import absolute_path, opened
 from blockstream.jobs.upkeep import record_adopted
 from blockstream.locations import open_source, open_target
-from blockstream.pipeline.progress import Progress
+from blockstream.run import Run
 
 
-def compared_here(source: Source, target: str, reporters: list[Reporter]) -> Comparison:
+async def compared_here(source: Source, target: str, run: Run) -> Comparison:
     """Compare a disk with another one of this host.
 
     Raises:
         RefusedError: If the other one is smaller.
         BlockstreamError: If one of them cannot be read.
     """
+    return await run.carry(lambda: _compared(source, target, run))
+
+
+def _compared(source: Source, target: str, run: Run) -> Comparison:
     with contextlib.closing(open_source(target, from_medium=True)) as other:
         if other.size < source.size:
             raise RefusedError(
                 f"{source.name} has {source.size} bytes, {target} only {other.size}: they cannot "
                 "be equal; nothing was written"
             )
-        progress, stopped = Progress(), list[str]()
-        found = supervised(
-            lambda: differing(source, other, progress, stopped),
-            Work(stopped.append),
-            progress,
-            reporters,
-        )
-        return Comparison(source.size, found, other.size)
+        return Comparison(source.size, differing(source, other, run), other.size)
 
 
-def repaired_here(
-    request: SendRequest, source: Source, where: ReceiveRequest, reporters: list[Reporter]
+async def repaired_here(
+    request: SendRequest, source: Source, where: ReceiveRequest, run: Run
 ) -> tuple[ReceiveResult, Comparison]:
     """Compare a disk with another one of this host, and write there what differs.
 
@@ -51,11 +47,16 @@ def repaired_here(
         BlockstreamError: As for any comparison, and any copy.
     """
     base = f"compared-{uuid.uuid4()}"
-    target = open_target(where.target, sources=source.nodes)
-    with opened(target, where.state_dir) as everything:
-        comparison = compared_here(source, where.target, reporters)
-        record_adopted(everything, where.target, base)
+
+    def compare_and_adopt() -> Comparison:
+        target = open_target(where.target, sources=source.nodes)
+        with opened(target, where.state_dir) as everything:
+            found = _compared(source, where.target, run)
+            record_adopted(everything, where.target, base)
+        return found
+
+    comparison = await run.carry(compare_and_adopt)
     changes = ExtentList(comparison.differing, Meaning.CHANGED, "comparison", comparison.size)
     request = replace(request, base=base, changes=changes, target=absolute_path(where.target))
     # By that name, and by what the kernel knows, a target is refused that somebody wrote meanwhile.
-    return copy(request, source, where, Progress(), reporters), comparison
+    return await copy(request, source, where, run), comparison

@@ -3,7 +3,8 @@
 import contextlib
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from tempfile import TemporaryFile
 from typing import IO, Final
@@ -17,6 +18,8 @@ _GUARDED: Final = (
     'exec 3<&-; exec "$@"'
 )
 _LONGEST: Final = 16 << 20
+
+Heeding = Callable[[Callable[[str], None]], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,7 @@ class Ended:
     err: str
 
 
-def run_guarded(words: Sequence[str], seconds: float) -> Ended:
+def run_guarded(words: Sequence[str], seconds: float, heeding: Heeding | None = None) -> Ended:
     """Run a program of this host that must not go on without us, with all that it starts.
 
     What it leaves running when it has ended by itself is left alone. Nothing is given to it as
@@ -43,6 +46,7 @@ def run_guarded(words: Sequence[str], seconds: float) -> Ended:
     Args:
         words: The program and its arguments; no shell.
         seconds: How long it may take.
+        heeding: Is told how to end it early, while it runs; `Run.heeding` is one.
 
     Raises:
         TimeoutError: If it took longer; it is ended.
@@ -60,9 +64,11 @@ def run_guarded(words: Sequence[str], seconds: float) -> Ended:
             )
         finally:
             os.close(reading)
+        heeded = heeding(lambda _reason: alive.close()) if heeding is not None else None
         try:
-            status = process.wait(seconds)
-            with contextlib.suppress(BrokenPipeError):
+            with heeded or contextlib.nullcontext():
+                status = process.wait(seconds)
+            with contextlib.suppress(BrokenPipeError, ValueError):  # it was ended
                 alive.write(b"\n")
         except subprocess.TimeoutExpired:
             raise TimeoutError(f"{words[0]} did not end within {seconds:.0f} s") from None

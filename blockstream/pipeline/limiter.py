@@ -1,5 +1,6 @@
 """The limit on bytes per second, counted on the wire and changeable while it runs."""
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -12,13 +13,14 @@ _LARGEST_SLICE = 1 << 20
 
 
 class Limiter:
-    """Makes a writer wait so that no second carries more than the rate, within a few percent."""
+    """Makes writers wait so that no second carries more than the rate, within a few percent."""
 
     def __init__(self, rate: int | None, clock: Callable[[], float] = time.monotonic) -> None:
         """Start with `rate` bytes a second; None for no limit."""
         self.rate = rate
         self._clock = clock
         self._free = clock()
+        self._lock = threading.Lock()
 
     @property
     def slice_bytes(self) -> int:
@@ -29,7 +31,7 @@ class Limiter:
         return max(_SMALLEST_SLICE, min(wanted, _LARGEST_SLICE))
 
     def wait(self, count: int) -> None:
-        """Wait until `count` bytes may be written; at most one writer at a time."""
+        """Wait until `count` bytes may be written; any thread."""
         delay = self.delay(count)
         if delay > 0:
             time.sleep(delay)
@@ -38,7 +40,8 @@ class Limiter:
         """Book `count` bytes and return how many seconds to wait before they are written."""
         if not self.rate:
             return 0.0
-        now = self._clock()
-        start = max(self._free, now - _BURST_SECONDS)
-        self._free = start + count / self.rate
-        return start - now
+        with self._lock:
+            now = self._clock()
+            start = max(self._free, now - _BURST_SECONDS)
+            self._free = start + count / self.rate
+            return start - now

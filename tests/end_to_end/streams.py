@@ -1,5 +1,6 @@
 """Streams made and taken in this process, for tests that do it hundreds of times."""
 
+import asyncio
 import os
 import threading
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from blockstream.jobs.send import SendRequest, send
 from blockstream.jobs.targets import read_status
 from blockstream.locations import open_source
 from blockstream.pipeline.compression import CompressionChoice
-from blockstream.pipeline.progress import Progress
+from blockstream.run import Run
 from blockstream_protocol import HEAD_BYTES, MAGIC, Clean, Dirty, FrameType
 
 
@@ -33,7 +34,7 @@ def stored(request: SendRequest, path: Path) -> Path:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     try:
         with closing(open_source(plain.source)) as source:
-            send(plain, source, fd, Progress(), [])
+            asyncio.run(send(plain, source, fd, Run()))
     finally:
         os.close(fd)
     return path
@@ -43,7 +44,7 @@ def taken(request: ReceiveRequest, stream: Path) -> ReceiveResult:
     """Receive from a file."""
     fd = os.open(stream, os.O_RDONLY)
     try:
-        return receive(request, fd, Progress(), [])
+        return asyncio.run(receive(request, fd, Run()))
     finally:
         os.close(fd)
 
@@ -59,7 +60,7 @@ def taken_with_barriers(request: ReceiveRequest, stream: Path, *, ahead: int = 0
     feeder = threading.Thread(target=_feed, args=(request, stream, write_end, ended, ahead))
     feeder.start()
     try:
-        return receive(request, read_end, Progress(), [])
+        return asyncio.run(receive(request, read_end, Run()))
     finally:
         ended.set()
         os.close(read_end)

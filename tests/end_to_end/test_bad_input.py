@@ -1,5 +1,6 @@
 """Whatever comes in, it is refused with its own status and words, and never costs a target."""
 
+import asyncio
 import gzip
 import os
 import pty
@@ -20,7 +21,7 @@ from blake3 import blake3
 from blockstream.errors import BlockstreamError, NotFoundError
 from blockstream.jobs.receive import ReceiveRequest, receive
 from blockstream.pipeline.crew import Crew
-from blockstream.pipeline.progress import Progress
+from blockstream.run import Run
 from blockstream_protocol import (
     EXTENTS_BYTES,
     HEAD_BYTES,
@@ -72,7 +73,7 @@ def run_here(host: Host, target: Path, data: bytes) -> tuple[int, str]:
     with path.open("rb") as file:
         request = ReceiveRequest(str(target), host.state_dir)
         try:
-            receive(request, file.fileno(), Progress(), [])
+            asyncio.run(receive(request, file.fileno(), Run()))
         except BlockstreamError as error:
             return int(error.exit_status), str(error)
     return 0, ""

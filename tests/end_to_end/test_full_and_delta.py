@@ -1,5 +1,6 @@
 """What the commands promise, kept by real processes on real files."""
 
+import asyncio
 import fcntl
 import itertools
 import json
@@ -26,8 +27,8 @@ from blockstream.jobs.copy import copy
 from blockstream.jobs.receive import ReceiveRequest
 from blockstream.jobs.send import SendPlan, SendRequest
 from blockstream.linux.streams import PIPE_BYTES
-from blockstream.pipeline.progress import Progress
 from blockstream.pipeline.samples import sampled_ranges
+from blockstream.run import Run
 from blockstream.sources.disk import DiskSource
 from blockstream.targets.disk import DiskTarget
 from blockstream_protocol import FrameType, Kind
@@ -340,7 +341,7 @@ def test_nothing_comes_between_the_look_at_the_base_and_the_increment(tmp_path: 
     request = SendRequest(str(source), tmp_path / "s", base="a", goal="b", changes=changes)
     where = ReceiveRequest(str(target), tmp_path / "s")
     with closing(DiskSource(str(source))) as disk:
-        copy(request, disk, where, Progress(), [], check)
+        asyncio.run(copy(request, disk, where, Run(), check))
     assert len(seen) == 1
 
 

@@ -1,5 +1,6 @@
 """A stream that is cut into packs is the same stream, and each pack leads to its own index."""
 
+import asyncio
 import random
 from contextlib import closing
 from pathlib import Path
@@ -16,6 +17,7 @@ from blockstream.pipeline.limiter import Limiter
 from blockstream.pipeline.packs import TRAILER, TRAILER_MAGIC, PackOutlet
 from blockstream.pipeline.progress import Progress
 from blockstream.pipeline.sender import SendEngine, SendOptions
+from blockstream.run import Run
 from blockstream.sources.disk import DiskSource
 from blockstream.stores.folder import FolderObjects
 from blockstream_protocol import HEAD_BYTES, Sender
@@ -56,6 +58,6 @@ def test_packs_are_the_stream(tmp_path: Path, pack_bytes: int) -> None:
         b"".join(objects.read_whole(f"pack/{pack.key}", 1 << 30) for pack in outlet.packs)
     )
     with stream.open("rb") as file:
-        found = inspect(file.fileno(), b"", Progress(), [])
+        found = asyncio.run(inspect(file.fileno(), b"", Run()))
     assert found.problem is None
     assert found.frames == len(index.frames)

@@ -1,5 +1,6 @@
 """A restore point reads as the disk was, in any order, from any thread, with few requests."""
 
+import asyncio
 import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from blockstream.jobs.stores.restore import opened_point
 from blockstream.jobs.stores.save import save
 from blockstream.linux.buffers import aligned_buffer
 from blockstream.pipeline.compression import CompressionChoice
-from blockstream.pipeline.progress import Progress
+from blockstream.run import Run
 from blockstream.sources.disk import DiskSource
 from blockstream.sources.point import PointSource
 from blockstream.stores.folder import FolderObjects
@@ -79,7 +80,7 @@ def saver(objects: CountingObjects, tmp_path: Path) -> Saver:
             changes=changes,
         )
         with closing(DiskSource(str(path))) as source:
-            save(request, source, disk, Progress(), [])
+            asyncio.run(save(request, source, disk, Run()))
         return disk
 
     return save_it
@@ -210,7 +211,7 @@ def test_a_run_that_nobody_heard_of_is_not_done_twice(saver: Saver, tmp_path: Pa
     request = SendRequest(str(tmp_path / "disk"), tmp_path / "state", goal=first.state)
     with closing(DiskSource(str(tmp_path / "disk"))) as source:
         source.immutable = True  # as a snapshot is
-        assert save(request, source, disk, Progress(), []).point == first
+        assert asyncio.run(save(request, source, disk, Run())).point == first
     assert disk.numbers() == [1]
 
 

@@ -31,12 +31,11 @@ from blockstream.jobs.foreign.unpacking import packed_ours, unpacking
 from blockstream.jobs.foreign.whose import beginning, is_ours
 from blockstream.jobs.looking import Looking
 from blockstream.jobs.send import SendPlan, SendRequest, planned
-from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.linux.buffers import write_all
 from blockstream.linux.descriptors import allow_descriptors
 from blockstream.linux.streams import WakeableReader, widen_pipe
-from blockstream.pipeline.progress import Progress
 from blockstream.pipeline.receiver import FrameReader
+from blockstream.run import Run
 from blockstream.sources.intake import Intake, unnamed
 from blockstream.sources.layered import LayeredSource
 from blockstream_protocol import (
@@ -124,15 +123,12 @@ class Combined:
 
 
 @contextlib.contextmanager
-def combined(
-    request: ConvertRequest, progress: Progress, reporters: list[Reporter]
-) -> Iterator[Combined]:
-    """Read a chain of streams, the oldest first.
+def combined(request: ConvertRequest, run: Run) -> Iterator[Combined]:
+    """Read a chain of streams, the oldest first; enter it in a thread.
 
     Args:
         request: Which.
-        progress: Told how much of them was seen.
-        reporters: Who shows it.
+        run: Told how much of them was seen, and stops it.
 
     Raises:
         BaseMismatchError: If one does not begin where the one before it leads.
@@ -145,7 +141,7 @@ def combined(
             " nothing was made; merge them in parts, and then the parts"
         )
     with contextlib.ExitStack() as stack:
-        chain = _Chain(request, stack, progress, reporters)
+        chain = _Chain(request, stack, run)
         for name in request.streams:
             chain.add(name)
         yield chain.combined()
@@ -154,16 +150,9 @@ def combined(
 class _Chain:
     """Streams that were read so far."""
 
-    def __init__(
-        self,
-        request: ConvertRequest,
-        stack: contextlib.ExitStack,
-        progress: Progress,
-        reporters: list[Reporter],
-    ) -> None:
+    def __init__(self, request: ConvertRequest, stack: contextlib.ExitStack, run: Run) -> None:
         self._request = request
-        self._progress = progress
-        self._reporters = reporters
+        self._run = run
         self._stack = stack
         self._layers = Layers()
         self._fds: list[int] = []
@@ -293,17 +282,16 @@ class _Chain:
             folder=folder,
             number=number,
             layers=self._layers,
-            tell=self._progress.look,
+            tell=self._run.progress.look,
         )
         self._stack.callback(intake.close)
         self._fds.append(-1)
         given = self._request.format
-        how = chosen(intake.head(HEAD_BYTES), given)
-        if self._links:
-            intake.found.size = self._size
-        size = self._size if how.sizeless else None
-        work = Work(intake.stop)
-        found = supervised(lambda: intake.run(how, size), work, self._progress, self._reporters)
+        with self._run.heeding(intake.stop):
+            how = chosen(intake.head(HEAD_BYTES), given)
+            if self._links:
+                intake.found.size = self._size
+            found = intake.run(how, self._size if how.sizeless else None)
         self._fds[number] = intake.fd
         self._before |= intake.before
         return Link(
@@ -329,13 +317,13 @@ class _Chain:
         origin = os.lseek(fd, 0, os.SEEK_CUR) - len(head) if regular else 0
         places: list[int] = []
         with contextlib.closing(
-            Looking(fd, head, self._progress, lambda reader: _NotingReader(reader, places))
+            Looking(fd, head, self._run, lambda reader: _NotingReader(reader, places))
         ) as stream:
             opening = stream.opening
             if self._links and self._size is not None and opening.size > self._size:
                 grown = opening.size - self._size
                 self._layers.add(self._size, grown, numbers[1], ZEROS)
-            stream.run(_Placing(self._layers, places, numbers, kept, origin), self._reporters)
+            stream.run(_Placing(self._layers, places, numbers, kept, origin))
         return Link(
             name=name,
             how=None,

@@ -1,7 +1,6 @@
 """Streams written for other tools, or as one of ours, from a disk or a chain of streams."""
 
 import contextlib
-from collections.abc import Sequence
 
 import blake3
 
@@ -15,15 +14,14 @@ from blockstream.extents import DATA, ExtentMap
 from blockstream.formats.foreign.events import Format, Head, Writer
 from blockstream.interfaces import Source
 from blockstream.jobs.foreign.chain import Combined
-from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.linux.streams import WakeableWriter, widen_pipe
 from blockstream.pipeline.ahead import ReadAhead
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.limiter import Limiter
 from blockstream.pipeline.outlet import PipeOutlet
 from blockstream.pipeline.packer import PackedFrame, Packer, data_of
-from blockstream.pipeline.progress import Progress
 from blockstream.pipeline.sender import SendEngine, SendOptions
+from blockstream.run import Run
 from blockstream_protocol import (
     Sender,
 )
@@ -41,14 +39,8 @@ def lost(to: Format, head: Head) -> tuple[str, ...]:
     return (*to.lost, *whole, *(zeros if to.pooled and not head.pool_chunk else ()))
 
 
-def write_foreign(
-    to: Format,
-    source: Source,
-    extents: ExtentMap,
-    head: Head,
-    fd: int,
-    progress: Progress,
-    reporters: list[Reporter],
+async def write_foreign(
+    to: Format, source: Source, extents: ExtentMap, head: Head, fd: int, run: Run
 ) -> None:
     """Write a disk, or its changes, as a stream of another tool.
 
@@ -62,29 +54,26 @@ def write_foreign(
         raise UsageError(f"--pool-chunk is not for {to.title}; nothing was written")
     writer = to.write()
     begin = writer.begin(head)
+    progress = run.count_anew()
     progress.size, progress.total = head.size, extents.total()
-    widen_pipe(fd)
-    with (
-        contextlib.closing(WakeableWriter(fd)) as outlet,
-        contextlib.closing(ReadAhead(source)) as ahead,
-    ):
-        stopped: list[str] = []
 
-        def stop(reason: str) -> None:
-            stopped.append(reason)
-            outlet.stop()
-
-        def run() -> None:
+    def write() -> None:
+        widen_pipe(fd)
+        with (
+            contextlib.closing(WakeableWriter(fd)) as outlet,
+            contextlib.closing(ReadAhead(source)) as ahead,
+            run.heeding(lambda _reason: outlet.stop()),
+        ):
             packer = Packer(ahead.read_into)
-            _say(outlet, [memoryview(begin)], stopped)
+            _say(outlet, [memoryview(begin)], run)
             for piece in ahead.following(extents.pieces(), data_of):
                 packed = packer.pack(piece)
-                wire = _say(outlet, _parts(writer, packed), stopped)
+                wire = _say(outlet, _parts(writer, packed), run)
                 progress.frame(data=len(packed.data), covered=packed.covered, wire=wire)
             source.validate()
-            _say(outlet, [memoryview(writer.end())], stopped)
+            _say(outlet, [memoryview(writer.end())], run)
 
-        supervised(run, Work(stop), progress, reporters)
+    await run.carry(write)
 
 
 def _parts(writer: Writer, packed: PackedFrame) -> list[memoryview]:
@@ -106,33 +95,30 @@ def _parts(writer: Writer, packed: PackedFrame) -> list[memoryview]:
     return parts
 
 
-def _say(outlet: WakeableWriter, parts: list[memoryview], stopped: Sequence[str]) -> int:
-    if stopped:
-        raise InterruptedTransferError(f"{stopped[0]}; what was written is no whole stream")
+def _say(outlet: WakeableWriter, parts: list[memoryview], run: Run) -> int:
+    run.check("what was written is no whole stream")
     try:
         for start in range(0, len(parts), _MOST_PARTS):
             outlet.write(parts[start : start + _MOST_PARTS])
     except OSError as error:
-        reason = stopped[0] if stopped else error.strerror
         raise InterruptedTransferError(
-            f"the stream cannot be written: {reason}; what was written is no whole stream"
+            f"the stream cannot be written: {run.stopped or error.strerror}; what was written is "
+            "no whole stream"
         ) from error
     return sum(map(len, parts))
 
 
-def write_ours(
-    made: Combined,
-    compression: CompressionChoice,
-    fd: int,
-    progress: Progress,
-    reporters: list[Reporter],
-) -> None:
+async def write_ours(made: Combined, compression: CompressionChoice, fd: int, run: Run) -> None:
     """Write a stream of ours.
 
     Raises:
         BlockstreamError: If it cannot be read or written to its end.
     """
-    what, source = made.what, made.source
+    await run.carry(lambda: _written(made, compression, fd, run))
+
+
+def _written(made: Combined, compression: CompressionChoice, fd: int, run: Run) -> None:
+    what, source, progress = made.what, made.source, run.count_anew()
     progress.size, progress.total = source.size, what.opening.total
     widen_pipe(fd)
     with contextlib.closing(PipeOutlet(fd, Limiter(None), progress)) as outlet:
@@ -150,6 +136,7 @@ def write_ours(
             engine.stop(reason)
             outlet.stop()
 
-        finish = supervised(engine.run, Work(stop), progress, reporters)
+        with run.heeding(stop):
+            finish = engine.run()
     if finish.committed is None:
         raise OutcomeUnknownError("the stream was not written to its end")

@@ -5,12 +5,10 @@ import hashlib
 
 import numpy as np
 
-from blockstream.errors import InterruptedTransferError
 from blockstream.extents import DATA, ExtentMap
 from blockstream.interfaces import Source
-from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.locations import open_source
-from blockstream.pipeline.progress import Progress
+from blockstream.run import Run
 from blockstream.sources.layered import LayeredSource
 
 _WINDOW_BYTES = 1 << 20
@@ -24,21 +22,14 @@ def can_digest(name: str, length: int) -> bool:
         return False
 
 
-def foretold(
-    name: str,
-    changes: LayeredSource,
-    disk: str,
-    progress: Progress,
-    reporters: list[Reporter],
-) -> bytes:
+def foretold(name: str, changes: LayeredSource, disk: str, run: Run) -> bytes:
     """Return the digest that `disk` would have, as far as the changes' own disk reaches.
 
     Args:
         name: Of the digest.
         changes: What would be written.
         disk: Location of the disk; empty for one that is all zeros.
-        progress: Told how much was seen.
-        reporters: Who shows it.
+        run: Told how much was seen, and stops it.
 
     Raises:
         InterruptedTransferError: If it was stopped.
@@ -46,25 +37,20 @@ def foretold(
     """
     hasher = hashlib.new(name, usedforsecurity=False)
     window = memoryview(bytearray(_WINDOW_BYTES))
-    listed, stopped = changes.changes(), list[str]()
+    listed = changes.changes()
     ends = listed.offsets + listed.lengths
-
-    def run() -> bytes:
-        with contextlib.ExitStack() as stack:
-            base = stack.enter_context(contextlib.closing(open_source(disk))) if disk else None
-            for start in range(0, changes.size, _WINDOW_BYTES):
-                if stopped:
-                    raise InterruptedTransferError(f"{stopped[0]}; nothing was written")
-                part = window[: min(_WINDOW_BYTES, changes.size - start)]
-                _fill(part, start, base)
-                first = int(np.searchsorted(ends, start, side="right"))
-                last = int(np.searchsorted(listed.offsets, start + len(part), side="left"))
-                _overlay(part, start, listed, slice(first, last), changes)
-                hasher.update(part)
-                progress.look(len(part))
-        return hasher.digest()
-
-    return supervised(run, Work(stopped.append), progress, reporters)
+    with contextlib.ExitStack() as stack:
+        base = stack.enter_context(contextlib.closing(open_source(disk))) if disk else None
+        for start in range(0, changes.size, _WINDOW_BYTES):
+            run.check("nothing was written")
+            part = window[: min(_WINDOW_BYTES, changes.size - start)]
+            _fill(part, start, base)
+            first = int(np.searchsorted(ends, start, side="right"))
+            last = int(np.searchsorted(listed.offsets, start + len(part), side="left"))
+            _overlay(part, start, listed, slice(first, last), changes)
+            hasher.update(part)
+            run.progress.look(len(part))
+    return hasher.digest()
 
 
 def _fill(part: memoryview, start: int, base: Source | None) -> None:

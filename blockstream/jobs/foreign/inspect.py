@@ -8,9 +8,8 @@ from blockstream.formats.foreign.table import HEAD_BYTES, chosen
 from blockstream.formats.foreign.wrappings import wrapping
 from blockstream.jobs.foreign.receive import told_whole
 from blockstream.jobs.inspect import MAP_CELLS, into_cells
-from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.linux.streams import widen_pipe
-from blockstream.pipeline.progress import Progress
+from blockstream.run import Run
 from blockstream.sources.intake import Intake
 
 
@@ -59,33 +58,30 @@ class ForeignInspection:
     problem: BlockstreamError | None = None
 
 
-def inspect_foreign(
-    fd: int,
-    head: bytes,
-    given: str,
-    progress: Progress,
-    reporters: list[Reporter],
-) -> ForeignInspection:
+async def inspect_foreign(fd: int, head: bytes, given: str, run: Run) -> ForeignInspection:
     """Read a stream to its end and return what it holds, and what is wrong with it.
 
     Args:
         fd: Where it comes from.
         head: What was read from it already.
         given: Its format, where people say it; empty to recognise it.
-        progress: Told how much was seen.
-        reporters: Who shows it.
+        run: Told how much was seen, and stops it.
 
     Raises:
         BlockstreamError: If it is none that is read.
     """
+    return await run.carry(lambda: _inspected(fd, head, given, run))
+
+
+def _inspected(fd: int, head: bytes, given: str, run: Run) -> ForeignInspection:
     packed = wrapping(head)
     widen_pipe(fd)
-    made = Intake(fd, ahead=head, wrapping=packed, folder=None, tell=progress.look)
-    with contextlib.closing(made) as intake:
+    made = Intake(fd, ahead=head, wrapping=packed, folder=None, tell=run.progress.look)
+    with contextlib.closing(made) as intake, run.heeding(intake.stop):
         how = chosen(intake.head(HEAD_BYTES), given)
         found = ForeignInspection(how.name, how.title, packed, unchecked=how.unchecked)
         try:
-            supervised(lambda: intake.run(how, None), Work(intake.stop), progress, reporters)
+            intake.run(how, None)
         except BlockstreamError as error:
             if intake.stopped:
                 raise

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from blockstream.errors import (
     BaseMismatchError,
+    BusyError,
     InterruptedTransferError,
     NotFoundError,
     RefusedError,
@@ -22,11 +23,10 @@ from blockstream.jobs.foreign.foretold import can_digest, foretold
 from blockstream.jobs.receive import ReceiveRequest, ReceiveResult
 from blockstream.jobs.rehearsal import rehearsed_here
 from blockstream.jobs.send import SendRequest, planned
-from blockstream.jobs.supervision import Reporter, Work, supervised
-from blockstream.jobs.targets import patiently, status_at
+from blockstream.jobs.targets import LOCK_POLL_SECONDS, patiently, status_at
 from blockstream.linux.streams import widen_pipe
 from blockstream.locations import open_target
-from blockstream.pipeline.progress import Progress
+from blockstream.run import Run
 from blockstream.sources.intake import Intake, Taken
 from blockstream.sources.layered import LayeredSource
 from blockstream_protocol import Clean, Dirty, TargetState, Unknown, is_id
@@ -79,13 +79,8 @@ class ForeignResult:
     compared: str
 
 
-def receive_foreign(
-    request: ReceiveRequest,
-    wish: ForeignWish,
-    fd: int,
-    head: bytes,
-    progress: Progress,
-    reporters: list[Reporter],
+async def receive_foreign(
+    request: ReceiveRequest, wish: ForeignWish, fd: int, head: bytes, run: Run
 ) -> ForeignResult:
     """Take a stream of another tool onto a target.
 
@@ -97,19 +92,57 @@ def receive_foreign(
         wish: What it does not say itself.
         fd: Where it comes from.
         head: What was read from `fd` already, by `beginning`.
-        progress: Counted.
-        reporters: Who shows it.
+        run: Counts, and stops it.
 
     Raises:
         BlockstreamError: If it is cut, damaged, or does not fit; or as for any copy.
     """
-    size = None
-    if not request.create:
-        size = patiently(lambda: _size_of_target(request), request.lock_wait)
     packed = wrapping(head)
     widen_pipe(fd)
-    made = Intake(fd, ahead=head, wrapping=packed, folder=request.state_dir, tell=progress.look)
+    tell = run.progress.look
+    made = Intake(fd, ahead=head, wrapping=packed, folder=request.state_dir, tell=tell)
     with contextlib.closing(made) as intake:
+        seen = await run.carry(lambda: _looked_through(request, wish, intake, packed, run))
+        how, taken, what = seen.how, seen.taken, seen.what
+        if request.dry_run:
+            result = await rehearsed_here(planned(what, seen.source), seen.source, request, run)
+        else:
+            result = await _copied(what, seen.source, seen.request, run)
+    based, open_ended = bool(taken.base), seen.open_ended
+    unchecked = () if seen.compared else _unchecked(how, wish, based=based, open_ended=open_ended)
+    return ForeignResult(result, how, taken, unchecked, open_ended, seen.compared)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A stream that was read to its end, and is to be copied now.
+
+    Attributes:
+        how: Its format.
+        taken: What was found in it.
+        request: Where it goes.
+        what: What is copied.
+        source: The same, as a source.
+        open_ended: Whether nothing says that it was whole.
+        compared: Name of a digest of the whole disk that was compared; empty for none.
+    """
+
+    how: Format
+    taken: Taken
+    request: ReceiveRequest
+    what: SendRequest
+    source: LayeredSource
+    open_ended: bool
+    compared: str
+
+
+def _looked_through(
+    request: ReceiveRequest, wish: ForeignWish, intake: Intake, packed: str, run: Run
+) -> _Seen:
+    size = None
+    if not request.create:
+        size = patiently(lambda: _size_of_target(request), request.lock_wait, run.wait)
+    with run.heeding(intake.stop):
         how = chosen(intake.head(HEAD_BYTES), wish.format, force_raw=wish.force_raw)
         if wish.snapback and how.name != "lvmsync":
             raise UsageError(
@@ -120,40 +153,34 @@ def receive_foreign(
                 f"{how.title} does not say how large the disk is, so --create cannot make it; "
                 "nothing was written; make the target first"
             )
-        work = Work(intake.stop)
-        taken = supervised(lambda: intake.run(how, size), work, progress, reporters)
-        _check_count(how, wish, taken)
-        what, source = _prepared(request, wish, how, intake, size)
-        open_ended = not _ends(how, wish, taken, size, packed)
-        compared = _compared(request, how, taken, source, progress, reporters)
-        request = replace(request, force_base=request.force_base or _blind(request, what))
-        what = replace(what, goal=_goal(request, wish, how, taken, open_ended=open_ended))
-        if request.dry_run:
-            result = rehearsed_here(planned(what, source), source, request)
-        else:
-            result = _copied(what, source, request, progress, reporters)
-    based = bool(taken.base)
-    unchecked = () if compared else _unchecked(how, wish, based=based, open_ended=open_ended)
-    return ForeignResult(result, how, taken, unchecked, open_ended, compared)
+        taken = intake.run(how, size)
+    _check_count(how, wish, taken)
+    what, source = _prepared(request, wish, how, intake, size)
+    open_ended = not _ends(how, wish, taken, size, packed)
+    compared = _compared(request, how, taken, source, run)
+    request = replace(request, force_base=request.force_base or _blind(request, what))
+    what = replace(what, goal=_goal(request, wish, how, taken, open_ended=open_ended))
+    return _Seen(how, taken, request, what, source, open_ended, compared)
 
 
-def _copied(
-    what: SendRequest,
-    source: LayeredSource,
-    where: ReceiveRequest,
-    progress: Progress,
-    reporters: list[Reporter],
+async def _copied(
+    what: SendRequest, source: LayeredSource, where: ReceiveRequest, run: Run
 ) -> ReceiveResult:
     """Copy; what continues an unfinished copy and turns out to be another stream begins anew."""
-    state = _state_of(where)
-    try:
-        return patiently(lambda: copy(what, source, where, progress, reporters), where.lock_wait)
-    except SourceError:
-        if not isinstance(state, Dirty) or state.goal != what.goal:
-            raise
-        # Another transfer, by its name, to a state that is called the same.
-        fresh = replace(what, name=str(uuid.uuid4()))
-        return copy(fresh, source, where, progress, reporters)
+    state = await run.carry(lambda: _state_of(where))
+    deadline = run.now() + where.lock_wait
+    while True:
+        try:
+            return await copy(what, source, where, run)
+        except BusyError:
+            if run.now() >= deadline:
+                raise
+            await run.pause(LOCK_POLL_SECONDS)
+        except SourceError:
+            if not isinstance(state, Dirty) or state.goal != what.goal:
+                raise
+            # Another transfer, by its name, to a state that is called the same.
+            return await copy(replace(what, name=str(uuid.uuid4())), source, where, run)
 
 
 def _size_of_target(request: ReceiveRequest) -> int:
@@ -169,8 +196,7 @@ def _compared(
     how: Format,
     taken: Taken,
     source: LayeredSource,
-    progress: Progress,
-    reporters: list[Reporter],
+    run: Run,
 ) -> str:
     """Compare what the target would hold with what the stream says; return by which digest.
 
@@ -187,7 +213,7 @@ def _compared(
         taken.remarks.append(f"its {name} of the whole disk was not compared, {why}: {value.hex()}")
         return ""
     disk = request.target if os.path.lexists(request.target) else ""
-    found = foretold(name, source, disk, progress, reporters)
+    found = foretold(name, source, disk, run)
     if found != value:
         raise RefusedError(
             f"{how.title} would make another disk of {request.target} than its source was, by "

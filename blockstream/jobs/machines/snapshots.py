@@ -11,13 +11,13 @@ import secrets
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from typing import TypeVar
 
 from blockstream.errors import BlockstreamError, LeftoverError, SourceError, StaleViewError
-from blockstream.jobs.supervision import postponed, undisturbed
+from blockstream.run import Run
 from blockstream.sources.inventory import InTheWayError, Machine, QuiesceError, Snapshot
 from blockstream.sources.vsphere import VSphere
 from blockstream.words import size_text
@@ -52,13 +52,17 @@ class Care:
 
     Attributes:
         quiesce: Whether the guest is brought to rest.
-        tell: Says to people what they should know.
+        run: Says to people what they should know, and stops it.
         pause: Seconds between attempts, to bring it to rest or past what is in the way.
     """
 
     quiesce: Quiesce = Quiesce.TRY
-    tell: Callable[[str], None] = lambda _text: None
+    run: Run = field(default_factory=Run)
     pause: float = _PAUSE_SECONDS
+
+    def tell(self, text: str) -> None:
+        """Say it to people."""
+        self.run.tell(text)
 
 
 def enable_tracking(session: VSphere, machine: Machine, care: Care) -> Machine:
@@ -75,7 +79,7 @@ def enable_tracking(session: VSphere, machine: Machine, care: Care) -> Machine:
     name = _new_name(ident_of(machine.uuid))
 
     def stun() -> None:
-        with postponed(care.tell):
+        with care.run.postponed():
             made.append(session.make_snapshot(machine, name, _description(), quiesced=False))
 
     try:
@@ -118,7 +122,7 @@ def patiently(make: Callable[[], T], machine: Machine, care: Care, undone: str) 
         except InTheWayError as error:
             if attempt == 1:
                 care.tell(f"{machine.path}: {error}: that is waited for, up to {most:.0f} s")
-            threading.Event().wait(care.pause)
+            care.run.wait(care.pause)
     try:
         return make()
     except InTheWayError as error:
@@ -142,7 +146,7 @@ def frozen(
 
     def make() -> None:
         # Whether there is one has to be known before anybody leaves.
-        with postponed(care.tell):
+        with care.run.postponed():
             made.append(_make_snapshot(session, machine, name, care))
 
     try:
@@ -176,7 +180,7 @@ def _make_snapshot(
             return session.make_snapshot(machine, name, _description(), quiesced=True), True
         except QuiesceError as error:
             if attempt < attempts:
-                threading.Event().wait(care.pause)
+                care.run.wait(care.pause)
                 continue
             if care.quiesce is Quiesce.REQUIRE:
                 raise QuiesceError(
@@ -210,7 +214,7 @@ def _remove(session: VSphere, machine: Machine, snapshot: Snapshot, care: Care, 
         if session.consolidate(machine):
             care.tell(f"{machine.path}: its disks had to be consolidated, and were")
 
-    with undisturbed(care.tell):
+    with care.run.undisturbed():
         try:
             patiently(remove, machine, care, "")
         except BlockstreamError as error:

@@ -20,6 +20,7 @@ from typing import Final
 
 from blockstream.errors import BlockstreamError, ConnectionLostError, InterruptedTransferError
 from blockstream.jobs.migration.guests import COMMAND_SECONDS, FarHost, problem_of, run_here
+from blockstream.run import Run
 
 _MARK_URI: Final = "https://blockstream.invalid/migrating"
 _POLL_SECONDS: Final = 0.5
@@ -44,7 +45,7 @@ class DomainGuest:
         disks: Device of each volume that moves, and its device on the other host.
         folder: Where its saved memory lies meanwhile.
         far: The other host.
-        tell: Says what is done.
+        run: Says what is done, and stops it.
     """
 
     name: str
@@ -52,7 +53,7 @@ class DomainGuest:
     disks: Mapping[str, str]
     folder: Path
     far: FarHost
-    tell: Callable[[str], None]
+    run: Run
 
     # Before.
 
@@ -92,7 +93,7 @@ class DomainGuest:
             )
         nvram = root.findtext("./os/nvram")
         if nvram:
-            self.tell(f"what its firmware keeps ({nvram}) does not move: copy it by hand")
+            self.run.tell(f"what its firmware keeps ({nvram}) does not move: copy it by hand")
 
     # The other host is made ready.
 
@@ -101,13 +102,13 @@ class DomainGuest:
         # Memory that an earlier run saved is not that of the disks as they are now.
         self._memory.unlink(missing_ok=True)
         text = self._here("dumpxml", self.name, "--inactive", "--security-info")
-        self.tell(f"on {self.far.name}: virsh define {self.name}")
+        self.run.tell(f"on {self.far.name}: virsh define {self.name}")
         command = 'virsh define "$f"'
         if not self._state_there():
             mark = [_MARK_URI, "--key", "blockstream", "--set", "<migrating/>", "--config"]
             command += f" && virsh {shlex.join(['metadata', self.name, *mark])}"
         command = f'f=$(mktemp) && cat >"$f" && {command}; s=$?; rm -f "$f"; exit $s'
-        self.far.run(command, "virsh define", data=[_redirected(text, self.disks)])
+        self.far.command(command, "virsh define", data=[_redirected(text, self.disks)])
         return True
 
     def call_off(self) -> None:
@@ -119,23 +120,23 @@ class DomainGuest:
         """Shut it down, or save it. See `Guest`."""
         began = time.monotonic()
         if self.leaving is Leaving.SAVE:
-            self.tell(f"here: virsh save {self.name}")
+            self.run.tell(f"here: virsh save {self.name}")
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._here("save", self.name, str(self._memory))
             return began
-        self.tell(f"here: virsh shutdown {self.name}")
+        self.run.tell(f"here: virsh shutdown {self.name}")
         self._here("shutdown", self.name)
         while self._state() != _OFF:
             if time.monotonic() - began > COMMAND_SECONDS:
                 raise InterruptedTransferError(
                     f"the domain {self.name} did not shut down within {COMMAND_SECONDS:.0f} s"
                 )
-            time.sleep(_POLL_SECONDS)
+            self.run.wait(_POLL_SECONDS)
         return began
 
     def start_there(self) -> None:
         """Start it over there, or restore it. See `Guest`."""
-        self.tell(f"on {self.far.name}: {self.name} is started")
+        self.run.tell(f"on {self.far.name}: {self.name} is started")
         if self.leaving is Leaving.SAVE:
             self._restore_there()
             with contextlib.suppress(OSError):
@@ -145,7 +146,7 @@ class DomainGuest:
         # It runs there: what fails from here on is only told.
         found = problem_of(self._settle)
         for text in found:
-            self.tell(f"the domain runs on {self.far.name}, but: {text}")
+            self.run.tell(f"the domain runs on {self.far.name}, but: {text}")
 
     def roll_back(self) -> None:
         """Let it run here again. See `Guest`."""
@@ -179,19 +180,21 @@ class DomainGuest:
         Raises:
             BlockstreamError: As `start_there`.
         """
-        copy = self.far.run("umask 077; mktemp -d /var/tmp/blockstream-XXXXXX", "mktemp").strip()
+        copy = self.far.command(
+            "umask 077; mktemp -d /var/tmp/blockstream-XXXXXX", "mktemp"
+        ).strip()
         folder = shlex.quote(copy)
         more = ""
         try:
             if any(here != there for here, there in self.disks.items()):
                 more = f" --xml {folder}/xml"
-                self.far.run(f"cat >{folder}/xml", "copying", data=[self._saved_definition()])
-            self.far.run(f"cat >{folder}/memory", "copying", data=self._pieces())
+                self.far.command(f"cat >{folder}/xml", "copying", data=[self._saved_definition()])
+            self.far.command(f"cat >{folder}/memory", "copying", data=self._pieces())
         except ConnectionLostError as error:
             # Nothing was started yet, so it is known to stand still.
             raise InterruptedTransferError(str(error)) from error
         command = f"virsh restore {folder}/memory{more}; s=$?; rm -r {folder}; exit $s"
-        self._surely(lambda: self.far.run(command, "virsh restore"))
+        self._surely(lambda: self.far.command(command, "virsh restore"))
 
     def _surely(self, start: Callable[[], object]) -> None:
         """Start it over there; it is taken for not started only if libvirt says that it is off.
@@ -227,18 +230,18 @@ class DomainGuest:
 
     def _here(self, *words: str) -> str:
         # What it says is looked at, so not in the user's language.
-        return run_here(["env", "LC_ALL=C", "virsh", *words], f"virsh {words[0]}")
+        return run_here(["env", "LC_ALL=C", "virsh", *words], f"virsh {words[0]}", self.run)
 
     def _there(self, *words: str) -> str:
-        return self.far.run(f"LC_ALL=C virsh {shlex.join(words)}", f"virsh {words[0]}")
+        return self.far.command(f"LC_ALL=C virsh {shlex.join(words)}", f"virsh {words[0]}")
 
     def _state(self) -> str:
         """Return the domain's state here; empty if it is not defined."""
-        return run_here(self._asking_state, "virsh domstate").strip()
+        return run_here(self._asking_state, "virsh domstate", self.run).strip()
 
     def _state_there(self) -> str:
         """Return the domain's state there; empty if it is not defined."""
-        return self.far.run(self._asking_state, "virsh domstate").strip()
+        return self.far.command(self._asking_state, "virsh domstate").strip()
 
     @property
     def _asking_state(self) -> str:
@@ -252,7 +255,7 @@ class DomainGuest:
     def _marked(self) -> bool:
         """Tell whether what is defined there was defined by us, and not finished."""
         name = shlex.quote(self.name)
-        return "migrating" in self.far.run(
+        return "migrating" in self.far.command(
             f"virsh metadata {name} {_MARK_URI} --config 2>/dev/null || true", "virsh metadata"
         )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from blockstream.errors import BlockstreamError, InterruptedTransferError
+from blockstream.run import Run
 from blockstream.words import duration_text
 
 
@@ -34,10 +35,11 @@ class Downtime:
 class Watch:
     """Wakes a guest that stands still for too long, whatever the rest of us waits for."""
 
-    def __init__(self, seconds: float, wake: Callable[[], None]) -> None:
+    def __init__(self, seconds: float, wake: Callable[[], None], run: Run) -> None:
         """Begin to count; `wake` is called from another thread, at most once."""
         self._seconds = seconds
         self._wake = wake
+        self._run = run
         self._lock = threading.Lock()
         self._is_over = False
         self.fired = False
@@ -45,11 +47,11 @@ class Watch:
         self._timer = threading.Timer(seconds, self._fire)
         self._timer.daemon = True
 
-    def __enter__(self) -> Self:
+    async def __aenter__(self) -> Self:
         self._timer.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Count no more.
 
         Raises:
@@ -59,7 +61,7 @@ class Watch:
             self._is_over = True
         self._timer.cancel()
         if self.fired:
-            self._timer.join()
+            await self._run.settle(self._timer.join)
             raise InterruptedTransferError(
                 f"the last pass did not end within the {duration_text(self._seconds)} that the "
                 "guest may stand still"

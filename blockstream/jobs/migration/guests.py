@@ -15,12 +15,14 @@ from blockstream.jobs.peer import PeerOptions
 from blockstream.linux.buffers import write_stream
 from blockstream.linux.children import run_guarded
 from blockstream.locations import Remote, open_link
+from blockstream.run import Run
 
 _NO_CONNECTION: Final = 255
 _PIECE: Final = 65_536
 _LONGEST: Final = 1 << 20
 COMMAND_SECONDS: Final = 600.0
 _CONNECT_SECONDS: Final = 60.0
+_STEP_SECONDS: Final = 0.2  # how soon a stop is noticed
 _READY: Final = "blockstream-ready"
 
 
@@ -66,10 +68,12 @@ class FarHost:
     Attributes:
         where: The other host.
         options: How it is reached.
+        run: Stops what is waited for there.
     """
 
     where: Remote
     options: PeerOptions
+    run: Run
 
     @property
     def name(self) -> str:
@@ -80,7 +84,7 @@ class FarHost:
         """Connect, and let a command wait there until it is told to run."""
         return ReadyCommand(self, command, what)
 
-    def run(self, command: str, what: str, *, data: Iterable[bytes] = ()) -> str:
+    def command(self, command: str, what: str, *, data: Iterable[bytes] = ()) -> str:
         """Run a command of its shell; return what it wrote.
 
         Args:
@@ -97,7 +101,7 @@ class FarHost:
             with contextlib.suppress(BrokenPipeError):
                 for piece in data:
                     write_stream(link.to_peer, [memoryview(piece)])
-            return _outcome(link, what)
+            return _outcome(link, what, self.run)
 
 
 class ReadyCommand:
@@ -122,7 +126,8 @@ class ReadyCommand:
         wanted, said = _READY.encode() + b"\n", b""
         poll = select.poll()
         poll.register(self._link.from_peer, select.POLLIN)
-        while not self._is_ready and poll.poll(_CONNECT_SECONDS * 1000):
+        deadline = time.monotonic() + _CONNECT_SECONDS
+        while not self._is_ready and _comes(poll, deadline, self._far.run):
             piece = os.read(self._link.from_peer, 1)  # what follows is the command's
             if not piece:
                 return
@@ -141,9 +146,9 @@ class ReadyCommand:
             if self._is_ready and not self._has_ended():
                 with contextlib.suppress(BrokenPipeError):
                     write_stream(self._link.to_peer, [memoryview(b"run\n")])
-                _outcome(self._link, self._what)
+                _outcome(self._link, self._what, self._far.run)
                 return
-        self._far.run(self._command, self._what)
+        self._far.command(self._command, self._what)
 
     def close(self) -> None:
         """Forget it."""
@@ -155,7 +160,20 @@ class ReadyCommand:
         return bool(poll.poll(0))
 
 
-def _outcome(link: Link, what: str) -> str:
+def _comes(poll: select.poll, deadline: float, run: Run) -> bool:
+    """Wait until something comes, or nothing will.
+
+    Raises:
+        InterruptedTransferError: If it is stopped meanwhile.
+    """
+    while not poll.poll(_STEP_SECONDS * 1000):
+        run.check()
+        if time.monotonic() >= deadline:
+            return False
+    return True
+
+
+def _outcome(link: Link, what: str, run: Run) -> str:
     """Wait for the end of a command on the other host; return what it wrote.
 
     Raises:
@@ -168,7 +186,7 @@ def _outcome(link: Link, what: str) -> str:
     poll = select.poll()
     poll.register(link.from_peer, select.POLLIN)
     while len(said) < _LONGEST:
-        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        if not _comes(poll, deadline, run):
             raise ConnectionLostError(
                 f"{what} did not end on {link.name} within {COMMAND_SECONDS:.0f} s; what it leaves "
                 "running must not hold its output: `CMD >/dev/null 2>&1 &`"
@@ -187,7 +205,7 @@ def _outcome(link: Link, what: str) -> str:
     return said.decode(errors="replace")
 
 
-def run_here(command: str | Sequence[str], what: str) -> str:
+def run_here(command: str | Sequence[str], what: str, run: Run) -> str:
     """Run a command on this host, for the shell if it is a line; return what it wrote.
 
     It does not outlive us: a command that stops the guest must not do so when nobody is left to
@@ -198,13 +216,14 @@ def run_here(command: str | Sequence[str], what: str) -> str:
     """
     words = ["/bin/sh", "-c", command] if isinstance(command, str) else command
     try:
-        done = run_guarded(words, COMMAND_SECONDS)
+        done = run_guarded(words, COMMAND_SECONDS, run.heeding)
     except TimeoutError:
         raise InterruptedTransferError(
             f"{what} did not end within {COMMAND_SECONDS:.0f} s, and was ended"
         ) from None
     except OSError as error:
         raise InterruptedTransferError(f"{what} cannot be run: {error.strerror}") from error
+    run.check(f"{what} was ended")
     if done.status:
         said = (done.err or done.out).strip()[-500:] or "without a word"
         raise InterruptedTransferError(f"{what} failed with status {done.status}: {said}")
@@ -229,14 +248,14 @@ class CommandGuest:
         start_command: Lets it run, on the other host.
         wake: Lets it run here again.
         far: The other host.
-        tell: Says what is done.
+        run: Says what is done, and stops it.
     """
 
     pause_here: str
     start_command: str
     wake: str
     far: FarHost
-    tell: Callable[[str], None]
+    run: Run
     _ready: ReadyCommand | None = None
 
     def problems(self) -> list[str]:
@@ -265,7 +284,7 @@ class CommandGuest:
     def start_there(self) -> None:
         """Let it run on the other host. See `Guest`."""
         if self.start_command:
-            self.tell(f"on {self.far.name}: {self.start_command}")
+            self.run.tell(f"on {self.far.name}: {self.start_command}")
             ready = self._ready or self.far.readied(self.start_command, "--start")
             self._ready = None
             ready.run()
@@ -276,5 +295,5 @@ class CommandGuest:
 
     def _here(self, option: str, command: str) -> None:
         if command:
-            self.tell(f"here: {command}")
-            run_here(command, option)
+            self.run.tell(f"here: {command}")
+            run_here(command, option, self.run)

@@ -13,7 +13,9 @@ from blockstream.errors import BlockstreamError, ConnectionLostError, Interrupte
 from blockstream.jobs.peer import LOCK_WAIT_SECONDS, PeerOptions, explained
 from blockstream.jobs.targets import status_at, wait_for_receiver
 from blockstream.linux import lvm
+from blockstream.linux.streams import WakeableReader
 from blockstream.locations import Remote, open_link
+from blockstream.run import Run
 from blockstream.words import noise_text
 from blockstream_protocol import Clean, Dirty
 
@@ -146,7 +148,7 @@ def _present(
     return found
 
 
-def ask(where: Remote, wish: LandingWish, options: PeerOptions) -> Landing:
+def ask(where: Remote, wish: LandingWish, options: PeerOptions, run: Run) -> Landing:
     """Ask the target's host.
 
     Raises:
@@ -159,7 +161,7 @@ def ask(where: Remote, wish: LandingWish, options: PeerOptions) -> Landing:
     words += ["--remove"] if wish.remove else []
     words += ["--settle"] if wish.settle else []
     command = f"{options.command} {shlex.join([*words, '--mark', wish.mark])}"
-    text = _run_there(where, command, options)
+    text = _run_there(where, command, options, run)
     try:
         values = json.loads(text)
         return Landing(**(values | {"problems": tuple(values["problems"])}))
@@ -167,17 +169,22 @@ def ask(where: Remote, wish: LandingWish, options: PeerOptions) -> Landing:
         raise InterruptedTransferError(noise_text(where.account, text.encode())) from error
 
 
-def _run_there(where: Remote, command: str, options: PeerOptions) -> str:
+def _run_there(where: Remote, command: str, options: PeerOptions, run: Run) -> str:
     """Run a command on the target's host; return what it wrote.
 
     Raises:
         BlockstreamError: If it failed, with what it said.
     """
-    with contextlib.closing(open_link(where, command, options.way)) as link:
+    with (
+        contextlib.closing(open_link(where, command, options.way)) as link,
+        contextlib.closing(WakeableReader(link.from_peer)) as reader,
+        run.heeding(lambda _reason: reader.stop()),
+    ):
         link.hang_up()
-        said = bytearray()
-        while len(said) < _LONGEST_ANSWER and (piece := os.read(link.from_peer, _PIECE)):
-            said += piece
+        said, piece = bytearray(), memoryview(bytearray(_PIECE))
+        while len(said) < _LONGEST_ANSWER and (count := reader.read_into(piece)):
+            said += piece[:count]
+        run.check()
         status, _ = link.ended()
         if status:
             raise explained(ConnectionLostError("it ended"), [link], greeted=False)

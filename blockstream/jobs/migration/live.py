@@ -7,7 +7,7 @@ end of the first pass is held back by letting it crawl.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from blockstream.errors import (
 )
 from blockstream.jobs.migration.guests import FarHost, problem_of
 from blockstream.linux.qmp import Qmp, connected
+from blockstream.run import Run
 
 _POLL_SECONDS: Final = 0.005  # QEMU looks at 4 GiB of zeros in a second
 _UNDER_WAY: Final = {"setup", "active", "pre-switchover", "device", "wait-unplug", "cancelling"}
@@ -46,7 +47,7 @@ class LiveGuest:
         uri: Where that one listens, as QEMU says it.
         downtime: Seconds for the last of the memory, a part of what the guest may stand still.
         far: The other host.
-        tell: Says what is done.
+        run: Says what is done, and stops it.
     """
 
     monitor: str
@@ -54,7 +55,7 @@ class LiveGuest:
     uri: str
     downtime: float
     far: FarHost
-    tell: Callable[[str], None]
+    run: Run
     _stopped: float | None = None
 
     def problems(self) -> list[str]:
@@ -72,14 +73,14 @@ class LiveGuest:
 
     def prepare(self) -> bool:
         """Let the memory go over, as far as it does while the guest runs. See `Guest`."""
-        self.tell(f"on {self.far.name}: {self.incoming}")
-        self.far.run(self.incoming, "--incoming")
+        self.run.tell(f"on {self.far.name}: {self.incoming}")
+        self.far.command(self.incoming, "--incoming")
         with connected(self.monitor) as qmp:
             _set(qmp, on=True)
             downtime = max(1, round(self.downtime * 1000))
             qmp.ask("migrate-set-parameters", max_bandwidth=_CRAWL, downtime_limit=downtime)
             qmp.ask("migrate", uri=self.uri)
-            self.tell(f"the guest's memory goes to {self.uri}")
+            self.run.tell(f"the guest's memory goes to {self.uri}")
             return self._held_back(qmp, downtime)
 
     def _held_back(self, qmp: Qmp, downtime: int) -> bool:
@@ -90,7 +91,7 @@ class LiveGuest:
             downtime: What QEMU was allowed, in ms.
         """
         crawls_since = None
-        for said in _polled(qmp, _CONVERGE_SECONDS, "the memory has not gone over"):
+        for said in _polled(qmp, _CONVERGE_SECONDS, "the memory has not gone over", self.run):
             if said["status"] == "pre-switchover":
                 self._stopped = qmp.happened("STOP")
                 return False
@@ -121,7 +122,9 @@ class LiveGuest:
         with connected(self.monitor) as qmp:
             began = time.monotonic()
             qmp.ask("migrate-set-parameters", max_bandwidth=_FULL)
-            for said in _polled(qmp, _CONVERGE_SECONDS, "the guest changes its memory too fast"):
+            for said in _polled(
+                qmp, _CONVERGE_SECONDS, "the guest changes its memory too fast", self.run
+            ):
                 if said["status"] == "pre-switchover":
                     return self._stopped or qmp.happened("STOP") or began
         raise AssertionError("unreachable")
@@ -131,7 +134,7 @@ class LiveGuest:
         try:
             with connected(self.monitor) as qmp:
                 qmp.ask("migrate-continue", state="pre-switchover")
-                for said in _polled(qmp, _HAND_OVER_SECONDS, "QEMU has not handed over"):
+                for said in _polled(qmp, _HAND_OVER_SECONDS, "QEMU has not handed over", self.run):
                     if said["status"] == "completed":
                         break
                 # It must never run here again, on disks that are out of date from now on.
@@ -147,7 +150,9 @@ class LiveGuest:
         with connected(self.monitor) as qmp:
             if qmp.ask("query-migrate").get("status") in _UNDER_WAY:
                 qmp.ask("migrate_cancel")
-                for _ in _polled(qmp, _HAND_OVER_SECONDS, "QEMU does not let go", failed_too=True):
+                for _ in _polled(
+                    qmp, _HAND_OVER_SECONDS, "QEMU does not let go", self.run, failed_too=True
+                ):
                     pass
             if qmp.ask("query-migrate").get("status") == "completed":
                 raise InterruptedTransferError(
@@ -163,7 +168,9 @@ class LiveGuest:
         try:
             qmp.ask("quit")
         except BlockstreamError as error:
-            self.tell(f"QEMU at {self.monitor} could not be ended, which must not run on: {error}")
+            self.run.tell(
+                f"QEMU at {self.monitor} could not be ended, which must not run on: {error}"
+            )
 
 
 def _set(qmp: Qmp, *, on: bool) -> None:
@@ -173,7 +180,7 @@ def _set(qmp: Qmp, *, on: bool) -> None:
 
 
 def _polled(
-    qmp: Qmp, seconds: float, late: str, *, failed_too: bool = False
+    qmp: Qmp, seconds: float, late: str, run: Run, *, failed_too: bool = False
 ) -> Iterator[dict[str, Any]]:
     """Give what QEMU says of its migration, until it is over.
 
@@ -192,4 +199,4 @@ def _polled(
             return
         if time.monotonic() > deadline:
             raise ConnectionLostError(f"{late} within {seconds:.0f} s")
-        time.sleep(_POLL_SECONDS)
+        run.wait(_POLL_SECONDS)

@@ -25,12 +25,13 @@ from blockstream.jobs.migration.rounds import Next, Round, decide_next, projecte
 from blockstream.jobs.migration.volume import Means, Move, MovingVolume, moved_to
 from blockstream.jobs.send import SendResult
 from blockstream.jobs.snapshots import volume_held
-from blockstream.jobs.supervision import undisturbed
 from blockstream.linux import lvm
 from blockstream.pipeline.failpoints import failpoint
+from blockstream.run import Run
 from blockstream.words import duration_text, size_text
 
 _MOST_OVERFLOWS = 3
+_ANOTHER_FAILED = "another volume of the guest failed"
 # A last pass that takes longer than expected, and was wanted all the same, may take so much longer.
 _MARGIN = 2.0
 
@@ -78,8 +79,13 @@ class MigrationReport:
 class Migration:
     """Moves the volumes of one guest."""
 
-    def __init__(self, request: MigrationRequest, guest: Guest) -> None:
+    def __init__(self, request: MigrationRequest, guest: Guest, run: Run) -> None:
         """Look at the volumes of this host; nothing is done, and nobody is asked.
+
+        Args:
+            request: What moves.
+            guest: Whoever uses it.
+            run: Counts, and stops it.
 
         Raises:
             RefusedError: If none of them is there.
@@ -87,7 +93,8 @@ class Migration:
         self._request = request
         self._guest = guest
         self._means = request.means
-        self._tell = request.means.tell
+        self._run = run
+        self._tell = run.tell
         self._rounds: list[Round] = []
         self._round_ended = 0.0
         self._limit = request.max_downtime
@@ -113,15 +120,18 @@ class Migration:
         self._problems += [problem] if problem else []
         return moving
 
-    def check(self) -> None:
+    async def check(self) -> None:
         """Look at both hosts, without a change.
 
         Raises:
             RefusedError: With all that is wrong.
             BlockstreamError: If the other host is not reached.
         """
+        await self._run.carry(self._check)
+
+    def _check(self) -> None:
         for moving in self._volumes:
-            found = moving.asked(dry_run=True)
+            found = moving.asked(self._run, dry_run=True)
             self._problems += [f"{moving.where.account}: {text}" for text in found.problems]
         self._problems += self._guest.problems()
         if self._problems:
@@ -133,37 +143,38 @@ class Migration:
 
     # All of it.
 
-    def run(self) -> MigrationReport:
+    async def done(self) -> MigrationReport:
         """Move them; when this returns, the guest runs on the other host.
 
         Raises:
             BlockstreamError: If it does not; then it runs here, but for OutcomeUnknownError.
         """
-        with self._alone(), contextlib.ExitStack() as stack:
-            for moving in self._volumes:
-                stack.callback(moving.close)
-            began = time.monotonic()
-            # Before the other host is asked, which may be why that run died.
-            self._recover()
-            self.check()
-            self._leave_other_places()
-            self._record(Phase.ROUNDS)
+        run = self._run
+        async with run.within(self._alone()):
+            began = run.now()
+            await run.carry(self._begin)
             try:
                 for moving in self._volumes:
-                    moving.claim()
-                downtime = self._moved()
+                    await run.carry(moving.claim)
+                downtime = await self._moved()
             except BlockstreamError as error:
                 if self._note.phase is not Phase.ROUNDS:
                     raise
-                error.args = (f"{error}; {self._what_stays()}",)
+                error.args = (f"{error}; {await run.settle(self._what_stays)}",)
                 raise
-            with undisturbed(self._tell):
-                self._finish()
-        return MigrationReport(tuple(self._rounds), downtime, time.monotonic() - began)
+            await run.settle(self._finish)
+        return MigrationReport(tuple(self._rounds), downtime, run.now() - began)
+
+    def _begin(self) -> None:
+        # Before the other host is asked, which may be why that run died.
+        self._recover()
+        self._check()
+        self._leave_other_places()
+        self._record(Phase.ROUNDS)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Let nobody else move or send these volumes meanwhile.
+        """Let nobody else move or send these volumes meanwhile; give connections back at the end.
 
         Raises:
             BusyError: If somebody does.
@@ -172,6 +183,7 @@ class Migration:
             for moving in self._volumes:
                 held = volume_held(moving.volume, self._means.state_dir, alone=True)
                 stack.enter_context(held)
+                stack.callback(moving.close)
             yield
 
     def _what_stays(self) -> str:
@@ -210,7 +222,7 @@ class Migration:
             if tag != moving.tag
         ]
 
-    def _moved(self) -> Downtime:
+    async def _moved(self) -> Downtime:
         """Move them, with more room for changes where there was too little; return the downtime.
 
         Raises:
@@ -220,16 +232,12 @@ class Migration:
         compare = self._request.compare
         for attempt in range(1, _MOST_OVERFLOWS + 1):
             try:
-                self._first(self._landed(), compare=compare)
-                self._converge()
-                return self._switch()
+                await self._first(await self._run.carry(self._landed), compare=compare)
+                await self._converge()
+                return await self._switch()
             except SourceError as error:
-                overflowed = any(moving.has_overflowed() for moving in self._volumes)
-                if attempt == _MOST_OVERFLOWS or not overflowed:
-                    raise
-                enlarged = [moving.enlarge() for moving in self._volumes]
-                # One that cannot have more may still do beside one that has.
-                if not any(enlarged):
+                last = attempt == _MOST_OVERFLOWS
+                if last or not await self._run.carry(self._enlarged):
                     raise
                 self._tell(
                     f"{error}; it begins again with twice the room for snapshots, and sends what "
@@ -239,15 +247,26 @@ class Migration:
             self._rounds.clear()
         raise AssertionError("unreachable")
 
-    def abort(self) -> None:
+    def _enlarged(self) -> bool:
+        """Let snapshots that overflowed have more room; tell whether that was it, and there is."""
+        if not any(moving.has_overflowed() for moving in self._volumes):
+            return False
+        # One that cannot have more may still do beside one that has.
+        enlarged = [moving.enlarge() for moving in self._volumes]
+        return any(enlarged)
+
+    async def abort(self) -> None:
         """Let the guest run here, and leave nothing behind, on the other host neither.
 
         Raises:
             LeftoverError: If something is left; then it may be tried again.
         """
-        with self._alone():
-            self._recover()
-            self._leave(lambda moving: moving.asked(remove=True), "the guest runs here")
+        async with self._run.within(self._alone()):
+            await self._run.carry(self._aborted)
+
+    def _aborted(self) -> None:
+        self._recover()
+        self._leave(lambda moving: moving.asked(self._run, remove=True), "the guest runs here")
 
     def _finish(self) -> None:
         """Clean up after the guest was started over there.
@@ -255,7 +274,11 @@ class Migration:
         Raises:
             LeftoverError: If something is left.
         """
-        self._leave(lambda moving: moving.asked(settle=True), "the guest runs on the other host")
+        with self._run.undisturbed():
+            self._leave(
+                lambda moving: moving.asked(self._run, settle=True),
+                "the guest runs on the other host",
+            )
 
     def _leave(self, settle: Callable[[MovingVolume], Landing], where_it_is: str) -> None:
         """Remove our snapshots, tell the other hosts that it is over, and forget the note.
@@ -271,7 +294,7 @@ class Migration:
             others = self._others()
         except BlockstreamError as error:
             others, problems = [], [str(error)]
-        steps += [(moving, lambda other: other.asked(remove=True)) for moving in others]
+        steps += [(moving, lambda other: other.asked(self._run, remove=True)) for moving in others]
         for moving, finish in steps:
             try:
                 moving.drop_snapshots()
@@ -318,7 +341,7 @@ class Migration:
 
     def _landed(self) -> list[Landing]:
         """Make the volumes there, and see what they hold."""
-        landings = [moving.asked() for moving in self._volumes]
+        landings = [moving.asked(self._run) for moving in self._volumes]
         self._problems += [text for found in landings for text in found.problems]
         if self._problems:
             raise self._refused("")
@@ -326,16 +349,20 @@ class Migration:
 
     # Rounds.
 
-    def _first(self, landings: Sequence[Landing], *, compare: bool) -> None:
+    async def _first(self, landings: Sequence[Landing], *, compare: bool) -> None:
         """Bring the whole of each volume over, or go on with what an earlier run began."""
         began = time.monotonic()
-        sent = [
-            moving.begin(landing, compare=compare)
-            for moving, landing in zip(self._volumes, landings, strict=True)
-        ]
+        sent = await self._run.side_by_side(
+            [
+                moving.begin(landing, part, compare=compare)
+                for moving, landing, part in zip(
+                    self._volumes, landings, self._parts(), strict=True
+                )
+            ]
+        )
         self._note_round([each for each in sent if each is not None], began, 0.0)
 
-    def _converge(self) -> None:
+    async def _converge(self) -> None:
         """Send what changed, round after round, until the last pass is short enough.
 
         Raises:
@@ -344,7 +371,13 @@ class Migration:
         while self._goes_on():
             began = time.monotonic()
             interval = began - self._oldest()
-            self._note_round([moving.round() for moving in self._volumes], began, interval)
+            pairs = zip(self._volumes, self._parts(), strict=True)
+            sent = await self._run.side_by_side([moving.round(part) for moving, part in pairs])
+            self._note_round(sent, began, interval)
+
+    def _parts(self) -> list[Run]:
+        """Return what each volume of a round is handed."""
+        return self._run.parts(len(self._volumes), _ANOTHER_FAILED)
 
     def _oldest(self) -> float:
         """Return when the first of the snapshots was made whose states the targets hold."""
@@ -384,61 +417,69 @@ class Migration:
 
     # The guest goes over.
 
-    def _switch(self) -> Downtime:
+    async def _switch(self) -> Downtime:
         """Move the guest, and return how long it stood still."""
-        self._record(Phase.PREPARED)
+        run = self._run
+        await run.carry(lambda: self._record(Phase.PREPARED))
         try:
-            if self._guest.prepare():
-                self._converge()
-            return self._last()
+            if await run.carry(self._guest.prepare):
+                await self._converge()
+            return await self._last()
         except BaseException:
             if self._note.phase is Phase.PREPARED:
-                self._call_off()
+                await run.settle(self._call_off)
             raise
 
-    def _last(self) -> Downtime:
+    async def _last(self) -> Downtime:
         """Stop the guest, send the rest, start it over there; return how long it stood still."""
+        run = self._run
         for moving in self._volumes:
-            moving.stand_by()
-        self._record(Phase.PAUSED)
-        watch = Watch(self._limit, self._wake)
+            await run.carry(moving.stand_by)
+        await run.settle(lambda: self._record(Phase.PAUSED))
+        parts = self._parts()
+        watch = Watch(self._limit, lambda: self._wake(parts), run)
         try:
-            times = [self._guest.pause(), time.monotonic()]
-            with watch:
-                self._send_rest()
+            times = [await run.carry(self._guest.pause), time.monotonic()]
+            async with watch:
+                await self._send_rest(parts)
             times.append(time.monotonic())
             if self._request.verify:
-                self._verify()
+                await self._verify()
             times.append(time.monotonic())
+            run.check()
         except BaseException:
-            self._roll_back(watch)
+            await run.settle(lambda: self._roll_back(watch))
             raise
-        self._start()
+        await run.settle(self._start)
         times.append(time.monotonic())
         return Downtime(*(later - earlier for earlier, later in pairwise(times)))
 
-    def _wake(self) -> None:
-        """Wake the guest, while whoever sends the rest may hang anywhere."""
+    def _wake(self, parts: Iterable[Run]) -> None:
+        """Wake the guest, in a thread: whoever sends the rest may hang anywhere."""
         self._tell(f"after {duration_text(self._limit)} it is given up: the guest is woken")
-        for moving in self._volumes:
-            moving.stop("the guest was woken")
-        self._guest.roll_back()
+        for part in parts:
+            part.stop("the guest was woken")
+        with self._run.undisturbed():
+            self._guest.roll_back()
 
-    def _send_rest(self) -> None:
+    async def _send_rest(self, parts: Iterable[Run]) -> None:
         """Send what changed since the last snapshots, from the volumes themselves."""
         began = time.monotonic()
         interval = began - self._oldest()
-        sent = [moving.rest() for moving in self._volumes]
+        pairs = zip(self._volumes, parts, strict=True)
+        sent = await self._run.side_by_side([moving.rest(part) for moving, part in pairs])
         self._rounds.append(_counted(len(self._rounds), sent, began, interval))
 
-    def _verify(self) -> None:
+    async def _verify(self) -> None:
         """Compare both sides by digests, while the guest stands still.
 
         Raises:
             IntegrityError: If they differ.
         """
-        for moving in self._volumes:
-            if found := moving.differing():
+        pairs = zip(self._volumes, self._parts(), strict=True)
+        differing = await self._run.side_by_side([moving.differing(part) for moving, part in pairs])
+        for moving, found in zip(self._volumes, differing, strict=True):
+            if found:
                 raise IntegrityError(
                     f"{moving.where} differs from {moving.volume} in {found} bytes; the guest was "
                     "not started there"
@@ -451,7 +492,7 @@ class Migration:
             OutcomeUnknownError: If nobody knows whether it runs there.
             BlockstreamError: If it does not.
         """
-        with undisturbed(self._tell):
+        with self._run.undisturbed():
             self._record(Phase.STARTING)
             failpoint("migrate.before_start")
             try:
@@ -473,7 +514,7 @@ class Migration:
         Raises:
             InterruptedTransferError: If it could not be woken; the note goes on to say so.
         """
-        with undisturbed(self._tell):
+        with self._run.undisturbed():
             try:
                 if watch is None or not watch.woken:
                     self._guest.roll_back()
@@ -489,7 +530,7 @@ class Migration:
 
     def _call_off(self) -> None:
         """Undo on the other host what was prepared there, as far as it is reached."""
-        with undisturbed(self._tell):
+        with self._run.undisturbed():
             try:
                 self._guest.call_off()
             except BlockstreamError as error:
@@ -511,10 +552,10 @@ def _counted(
         sum(each.counts.covered for each in results),
         sum(each.counts.wire for each in results),
         time.monotonic() - began,
-        sum(each.seconds for each in results),
+        max((each.seconds for each in results), default=0.0),
         interval,
         max((moving.filled for moving in volumes), default=0.0),
-        sum(moving.preparing for moving in volumes),
+        max((moving.preparing for moving in volumes), default=0.0),
     )
 
 

@@ -12,7 +12,7 @@ from blockstream.formats.extent_lists import ExtentList
 from blockstream.jobs.compare import differing
 from blockstream.jobs.send import SendResult
 from blockstream.linux.lvm import Volume
-from blockstream.pipeline.progress import Progress
+from blockstream.run import Run
 from blockstream.sources.volume import VolumeSource
 from blockstream_protocol import Kind
 
@@ -47,13 +47,14 @@ class Narrowing:
         if sent.counts.data and sent.seconds:
             self._line = sent.counts.data / sent.seconds
 
-    def narrowed(self, older: Volume, newer: Volume, found: ExtentList) -> ExtentList:
+    def narrowed(self, older: Volume, newer: Volume, found: ExtentList, run: Run) -> ExtentList:
         """Return the blocks of 4 KiB that differ, or the list as it is where that is faster.
 
         Args:
             older: A thin snapshot, active.
             newer: A later one of the same volume, or the volume, which nobody writes.
             found: What the pool says that changed.
+            run: Counts, and stops it.
 
         Raises:
             SourceError: If one cannot be read.
@@ -67,7 +68,7 @@ class Narrowing:
             contextlib.closing(VolumeSource(newer)) as new,
             contextlib.closing(VolumeSource(older)) as old,
         ):
-            changed = differing(new, old, Progress(), [], found.extents.of_kind(Kind.DATA))
+            changed = differing(new, old, run, found.extents.of_kind(Kind.DATA))
         self._compared = data / max(time.monotonic() - began, 1e-6)
         self._kept = changed.total(Kind.DATA) / data
         zeros = found.extents.of_kind(Kind.ZERO)

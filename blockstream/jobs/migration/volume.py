@@ -7,13 +7,12 @@ the target holds.
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from blockstream.errors import (
     ConnectionLostError,
-    InterruptedTransferError,
     OutcomeUnknownError,
     RefusedError,
 )
@@ -40,13 +39,12 @@ from blockstream.jobs.snapshots import (
     number_of,
     room_for,
 )
-from blockstream.jobs.supervision import Reporter
 from blockstream.linux import lvm
 from blockstream.linux.lvm import Volume
 from blockstream.locations import Remote
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.limiter import Limiter
-from blockstream.pipeline.progress import Progress
+from blockstream.run import Run
 from blockstream.sources.volume import VolumeSource, flush
 
 
@@ -78,18 +76,31 @@ class Means:
     Attributes:
         state_dir: Where journals lie.
         options: How the other host is reached.
-        reporters: Who shows progress.
-        tell: Says a line to people.
         compression: Codec and level.
         limiter: Limit on wire bytes, but for the last pass.
     """
 
     state_dir: Path
     options: PeerOptions
-    reporters: list[Reporter] = field(default_factory=list)
-    tell: Callable[[str], None] = lambda _text: None
     compression: CompressionChoice = field(default_factory=lambda: CompressionChoice(None))
     limiter: Limiter = field(default_factory=lambda: Limiter(None))
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """One pass over a volume.
+
+    Attributes:
+        newer: Snapshot that is sent.
+        older: What the changes are counted from; None for all of it.
+        line: A receiver that stands by; None to connect.
+        compare: Whether the target holds most of it, so that only what differs need go over.
+    """
+
+    newer: Volume
+    older: Volume | None
+    line: Standing | None = None
+    compare: bool = False
 
 
 class MovingVolume:
@@ -123,7 +134,6 @@ class MovingVolume:
         self._spent: Volume | None = None  # a snapshot that nothing is counted from any more
         self._made_there = False
         self._narrowing = Narrowing()
-        self._stopped = ""
         self._closing = contextlib.ExitStack()
         self.filled = self.preparing = 0.0
 
@@ -189,7 +199,7 @@ class MovingVolume:
         return room if isinstance(room, str) else ""
 
     def asked(
-        self, *, dry_run: bool = False, remove: bool = False, settle: bool = False
+        self, run: Run, *, dry_run: bool = False, remove: bool = False, settle: bool = False
     ) -> Landing:
         """Ask the other host for its place there, or tell it what became of it.
 
@@ -205,7 +215,7 @@ class MovingVolume:
             settle=settle,
         )
         self._made_there |= wish.create and not dry_run  # unless the answer says otherwise
-        found = ask(self.where, wish, self._means.options)
+        found = ask(self.where, wish, self._means.options, run)
         self._made_there = found.made
         return found
 
@@ -222,11 +232,12 @@ class MovingVolume:
         self._held, self._room = None, 0
         return True
 
-    def begin(self, landing: Landing, *, compare: bool) -> SendResult | None:
+    async def begin(self, landing: Landing, run: Run, *, compare: bool) -> SendResult | None:
         """Bring it over, or go on with what an earlier run began.
 
         Args:
             landing: What the target is known to hold.
+            run: Counts, and stops it.
             compare: Whether it holds most of it, so that only what differs need go over.
 
         Returns:
@@ -235,41 +246,52 @@ class MovingVolume:
         Raises:
             BlockstreamError: If it fails.
         """
+        first = await run.carry(lambda: self._taken_up(landing, run, compare=compare))
+        if first is None:
+            return None
+        sent = await self._send(first, run)
+        await run.settle(self._drop_others)
+        return sent
+
+    def _taken_up(self, landing: Landing, run: Run, *, compare: bool) -> "_Pass | None":
+        """Return what is to be sent first; None if an earlier run had sent it."""
         ours = {each.uuid: each for each in self.ours() if not each.is_invalid}
         held = ours.get(landing.holds)
         if landing.state == "clean" and held is not None:
             self._held, self.made = held, time.monotonic()
-            self._means.tell(f"{self.volume}: an earlier run brought it to {held}")
+            run.tell(f"{self.volume}: an earlier run brought it to {held}")
             self._drop_others()
             return None
         base = ours.get(landing.base)
         if landing.state == "dirty" and held is not None and (base or not landing.base):
             self._narrowing.rest()
-            self._means.tell(f"{self.volume}: an unfinished round is gone on with")
-            sent = self._send(held, base)
-            self._drop_others()
-            return sent
+            run.tell(f"{self.volume}: an unfinished round is gone on with")
+            return _Pass(held, base)
         if base is not None:
             # Of the base, and of all that changed since: that makes good what came after it.
             self._held, self.made = base, time.monotonic()
             self._narrowing.rest()
-            self._means.tell(f"{self.volume}: an earlier run went on from {base}, and so does this")
+            run.tell(f"{self.volume}: an earlier run went on from {base}, and so does this")
             self._drop_others()
             return None
         self.drop_snapshots()
-        return self._send(self._snapshot(), None, compare=compare)
+        return _Pass(self._snapshot(), None, compare=compare)
 
-    def round(self) -> SendResult:
+    async def round(self, run: Run) -> SendResult:
         """Send what changed, from a new snapshot.
 
         Raises:
             SnapshotInvalidError: If so much did that nobody knows what.
             BlockstreamError: If it fails.
         """
-        lvm.again(self.volume)
-        self._drop_spent()
-        older, line = self._held, self._standing()
-        return self._send(self._snapshot(), older, line=line)
+
+        def begun() -> _Pass:
+            lvm.again(self.volume)
+            self._drop_spent()
+            older, line = self._held, self._standing()
+            return _Pass(self._snapshot(), older, line)
+
+        return await self._send(await run.carry(begun), run)
 
     def stand_by(self) -> None:
         """Let a receiver wait there for the last pass.
@@ -280,18 +302,12 @@ class MovingVolume:
         lvm.again(self.volume)
         self._standing()
 
-    def stop(self, reason: str) -> None:
-        """Make the last pass end soon, wherever it is; any thread."""
-        self._stopped = reason
-        if self._line is not None:
-            self._line.stop(reason)
-
     def close(self) -> None:
         """Give the connections back."""
         self._line = None
         self._closing.close()
 
-    def rest(self) -> SendResult:
+    async def rest(self, run: Run) -> SendResult:
         """Send what changed since the last snapshot, from the volume itself: nobody writes it now.
 
         Raises:
@@ -305,19 +321,21 @@ class MovingVolume:
             raise RefusedError("there was no first round")
         if line is None or not line.usable:
             raise ConnectionLostError(f"the connection to {self.where.account} was lost")
-        flush(self.volume)
-        changes = self._changes(older, self.volume)
-        if self._stopped:
-            raise InterruptedTransferError(self._stopped)
-        with contextlib.closing(VolumeSource(self.volume, depends_on=[older])) as source:
+
+        def found_out() -> ExtentList:
+            flush(self.volume)
+            return self._changes(older, self.volume, run)
+
+        changes = await run.carry(found_out)
+        async with run.within(_opened(self.volume, older)) as source:
             source.warnings.clear()  # nobody writes it now
             request = replace(self._asking("", older, changes), limiter=Limiter(None))
-            return line.send(request, source, self._means.reporters, Progress())
+            return await line.send(request, source, run)
 
-    def differing(self) -> int:
+    async def differing(self, run: Run) -> int:
         """Return how many bytes differ between both sides."""
-        with contextlib.closing(VolumeSource(self.volume)) as source:
-            found = compared(source, self.where, self._means.options, self._means.reporters)
+        async with run.within(_opened(self.volume, None)) as source:
+            found = await compared(source, self.where, self._means.options, run)
         return found.differing.total()
 
     def _snapshot(self) -> Volume:
@@ -337,51 +355,45 @@ class MovingVolume:
             self._line = self._closing.enter_context(opening)
         return self._line
 
-    def _send(
-        self,
-        newer: Volume,
-        older: Volume | None,
-        *,
-        line: Standing | None = None,
-        compare: bool = False,
-    ) -> SendResult:
-        """Send one snapshot, or what changed since an older one."""
-        made, means = time.monotonic(), self._means
-        what = ReceiveRequest(self.where.path, means.state_dir)
-        with lvm.activated(newer) as snapshot:
-            watched = [older] if older is not None else []
-            began = time.monotonic()
-            changes = self._changes(older, snapshot) if older else None
+    async def _send(self, what: "_Pass", run: Run) -> SendResult:
+        made, older = time.monotonic(), what.older
+        async with run.within(lvm.activated(what.newer)) as snapshot:
+            began, changes = time.monotonic(), None
+            if older is not None:
+                changes = await run.carry(lambda: self._changes(older, snapshot, run))
             self.preparing = time.monotonic() - began if older else 0.0
-            with contextlib.closing(VolumeSource(snapshot, depends_on=watched)) as source:
-                request = self._asking(newer.uuid, older, changes)
-                progress = Progress()
-                over = (request, source, self.where, what, means.options, progress)
-                if compare:
-                    sent, _ = push_differing(*over, means.reporters)
-                elif line is not None:
-                    try:
-                        sent = line.send(request, source, means.reporters, progress)
-                    except (ConnectionLostError, OutcomeUnknownError) as error:
-                        means.tell(f"{error}; connecting again")
-                        self.close()
-                        # The receiver of the lost connection may still hold the target.
-                        sent = push(*over, means.reporters, again=True)
-                else:
-                    sent = push(*over, means.reporters)
+            async with run.within(_opened(snapshot, older)) as source:
+                request = self._asking(what.newer.uuid, older, changes)
+                sent = await self._sent(what, request, source, run)
         self._narrowing.carried(sent)
-        self._held, self.made = newer, made
-        if older is None:
-            self._drop_others()
-        else:
-            self.filled = lvm.filled(older)
+        self._held, self.made = what.newer, made
+        if older is not None:
+            self.filled = await run.settle(lambda: lvm.filled(older))
             self._spent = older
         return sent
 
-    def _changes(self, older: Volume, newer: Volume) -> ExtentList:
+    async def _sent(
+        self, what: "_Pass", request: SendRequest, source: VolumeSource, run: Run
+    ) -> SendResult:
+        means, lost = self._means, False
+        target = ReceiveRequest(self.where.path, means.state_dir)
+        over = (request, source, self.where, target, means.options, run)
+        if what.compare:
+            return (await push_differing(*over))[0]
+        if what.line is not None:
+            try:
+                return await what.line.send(request, source, run)
+            except (ConnectionLostError, OutcomeUnknownError) as error:
+                run.tell(f"{error}; connecting again")
+                # The receiver of the lost connection may still hold the target.
+                lost = True
+                await run.settle(self.close)
+        return await push(*over, again=lost)
+
+    def _changes(self, older: Volume, newer: Volume, run: Run) -> ExtentList:
         """Return what changed, as finely as it pays to find out."""
         found = changes_between(older, newer, self._means.state_dir)
-        return self._narrowing.narrowed(older, newer, found) if older.is_thin else found
+        return self._narrowing.narrowed(older, newer, found, run) if older.is_thin else found
 
     def _asking(self, goal: str, older: Volume | None, changes: ExtentList | None) -> SendRequest:
         return SendRequest(
@@ -406,3 +418,11 @@ class MovingVolume:
             if self._held is None or each.uuid != self._held.uuid:
                 lvm.remove(each)
         self._spent = None
+
+
+@contextlib.contextmanager
+def _opened(volume: Volume, older: Volume | None) -> Iterator[VolumeSource]:
+    """Read a volume, as long as a snapshot that its changes are counted from is what it was."""
+    watched = [older] if older is not None else []
+    with contextlib.closing(VolumeSource(volume, depends_on=watched)) as source:
+        yield source

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
-from blockstream.errors import InterruptedTransferError
 from blockstream.extents import DATA, ExtentMap, Piece
 from blockstream.formats.point import Point
 from blockstream.formats.point_index import Bytes, Numbers, PointIndex
@@ -22,10 +21,9 @@ from blockstream.formats.point_map import PointMap, merged
 from blockstream.interfaces import Source
 from blockstream.jobs.stores.repository import StoredDisk
 from blockstream.jobs.stores.restore import opened_point
-from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.linux.buffers import aligned_buffer
 from blockstream.pipeline.packer import frame_table
-from blockstream.pipeline.progress import Progress
+from blockstream.run import Run
 from blockstream.sources.point import PointSource
 from blockstream_protocol import DATA_BYTES, Kind, table_bytes
 
@@ -52,7 +50,7 @@ def audit(
     last: Point,
     changed: ExtentMap,
     cycle: int,
-    reporters: list[Reporter],
+    run: Run,
 ) -> Audit:
     """Compare a part of what is called unchanged with the newest point.
 
@@ -62,14 +60,12 @@ def audit(
         last: The newest of them.
         changed: What is said to have changed since then.
         cycle: In how many increments, one after the other, all of it is compared.
-        reporters: Who shows progress.
+        run: Counts, and stops it.
 
     Raises:
         BlockstreamError: As the source or the store fails.
     """
-    progress = Progress()
-    job = _Auditing(source, disk, last, changed, cycle, progress)
-    return supervised(job.run, Work(job.stop), progress, reporters)
+    return _Auditing(source, disk, last, changed, cycle, run).done()
 
 
 class _Auditing:
@@ -82,23 +78,19 @@ class _Auditing:
         last: Point,
         changed: ExtentMap,
         cycle: int,
-        progress: Progress,
+        run: Run,
     ) -> None:
         self._source = source
         self._disk = disk
         self._last = last
         self._changed = changed
         self._window = _window(min(source.size, last.size), last.audits % cycle, cycle)
-        self._progress = progress
-        self._stopped = ""
+        self._run = run
+        self._progress = run.count_anew()
         self._buffer, self._stored = aligned_buffer(DATA_BYTES), aligned_buffer(DATA_BYTES)
         self._missed: list[tuple[int, int]] = []
 
-    def stop(self, reason: str) -> None:
-        """Make `run` end soon."""
-        self._stopped = reason
-
-    def run(self) -> Audit:
+    def done(self) -> Audit:
         """Compare."""
         layers = self._disk.indexes(self._disk.chain(self._last))
         size = min(self._source.size, self._last.size)
@@ -169,8 +161,7 @@ class _Auditing:
         self._missed.append((offset, length))
 
     def _check_stopped(self) -> None:
-        if self._stopped:
-            raise InterruptedTransferError(f"{self._stopped}; nothing was stored")
+        self._run.check("nothing was stored")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,13 +15,12 @@ from blockstream.formats.point_index import PointIndex
 from blockstream.interfaces import PART_BYTES, Objects, Source
 from blockstream.jobs.stores.repair import Repaired
 from blockstream.jobs.stores.repository import StoredDisk
-from blockstream.jobs.stores.verify import sound_parts, verify_disk
-from blockstream.jobs.supervision import Reporter
+from blockstream.jobs.stores.verify import sound_parts, verified
 from blockstream.linux.buffers import aligned_buffer
 from blockstream.pipeline.compression import Decompressor, packed_to
 from blockstream.pipeline.failpoints import failpoint
 from blockstream.pipeline.packs import fillers, footer, index_in
-from blockstream.pipeline.progress import Progress
+from blockstream.run import Run
 from blockstream_protocol import (
     HEAD_BYTES,
     MAGIC,
@@ -35,7 +34,7 @@ from blockstream_protocol import (
 from blockstream_protocol import Kind as ExtentKind
 
 
-def heal(disk: StoredDisk, source: Source, reporters: list[Reporter]) -> Repaired:
+async def heal(disk: StoredDisk, source: Source, run: Run) -> Repaired:
     """Make damaged frames anew from a disk, as far as it holds what they held.
 
     An index is made anew from the packs, each of which ends with its part. A pack is replaced at
@@ -44,30 +43,35 @@ def heal(disk: StoredDisk, source: Source, reporters: list[Reporter]) -> Repaire
     Args:
         disk: The disk whose points are damaged.
         source: Any disk; of what it holds, that is taken whose digest is the recorded one.
-        reporters: Who shows progress.
+        run: Counts, and stops it.
 
     Raises:
         StoreError: If the store fails.
     """
+    return await run.carry(lambda: _healed(disk, source, run))
+
+
+def _healed(disk: StoredDisk, source: Source, run: Run) -> Repaired:
     result = Repaired(disk.name)
-    wanted = _damaged(disk, reporters)
+    wanted = _damaged(disk, run)
     for key in wanted:
         if _index_healed(disk, key):
             result.replaced.append(key)
     if result.replaced:
         # An index that came back shows which frames are damaged.
-        wanted = _damaged(disk, reporters)
+        wanted = _damaged(disk, run)
     for key in wanted:
+        run.check("what was replaced until now is whole; the same command does the rest")
         is_pack = key.startswith(f"{disk.folder}pack/")
         healed = is_pack and _Healing(disk, source, key, result).done()
         (result.replaced if healed else result.left).append(key)
-    result.after = verify_disk(disk, Progress(), reporters)
+    result.after = verified(disk, run)
     return result
 
 
-def _damaged(disk: StoredDisk, reporters: list[Reporter]) -> list[str]:
+def _damaged(disk: StoredDisk, run: Run) -> list[str]:
     """Return the keys of what is damaged."""
-    found = verify_disk(disk, Progress(), reporters)
+    found = verified(disk, run)
     return [key for key in dict.fromkeys(each.key for each in found.damages) if key]
 
 

@@ -8,10 +8,9 @@ import numpy as np
 from blockstream.errors import NotFoundError, StoreDamagedError
 from blockstream.interfaces import PART_BYTES, Objects
 from blockstream.jobs.stores.repository import StoredDisk
-from blockstream.jobs.stores.verify import Verified, runs, verify_disk
-from blockstream.jobs.supervision import Reporter
+from blockstream.jobs.stores.verify import Verified, runs, verified
 from blockstream.pipeline.compression import Decompressor
-from blockstream.pipeline.progress import Progress
+from blockstream.run import Run
 from blockstream_protocol import HEAD_BYTES
 
 
@@ -40,7 +39,7 @@ class Repaired:
     after: Verified | None = None
 
 
-def repair(disk: StoredDisk, twin: StoredDisk, reporters: list[Reporter]) -> Repaired:
+async def repair(disk: StoredDisk, twin: StoredDisk, run: Run) -> Repaired:
     """Replace what is damaged by what a copy of the store has under the same keys.
 
     A twin is looked at before it is believed: a manifest by the digest that the next point has of
@@ -49,27 +48,32 @@ def repair(disk: StoredDisk, twin: StoredDisk, reporters: list[Reporter]) -> Rep
     Args:
         disk: The disk whose points are damaged.
         twin: The same disk in the other store.
-        reporters: Who shows progress.
+        run: Counts, and stops it.
 
     Raises:
         StoreError: If either store fails.
     """
+    return await run.carry(lambda: _repaired(disk, twin, run))
+
+
+def _repaired(disk: StoredDisk, twin: StoredDisk, run: Run) -> Repaired:
     result = Repaired(disk.name)
     # A manifest that comes back shows what else is damaged.
     for _ in range(3):
-        found = verify_disk(disk, Progress(), reporters)
+        found = verified(disk, run)
         wanted = dict.fromkeys(each.key for each in found.damages)
         wanted |= dict.fromkeys(_lost(disk, twin, found.unnamed))
         wanted = {key: None for key in wanted if key and key not in result.left}
         if not wanted:
             break
         for key in wanted:
+            run.check("what was replaced until now is whole; the same command does the rest")
             if _is_good(disk, twin, key):
                 _copy(twin.objects, disk.objects, key)
                 result.replaced.append(key)
             else:
                 result.left.append(key)
-    result.after = verify_disk(disk, Progress(), reporters)
+    result.after = verified(disk, run)
     return result
 
 

@@ -28,13 +28,13 @@ from blockstream.jobs.send import SendPlan, SendRequest, one_way, planned
 from blockstream.jobs.stores.alive import alive
 from blockstream.jobs.stores.audit import Audit, audit
 from blockstream.jobs.stores.repository import StoredDisk, new_id, now_text
-from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.pipeline.failpoints import failpoint
 from blockstream.pipeline.outlet import Outlet
 from blockstream.pipeline.packer import PackedFrame
 from blockstream.pipeline.packs import PACK_BYTES, PackOutlet
 from blockstream.pipeline.progress import Progress, Snapshot
 from blockstream.pipeline.sender import SendEngine, SendOptions
+from blockstream.run import Run
 from blockstream_protocol import (
     HEAD_BYTES,
     ROW_BYTES,
@@ -109,13 +109,8 @@ class SaveResult:
     existed: bool = False
 
 
-def save(
-    request: SendRequest,
-    source: Source,
-    disk: StoredDisk,
-    progress: Progress,
-    reporters: list[Reporter],
-    audit_cycle: int = 0,
+async def save(
+    request: SendRequest, source: Source, disk: StoredDisk, run: Run, audit_cycle: int = 0
 ) -> SaveResult:
     """Send a disk into a store; when this returns, the point can be restored.
 
@@ -123,8 +118,7 @@ def save(
         request: What to send.
         source: The disk.
         disk: Where to.
-        progress: Counted.
-        reporters: Who shows it.
+        run: Counts, and stops it.
         audit_cycle: In how many increments all that is called unchanged is compared with the
             newest point, a part each time; 0 for never. What differs is sent as well.
 
@@ -132,25 +126,31 @@ def save(
         BaseMismatchError: If an increment does not go onto the newest point.
         BlockstreamError: As the source or the store fails; then nothing is visible.
     """
+    return await run.carry(lambda: _saved(request, source, disk, run, audit_cycle))
+
+
+def _saved(
+    request: SendRequest, source: Source, disk: StoredDisk, run: Run, audit_cycle: int
+) -> SaveResult:
     last = disk.last()
     request = from_last(request, disk)
     what = planned(request, source)
     if last is not None and last.state == what.opening.goal:
-        _check_same(request, what, source, disk, last, progress, reporters)
-        return SaveResult(last, progress.snapshot(), existed=True)
+        _check_same(request, what, source, disk, last, run)
+        return SaveResult(last, run.progress.snapshot(), existed=True)
     disk.check_free(last.seq + 1 if last is not None else 1)
     began, found = time.monotonic(), None
     parent = _check_base(what, last, disk) if what.opening.base else None
     if parent is not None and audit_cycle:
-        found = audit(source, disk, parent, what.extents, audit_cycle, reporters)
+        found = audit(source, disk, parent, what.extents, audit_cycle, run)
         what = _with_missed(what, request, source, found.missed)
-    identity = new_id()
+    identity, progress = new_id(), run.count_anew()
     with alive(disk, identity):
         outlet = PackOutlet(
             disk.objects, f"{disk.folder}pack/{identity}/", source.size, request.limiter, progress
         )
         try:
-            committed = _streamed(request, what, source, outlet, progress, reporters)
+            committed = _streamed(request, what, source, outlet, run)
             key, digest = _put_index(outlet.finish(), disk, identity)
             counts = progress.snapshot()
             point = Point(
@@ -225,8 +225,7 @@ def _check_same(
     source: Source,
     disk: StoredDisk,
     last: Point,
-    progress: Progress,
-    reporters: list[Reporter],
+    run: Run,
 ) -> None:
     """Check that the newest point is what would be sent: an earlier run was not heard of.
 
@@ -239,11 +238,11 @@ def _check_same(
     same = what.opening.identity(blake3.blake3).hex() == last.transfer
     if last.kind is PointKind.SYNTHETIC:
         nothing = ExtentMap.empty(source.size)
-        compared = audit(source, disk, last, nothing, 1, reporters)
+        compared = audit(source, disk, last, nothing, 1, run)
         same = source.size == last.size and not len(compared.missed)
     elif same and not source.immutable:
-        nowhere = _Nowhere(progress)
-        same = _streamed(request, what, source, nowhere, progress, reporters).chain == last.chain
+        nowhere = _Nowhere(run.count_anew())
+        same = _streamed(request, what, source, nowhere, run).chain == last.chain
     if not same:
         raise RefusedError(
             f"point {last.seq} of {last.disk} is state {last.state!r} already, with another "
@@ -325,10 +324,10 @@ def _streamed(
     what: SendPlan,
     source: Source,
     outlet: Outlet,
-    progress: Progress,
-    reporters: list[Reporter],
+    run: Run,
 ) -> Committed:
     """Let the stream go where it is to go; return what it holds."""
+    progress = run.progress
     progress.size, progress.total = source.size, what.opening.total
     session = one_way(what, source)
     # What is stored is kept, and often paid for, so it is packed however fast the way there is.
@@ -340,7 +339,8 @@ def _streamed(
         engine.stop(f"{reason}; no point was made, and the same command begins anew")
         outlet.stop()
 
-    finish = supervised(engine.run, Work(stop), progress, reporters)
+    with run.heeding(stop):
+        finish = engine.run()
     if finish.committed is None:
         raise InterruptedTransferError("the session ended without saying what was sent")
     return finish.committed

@@ -13,7 +13,6 @@ from blake3 import blake3
 
 from blockstream.errors import (
     AuthenticationError,
-    InterruptedTransferError,
     StoreDamagedError,
     StoreError,
 )
@@ -22,9 +21,8 @@ from blockstream.formats.point_index import PointIndex
 from blockstream.formats.point_map import merged
 from blockstream.interfaces import PART_BYTES, Objects
 from blockstream.jobs.stores.repository import VERIFIED, StoredDisk
-from blockstream.jobs.supervision import Reporter, Work, supervised
 from blockstream.pipeline.compression import Decompressor
-from blockstream.pipeline.progress import Progress
+from blockstream.run import Run
 from blockstream_protocol import HEAD_BYTES, MAGIC, Buffer, Decompress, link, sound_frames
 
 _READERS: Final = 8
@@ -75,10 +73,9 @@ class Verified:
     strays: list[str] = field(default_factory=list)
 
 
-def verify_disk(
+async def verify_disk(
     disk: StoredDisk,
-    progress: Progress,
-    reporters: list[Reporter],
+    run: Run,
     *,
     newest: bool = False,
     part: float = 1.0,
@@ -87,39 +84,36 @@ def verify_disk(
 
     Args:
         disk: The disk.
-        progress: Counted.
-        reporters: Who shows it.
+        run: Counts, and stops it.
         newest: Only what the newest point is made of.
         part: Of the frames, how many are read; which ones is left to chance.
 
     Raises:
         StoreError: If the store fails.
     """
-    job = _Verifying(disk, progress, newest=newest, part=part)
-    supervised(job.run, Work(job.stop), progress, reporters)
-    job.found.strays = sorted(disk.strays)
-    return job.found
+    return await run.carry(lambda: verified(disk, run, newest=newest, part=part))
+
+
+def verified(disk: StoredDisk, run: Run, *, newest: bool = False, part: float = 1.0) -> Verified:
+    """Read what the points of a disk are made of, in a thread. See `verify_disk`."""
+    return _Verifying(disk, run, newest=newest, part=part).done()
 
 
 class _Verifying:
     """Checks one disk."""
 
-    def __init__(self, disk: StoredDisk, progress: Progress, *, newest: bool, part: float) -> None:
+    def __init__(self, disk: StoredDisk, run: Run, *, newest: bool, part: float) -> None:
         self.found = Verified(disk.name, part=part)
         self._disk = disk
-        self._progress = progress
+        self._run = run
+        self._progress = run.count_anew()
         self._newest = newest
         self._part = part
-        self._stopped = ""
         self._seen: set[Place] = set()
         self._bad: set[Place] = set()
         self._sizes: dict[str, int] = {}
 
-    def stop(self, reason: str) -> None:
-        """Make `run` end soon."""
-        self._stopped = reason
-
-    def run(self) -> None:
+    def done(self) -> Verified:
         """Check it."""
         points = self._points()
         self._progress.total = self._progress.size = sum(point.stored for point in points)
@@ -138,6 +132,8 @@ class _Verifying:
             with contextlib.suppress(AuthenticationError, StoreError):
                 for seq in self.found.whole:
                     self._disk.mark(seq, VERIFIED)
+        self.found.strays = sorted(self._disk.strays)
+        return self.found
 
     def _damaged(
         self, seq: int, key: str, text: str, extents: tuple[tuple[int, int], ...] = ()
@@ -284,9 +280,9 @@ class _Verifying:
                 if len(waiting) > _READERS:
                     run, future = waiting.popleft()
                     yield run, future.result()
-                if self._stopped:
+                if self._run.stopped:
                     pool.shutdown(cancel_futures=True)
-                    raise InterruptedTransferError(f"{self._stopped}; not everything was checked")
+                self._run.check("not everything was checked")
             for run, future in waiting:
                 yield run, future.result()
 

@@ -1,5 +1,6 @@
 """A merged or converted stream does what its streams do one after the other, also for rbd."""
 
+import asyncio
 import gzip
 import itertools
 import os
@@ -30,7 +31,7 @@ from blockstream.jobs.foreign.convert import write_foreign, write_ours
 from blockstream.jobs.receive import ReceiveRequest
 from blockstream.jobs.upkeep import adopt
 from blockstream.pipeline.compression import CompressionChoice
-from blockstream.pipeline.progress import Progress
+from blockstream.run import Run
 from tests.end_to_end.streams import taken
 from tests.foreign_streams import Change, applied, brought_onto, lvmsync, rbd_diff, thin_send
 
@@ -50,12 +51,14 @@ def made(
     path = folder / f"made-{len(list(folder.glob('made-*')))}.{to}"
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     try:
-        with combined(request, Progress(), []) as found:
+        with combined(request, Run()) as found:
             if to == "bsx":
-                write_ours(found, CompressionChoice(pack), fd, Progress(), [])
+                asyncio.run(write_ours(found, CompressionChoice(pack), fd, Run()))
             else:
                 extents = found.what.extents
-                write_foreign(by_name(to), found.source, extents, found.head, fd, Progress(), [])
+                asyncio.run(
+                    write_foreign(by_name(to), found.source, extents, found.head, fd, Run())
+                )
     finally:
         os.close(fd)
     return path
@@ -297,7 +300,7 @@ def test_a_stream_that_was_written_before_all_were_read_is_noticed(
     writer = threading.Thread(target=write)
     writer.start()
     request = ConvertRequest([str(first), str(ours), str(third)], "rbd", tmp_path / "state")
-    with combined(request, Progress(), []) as found:
+    with combined(request, Run()) as found:
         writer.join()
         with pytest.raises(SourceError, match="written while"):
             found.source.validate()
@@ -354,12 +357,12 @@ def test_a_stream_that_is_written_meanwhile_is_never_ended(tmp_path: Path) -> No
     request = ConvertRequest([str(stream)], "rbd", tmp_path / "state")
     reading, writing = os.pipe()
     try:
-        with combined(request, Progress(), []) as found, stream.open("ab") as file:
+        with combined(request, Run()) as found, stream.open("ab") as file:
             file.write(b"more")
             file.flush()
-            given = (found.source, found.what.extents, found.head, writing, Progress())
+            given = (found.source, found.what.extents, found.head, writing, Run())
             with pytest.raises(SourceError, match="written while"):
-                write_foreign(by_name("rbd"), *given, [])
+                asyncio.run(write_foreign(by_name("rbd"), *given))
         os.close(writing)
         assert os.read(reading, 1 << 16)[-1:] != b"e"
     finally:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -38,6 +37,7 @@ from blockstream.jobs.machines.snapshots import (
 from blockstream.jobs.send import SendRequest, planned
 from blockstream.linux.buffers import aligned_buffer
 from blockstream.locations import Way, machine_place, open_vsphere, server_of
+from blockstream.run import Run
 from blockstream.sources.inventory import (
     GoneError,
     InTheWayError,
@@ -75,7 +75,7 @@ class Rounds:
         self.said: list[str] = []
         self.held: dict[str, str] = {}
         self.copies: dict[str, bytearray] = {}
-        self.wish = MachineWish(Care(tell=self.said.append, pause=0.01))
+        self.wish = MachineWish(Care(run=Run(self.said.append), pause=0.01))
 
     @contextlib.contextmanager
     def opened(self, wish: MachineWish | None = None) -> Iterator[Round]:
@@ -738,22 +738,16 @@ def test_what_does_not_pass_is_not_waited_for_for_ever(
 def test_whoever_waits_can_be_stopped(rounds: Rounds) -> None:
     rounds.vcenter.arm("create", "TaskInProgress", times=99)
 
-    def leave(number: int, _frame: object) -> None:
-        raise InterruptedTransferError(f"stopped by {number}")
-
     def tell(text: str) -> None:
         if "is waited for" in text:
-            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            threading.Timer(0.2, run.stop, ("stopped by SIGTERM",)).start()
 
-    wish = MachineWish(Care(tell=tell, pause=20))
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        began = time.monotonic()
-        with pytest.raises(InterruptedTransferError):
-            rounds.run(wish)
-        assert time.monotonic() - began < 10
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    run = Run(tell)
+    wish = MachineWish(Care(run=run, pause=20))
+    began = time.monotonic()
+    with pytest.raises(InterruptedTransferError, match="stopped by SIGTERM"):
+        rounds.run(wish)
+    assert time.monotonic() - began < 10
     assert rounds.ours() == []
 
 

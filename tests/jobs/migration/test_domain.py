@@ -15,6 +15,7 @@ from blockstream.jobs.migration.domain import DomainGuest, Leaving
 from blockstream.jobs.migration.guests import FarHost
 from blockstream.jobs.peer import PeerOptions
 from blockstream.locations import Remote, Way
+from blockstream.run import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("virsh", "libvirtd")]
 
@@ -105,10 +106,9 @@ def guest(
     tmp_path: Path, leaving: Leaving = Leaving.SHUTDOWN, disks: dict[str, str] | None = None
 ) -> DomainGuest:
     way = Way(rsh="env sh -c 'LIBVIRT_DEFAULT_URI=$URI_THERE exec sh -c \"$0\"' {command}")
-    far = FarHost(Remote("there", "/dev/vg/vm"), PeerOptions(way))
-    said: list[str] = []
+    far = FarHost(Remote("there", "/dev/vg/vm"), PeerOptions(way), Run())
     moves = disks or {str(tmp_path / "disk"): "/dev/other/vm"}
-    return DomainGuest("vm", leaving, moves, tmp_path / "state", far, said.append)
+    return DomainGuest("vm", leaving, moves, tmp_path / "state", far, far.run)
 
 
 @pytest.mark.parametrize("leaving", list(Leaving))

@@ -9,17 +9,17 @@ from blockstream.errors import ConnectionLostError, InterruptedTransferError
 from blockstream.jobs.migration.guests import CommandGuest, FarHost
 from blockstream.jobs.peer import PeerOptions
 from blockstream.locations import Remote, Way
+from blockstream.run import Run
 
 pytestmark = pytest.mark.slow
 
 
 def far(rsh: str = "sh -c {command}") -> FarHost:
-    return FarHost(Remote("there", "/dev/vg/vm"), PeerOptions(Way(rsh=rsh)))
+    return FarHost(Remote("there", "/dev/vg/vm"), PeerOptions(Way(rsh=rsh)), Run())
 
 
 def guest(start: str, rsh: str = "sh -c {command}") -> CommandGuest:
-    said: list[str] = []
-    return CommandGuest("true", start, "true", far(rsh), said.append)
+    return CommandGuest("true", start, "true", far(rsh), Run())
 
 
 def test_what_was_made_ready_runs_when_it_is_told_to(tmp_path: Path) -> None:
@@ -89,6 +89,6 @@ def test_a_hook_of_this_host_that_fails_says_what_it_said(
     do: Callable[[CommandGuest], object],
 ) -> None:
     bad = "echo so; echo what >&2; exit 3"
-    moving = CommandGuest(bad, "", bad, far(), lambda _text: None)
+    moving = CommandGuest(bad, "", bad, far(), Run())
     with pytest.raises(InterruptedTransferError, match="failed with status 3: what"):
         do(moving)

@@ -14,6 +14,7 @@ from blockstream.jobs.migration.live import LiveGuest
 from blockstream.jobs.peer import PeerOptions
 from blockstream.linux.qmp import connected
 from blockstream.locations import Remote, Way
+from blockstream.run import Run
 from tests.machine import BOOT, DISK_BYTES, IDLE_BOOT, Machine, machine, wrong_records
 
 pytestmark = [
@@ -54,10 +55,9 @@ def machines(tmp_path: Path, disk: Path, memory: int) -> Iterator[tuple[Machine,
 
 def guest(here: Machine, there: Machine) -> LiveGuest:
     uri = f"unix:{there.folder}/memory"
-    far = FarHost(Remote("there", "/dev/vg/vm"), PeerOptions(Way(rsh="sh -c {command}")))
+    far = FarHost(Remote("there", "/dev/vg/vm"), PeerOptions(Way(rsh="sh -c {command}")), Run())
     incoming = shlex.join(there.command("-incoming", uri))
-    said: list[str] = []
-    return LiveGuest(str(here.monitor), incoming, uri, 0.3, far, said.append)
+    return LiveGuest(str(here.monitor), incoming, uri, 0.3, far, Run())
 
 
 def test_a_guest_goes_over_and_counts_on(machines: tuple[Machine, Machine], disk: Path) -> None:
@@ -175,9 +175,7 @@ def test_a_guest_whose_other_host_dies_counts_on_here(
 def test_nobody_waits_there(machines: tuple[Machine, Machine]) -> None:
     here, there = machines
     far = guest(here, there).far
-    moving = LiveGuest(
-        str(here.monitor), "true", f"unix:{there.folder}/nobody", 0.3, far, lambda _text: None
-    )
+    moving = LiveGuest(str(here.monitor), "true", f"unix:{there.folder}/nobody", 0.3, far, Run())
     with pytest.raises(InterruptedTransferError, match="No such file or directory"):
         moving.prepare()
     moving.call_off()
@@ -197,7 +195,7 @@ def test_what_is_wrong_is_said_before(machines: tuple[Machine, Machine], tmp_pat
         other.bind(str(path))
         other.listen()
         far = moving.far
-        deaf = LiveGuest(str(path), "", "", 0.3, far, lambda _text: None)
+        deaf = LiveGuest(str(path), "", "", 0.3, far, Run())
         other.settimeout(20)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("blockstream.linux.qmp._SECONDS", 0.2)

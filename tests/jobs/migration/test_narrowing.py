@@ -6,6 +6,7 @@ from blockstream.errors import BlockstreamError
 from blockstream.extents import ExtentMap
 from blockstream.formats.extent_lists import ExtentList, Meaning
 from blockstream.jobs.migration.narrowing import Narrowing
+from blockstream.run import Run
 from tests.jobs.migration.test_marks import VOLUME
 
 
@@ -35,6 +36,6 @@ def test_after_a_pass_that_was_not_finished_a_list_is_taken_whole_once() -> None
     changed = ExtentMap.whole(1 << 20)
     found = ExtentList(changed, Meaning.CHANGED, "a test", 1 << 20)
     narrowing.rest()
-    assert narrowing.narrowed(VOLUME, VOLUME, found) is found
+    assert narrowing.narrowed(VOLUME, VOLUME, found, Run()) is found
     with pytest.raises(BlockstreamError):  # it is compared again, and this volume is on no host
-        narrowing.narrowed(VOLUME, VOLUME, found)
+        narrowing.narrowed(VOLUME, VOLUME, found, Run())

@@ -1,5 +1,6 @@
 """A change tracker that lies is caught within the cycle, without reading the store for the rest."""
 
+import asyncio
 import random
 from contextlib import closing
 from pathlib import Path
@@ -16,7 +17,7 @@ from blockstream.jobs.stores.restore import opened_point
 from blockstream.jobs.stores.save import SaveResult, save
 from blockstream.linux.buffers import aligned_buffer
 from blockstream.pipeline.compression import CompressionChoice
-from blockstream.pipeline.progress import Progress
+from blockstream.run import Run
 from blockstream.sources.disk import DiskSource
 from blockstream.stores.folder import FolderObjects
 from blockstream_protocol import Kind
@@ -76,7 +77,7 @@ class Vm:
             request.base = str(self._state - 1)
             request.changes = ExtentList(extents, Meaning.CHANGED, "test", len(self.content))
         with closing(DiskSource(str(self._path))) as source:
-            return save(request, source, self.points, Progress(), [], audit_cycle=cycle)
+            return asyncio.run(save(request, source, self.points, Run(), audit_cycle=cycle))
 
     def restored(self) -> bytes:
         last = self.points.last()

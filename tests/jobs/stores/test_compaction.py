@@ -1,5 +1,6 @@
 """What the newest point needs little of is given up, and what it needs comes back as it was."""
 
+import asyncio
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from blockstream.jobs.stores.compaction import compact
 from blockstream.jobs.stores.repository import Repository, StoredDisk
 from blockstream.jobs.stores.verify import verify_disk
 from blockstream.pipeline.packs import TRAILER, TRAILER_MAGIC, frames_end
-from blockstream.pipeline.progress import Progress
+from blockstream.run import Run
 from blockstream.stores.folder import FolderObjects, FolderUpload
 from blockstream_protocol import HEAD_BYTES
 from tests.jobs.stores.test_prune import BLOCK, BLOCKS, Model
@@ -275,7 +276,7 @@ def test_a_frame_that_is_damaged_is_named_where_it_is_now(model: Model) -> None:
     path.write_bytes(data)
     made = model.compact()
     assert made is not None
-    found = verify_disk(Repository(model.disk.objects).disk("vm"), Progress(), [])
+    found = asyncio.run(verify_disk(Repository(model.disk.objects).disk("vm"), Run()))
     assert made.point.seq in found.broken
     (own,) = made.point.own_packs
     assert any(own.key in damage.key for damage in found.damages)

@@ -1,5 +1,6 @@
 """What the first version of a store's format wrote is read by this one."""
 
+import asyncio
 import hashlib
 import shutil
 from contextlib import closing
@@ -10,7 +11,7 @@ from blockstream.jobs.stores.repository import Repository
 from blockstream.jobs.stores.restore import opened_point
 from blockstream.jobs.stores.verify import verify_disk
 from blockstream.linux.buffers import aligned_buffer
-from blockstream.pipeline.progress import Progress
+from blockstream.run import Run
 from blockstream.stores.folder import FolderObjects
 
 FOLDER = Path(__file__).parents[2] / "data" / "store"  # `make` there says what it is
@@ -35,6 +36,6 @@ def test_every_point_comes_back(tmp_path: Path) -> None:
             buffer = aligned_buffer(source.size)
             source.read_into([0], [source.size], buffer)
         assert hashlib.sha256(buffer).hexdigest() == digest
-    found = verify_disk(disk, Progress(), [])
+    found = asyncio.run(verify_disk(disk, Run()))
     assert found.whole == [1, 2, 3, 4]
     assert not found.damages

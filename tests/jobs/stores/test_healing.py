@@ -1,5 +1,6 @@
 """Damaged frames are made anew from a disk, also where only a map knows of them."""
 
+import asyncio
 import errno
 import os
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from blockstream.extents import ExtentMap
 from blockstream.jobs.stores.healing import heal
 from blockstream.jobs.stores.repair import Repaired
 from blockstream.jobs.stores.verify import verify_disk
-from blockstream.pipeline.progress import Progress
+from blockstream.run import Run
 from blockstream.sources.disk import DiskSource
 from blockstream_protocol import HEAD_BYTES
 from tests.jobs.stores.test_prune import BLOCK, BLOCKS, Model
@@ -22,7 +23,7 @@ def healed(model: Model, content: bytes) -> Repaired:
     path = model.folder / "source"
     path.write_bytes(content)
     with closing(DiskSource(str(path))) as source:
-        return heal(model.disk, source, [])
+        return asyncio.run(heal(model.disk, source, Run()))
 
 
 def damage(model: Model, key: str, seq: int) -> None:
@@ -81,7 +82,7 @@ def test_what_a_bad_medium_holds_is_named_and_made_anew(
         return read(fd, buffers, offset, *flags)
 
     monkeypatch.setattr(os, "preadv", failing)
-    found = verify_disk(model.disk, Progress(), [])
+    found = asyncio.run(verify_disk(model.disk, Run()))
     assert any(f"{key} cannot be read from byte" in each.text for each in found.damages)
     assert (found.whole, found.broken) == ([], [1])
     assert healed(model, bytes(model.content)).replaced == [key]

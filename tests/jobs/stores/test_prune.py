@@ -1,5 +1,6 @@
 """Whatever is sent, pruned and compacted, in any order: every point that is shown comes back."""
 
+import asyncio
 import os
 import random
 import time
@@ -28,7 +29,7 @@ from blockstream.jobs.stores.retention import parse_rules
 from blockstream.jobs.stores.save import save
 from blockstream.jobs.stores.verify import verify_disk
 from blockstream.linux.buffers import aligned_buffer
-from blockstream.pipeline.progress import Progress
+from blockstream.run import Run
 from blockstream.sources.disk import DiskSource
 from blockstream.stores.folder import FolderObjects
 from blockstream_protocol import Kind
@@ -81,7 +82,7 @@ class Model:
             )
         request = SendRequest(str(path), self.folder / "state", base=base, changes=changes)
         with closing(DiskSource(str(path))) as source:
-            point = save(request, source, self.disk, Progress(), []).point
+            point = asyncio.run(save(request, source, self.disk, Run())).point
         self.points[point.seq] = bytes(self.content)
 
     def _resize(self) -> Sequence[int]:
@@ -114,7 +115,7 @@ class Model:
                 buffer = aligned_buffer(source.size)
                 source.read_into([0], [source.size], buffer)
             assert buffer == self.points[point.seq], point.seq
-        found = verify_disk(self.disk, Progress(), [])
+        found = asyncio.run(verify_disk(self.disk, Run()))
         assert not found.damages
         assert set(self.points) <= set(found.whole)
 
@@ -498,7 +499,7 @@ def test_what_is_none_of_ours_is_named_once_and_stays(model: Model) -> None:
     found = prune(model.disk, parse_rules("last=1"), grace=0)
     assert found.strays == wanted
     disk = Repository(FolderObjects(model.store)).disk("vm")
-    verify_disk(disk, Progress(), [])
+    asyncio.run(verify_disk(disk, Run()))
     assert sorted(disk.strays) == wanted
     assert all((model.store / "bs1/disk/vm" / name).exists() for name in STRAYS)
     model.points = {5: model.points[5]}

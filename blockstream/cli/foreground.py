@@ -1,0 +1,213 @@
+"""A command in the foreground of a terminal or a service: its signals, its loop, its progress.
+
+One handler minds each signal from the first instruction to the last, because in between, however
+short, the system's own would end us without a word. What it does depends on what runs.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Coroutine, Sequence
+from types import FrameType
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+
+from blockstream.errors import ExitStatus, InterruptedTransferError
+from blockstream.pipeline.progress import Progress
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop, Task
+
+    from blockstream.run import Run  # asyncio: 40 ms, for which `status` need not wait
+
+T = TypeVar("T")
+
+# SIGHUP, too: a terminal that goes away must not leave a snapshot behind.
+_STOPS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_IMPORTING_SECONDS: Final = 0.05
+
+
+class Reporter(Protocol):
+    """Shows progress to somebody."""
+
+    @property
+    def interval(self) -> float:
+        """Seconds until the next `report`."""
+
+    def report(self, progress: Progress) -> None:
+        """Show how far it is; called after each `interval`."""
+
+    def asked(self, progress: Progress) -> None:
+        """Show one line now: somebody sent SIGUSR1."""
+
+    def clear(self) -> None:
+        """Leave the place to other words; what comes next may be shown again."""
+
+
+class _Signals:
+    """What the signals of this process do.
+
+    While a job runs on a loop, the first one stops it, and the second leaves at once: the state on
+    disk is the same, only the last barrier is missing. A second SIGHUP says nothing new. Outside,
+    a signal is an InterruptedTransferError wherever we are. In the end it comes too late.
+    """
+
+    def __init__(self) -> None:
+        self._heeded: list[signal.Signals] = []
+        self._job: _Job | None = None
+        self._is_over = False
+        self._hung_up = False
+
+    def install(self) -> None:
+        """Mind them from now on; under nohup, no SIGHUP."""
+        self._is_over = self._hung_up = False
+        self._heeded = [each for each in _STOPS if signal.getsignal(each) is not signal.SIG_IGN]
+        for number in self._heeded:
+            signal.signal(number, self._stopped)
+        signal.signal(signal.SIGUSR1, self._asked)
+
+    def finish(self) -> None:
+        """All is done, or has failed: a signal comes too late."""
+        self._is_over = True
+        for number in self._heeded:
+            signal.signal(number, signal.SIG_IGN)
+
+    def of_job(self, job: "_Job | None") -> None:
+        """Let signals be for a job; for none any more."""
+        self._job = job
+
+    def _stopped(self, number: int, frame: FrameType | None) -> None:
+        if self._is_over:
+            return
+        if number == signal.SIGHUP:
+            # The kernel tells of a terminal that has gone, and then its shell does.
+            if self._hung_up:
+                return
+            self._hung_up = True
+        if self._job is not None:
+            self._job.stop(signal.Signals(number).name)
+        elif _imports(frame):
+            # What is raised within an import leaves modules behind that are there in part.
+            self._hung_up = False
+            again = threading.Timer(_IMPORTING_SECONDS, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+        else:
+            raise InterruptedTransferError(f"stopped by {signal.Signals(number).name}")
+
+    def _asked(self, _number: int, _frame: FrameType | None) -> None:
+        if self._job is not None:
+            self._job.ask()
+
+
+_signals = _Signals()
+
+
+def mind_signals() -> None:
+    """Begin a command."""
+    _signals.install()
+
+
+def finish() -> None:
+    """End a command: from here on, a signal changes nothing."""
+    _signals.finish()
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Tell whether a module is being imported."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def done(job: Coroutine[object, object, T], run: "Run", reporters: Sequence[Reporter] = ()) -> T:
+    """Do a job of several steps, and return its result.
+
+    Args:
+        job: The coroutine.
+        run: What it was handed.
+        reporters: Who shows how far it is.
+
+    Raises:
+        InterruptedTransferError: If a signal stopped it; with the next step, where there is one.
+        BlockstreamError: As the job does.
+    """
+    import asyncio
+
+    mine = _Job(run, reporters)
+    _signals.of_job(mine)
+    try:
+        return asyncio.run(mine.main(job))
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) > 1:
+            raise
+        raise group.exceptions[0] from group.exceptions[0].__cause__
+    finally:
+        _signals.of_job(None)
+        for reporter in reporters:
+            reporter.clear()
+
+
+class _Job:
+    """One job, and who looks at it."""
+
+    def __init__(self, run: "Run", reporters: Sequence[Reporter]) -> None:
+        self._run = run
+        self._reporters = reporters
+        self._loop: AbstractEventLoop | None = None
+        self._task: Task[object] | None = None
+        self._came: list[str] = []
+
+    async def main(self, job: Coroutine[object, object, T]) -> T:
+        """Do it."""
+        import asyncio
+
+        self._task, self._loop = asyncio.current_task(), asyncio.get_running_loop()
+        if self._came:
+            self._stop(self._came[0])
+        try:
+            async with asyncio.TaskGroup() as group:
+                shown = [group.create_task(self._show(each)) for each in self._reporters]
+                try:
+                    return await job
+                finally:
+                    for task in shown:
+                        task.cancel()
+        except asyncio.CancelledError:
+            raise InterruptedTransferError(self._run.stopped or "cancelled") from None
+        finally:
+            self._task = self._loop = None
+
+    def stop(self, name: str) -> None:
+        """Take a signal, wherever the loop is."""
+        if self._came:
+            os._exit(ExitStatus.INTERRUPTED)
+        self._came.append(name)
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._stop, name)
+
+    def ask(self) -> None:
+        """Show how far it is, soon."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._answer)
+
+    def _stop(self, name: str) -> None:
+        if self._run.stop(f"stopped by {name}"):
+            if self._task is not None:
+                self._task.cancel()
+        else:
+            self._came.clear()  # it came too late; another one may come later
+
+    def _answer(self) -> None:
+        for reporter in self._reporters:
+            reporter.asked(self._run.progress)
+
+    async def _show(self, reporter: Reporter) -> None:
+        import asyncio
+
+        while True:
+            await asyncio.sleep(reporter.interval)
+            counts = self._run.progress
+            if counts.total or counts.seen:
+                reporter.report(counts)
