@@ -163,7 +163,7 @@ class Run:
                 await asyncio.wait([done])
             except asyncio.CancelledError:
                 self._cancelled()
-                if asking.give_up():
+                if self.stopped and asking.give_up():
                     done.add_done_callback(_forgotten)
                     self.check()
         return done.result()
@@ -311,8 +311,10 @@ class Run:
         """Let a stop wait for the end of what must be known to its end.
 
         Raises:
-            InterruptedTransferError: After the block, if one came in it.
+            InterruptedTransferError: Before the block, if the run was stopped; after it, if that
+                came in it.
         """
+        self.check()
         came: list[str] = []
 
         def refuse(reason: str) -> bool:

@@ -208,6 +208,6 @@ class _Job:
 
         while True:
             await asyncio.sleep(reporter.interval)
-            counts = self._run.progress
-            if counts.total or counts.seen:
-                reporter.report(counts)
+            counts = self._run.progress.snapshot()
+            if counts.total or counts.seen:  # before, there is nothing to tell
+                reporter.report(self._run.progress)
