@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 
 import pytest
 
@@ -106,6 +106,29 @@ def test_what_must_not_be_left_half_done_goes_on_and_a_later_signal_is_heard() -
     with pytest.raises(InterruptedTransferError, match="stopped by SIGINT; half done"):
         done(run.carry(work), run)
     assert said == ["stopped by SIGTERM, which comes too late: this must not be left half done"]
+
+
+@pytest.mark.parametrize("closing", [False, True])
+def test_a_signal_while_the_loop_is_made_or_closed_is_no_end_without_a_word(
+    monkeypatch: pytest.MonkeyPatch, *, closing: bool
+) -> None:
+    run_loop = asyncio.run
+
+    def interrupted(job: Coroutine[object, object, int]) -> int:
+        if closing:
+            result = run_loop(job)
+            signal.raise_signal(signal.SIGTERM)
+            return result
+        signal.raise_signal(signal.SIGTERM)
+        return run_loop(job)
+
+    monkeypatch.setattr(asyncio, "run", interrupted)
+    run = Run()
+    if closing:
+        assert done(run.carry(lambda: 7), run) == 7
+        return
+    with pytest.raises(InterruptedTransferError, match=r"^stopped by SIGTERM$"):
+        done(run.carry(lambda: 7), run)
 
 
 def test_when_all_is_done_a_signal_changes_nothing() -> None:
