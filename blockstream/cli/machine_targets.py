@@ -46,6 +46,22 @@ class MachineTarget(Protocol):
         """Send them, and say what became of it."""
 
 
+def refuse_target_options(target: str, options: Mapping[str, Any]) -> None:
+    """Refuse what has no effect on such a target, before anybody is asked for a password.
+
+    Raises:
+        UsageError: If something has none, or a machine cannot go there.
+    """
+    if store_place(target) is not None:
+        if options["verify_cbt"]:
+            raise UsageError(f"a store verifies by --audit 1; --verify-cbt is for {_DISKS}")
+        return
+    if options["access"].given or options["audit"]:
+        raise UsageError("--endpoint-url, --identity and --audit are for a store")
+    if remote(target) is None and target.endswith(":"):
+        raise UsageError(f"{target} needs a folder for the disks of a machine: {target}/FOLDER/")
+
+
 async def machine_target(
     target: str,
     place: MachinePlace,
@@ -54,28 +70,18 @@ async def machine_target(
     voice: Voice,
     stack: contextlib.AsyncExitStack,
 ) -> MachineTarget:
-    """Find out what kind of target it is.
-
-    Raises:
-        UsageError: If a machine cannot go there.
-    """
+    """Find out what kind of target it is, and open it."""
     stored = store_place(target)
     if stored is not None:
-        if options["verify_cbt"]:
-            raise UsageError(f"a store verifies by --audit 1; --verify-cbt is for {_DISKS}")
         opening = opened_store(stored.store, options["access"])
         store = await stack.enter_async_context(voice.run.within(opening, harmless=True))
         memory = Memory(options["access"].state_dir)
         return _InStore(store, stored, memory, bool(place.disk), options["audit"], voice)
-    if options["access"].given or options["audit"]:
-        raise UsageError("--endpoint-url, --identity and --audit are for a store")
     many = target.endswith("/")
     host = remote(target)
     if host is not None:
         peer = peer_options(options, as_json=voice.as_json)
         return _OnHost(host, many, where, peer, voice)
-    if target.endswith(":"):
-        raise UsageError(f"{target} needs a folder for the disks of a machine: {target}/FOLDER/")
     return _Here.of(target, many, where, voice)
 
 

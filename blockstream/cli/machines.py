@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from blockstream.cli.console import event
-from blockstream.cli.machine_targets import MachineTarget, machine_target
+from blockstream.cli.machine_targets import MachineTarget, machine_target, refuse_target_options
 from blockstream.cli.options import cleared
 from blockstream.cli.peers import peer_options
 from blockstream.cli.voice import Voice
@@ -173,6 +173,7 @@ def send_machine(
         allocated=options["allocated_from_cbt"],
         way=peer_options(options, as_json=voice.as_json).way,
     )
+    refuse_target_options(words[1], options)
     # A terminal is asked here, where nothing else runs.
     password = password_of(place, options["password_file"])
 

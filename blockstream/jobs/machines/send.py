@@ -6,13 +6,20 @@ whichever host it is run.
 """
 
 import contextlib
+import functools
 import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from blockstream.errors import LeftoverError, NotFoundError, RefusedError, SourceError
+from blockstream.errors import (
+    BlockstreamError,
+    LeftoverError,
+    NotFoundError,
+    RefusedError,
+    SourceError,
+)
 from blockstream.extents import ExtentMap
 from blockstream.formats.changed_areas import TrackedState
 from blockstream.formats.extent_lists import ExtentList, Meaning
@@ -30,6 +37,7 @@ from blockstream.jobs.machines.snapshots import (
 from blockstream.jobs.send import SendRequest
 from blockstream.linux.state_directory import locked, make_directory
 from blockstream.locations import MachinePlace, Way
+from blockstream.run import Run
 from blockstream.sources.datastore import Server
 from blockstream.sources.inventory import (
     GoneError,
@@ -188,13 +196,27 @@ def opened_machine(
                 for each in wanted:
                     if each.key not in disks:
                         raise GoneError(f"{place}: disk {each.key} was removed; nothing was sent")
-                    disk = opening.disk(found, disks[each.key], bases[each.key])
+                    disk = _unless_stopped(
+                        wish.care.run,
+                        readers,
+                        functools.partial(opening.disk, found, disks[each.key], bases[each.key]),
+                    )
                     stack.callback(disk.source.close)
                     if disk.request.base and disk.request.base == disk.request.goal:
                         wish.care.tell(f"{disk.name}: the target holds this very state")
                     else:
                         found.disks.append(disk)
                 yield found
+
+
+def _unless_stopped(run: Run, readers: Readers, work: Callable[[], MachineDisk]) -> MachineDisk:
+    """Open a disk, which may be tried again and again, as long as that is wanted."""
+    try:
+        with run.heeding(lambda _reason: readers.close()):
+            return work()
+    except BlockstreamError:
+        run.check("nothing was sent")
+        raise
 
 
 def add_missed(disk: MachineDisk, differing: ExtentMap) -> ExtentMap:
