@@ -37,6 +37,10 @@ class Source(Protocol):
         """Whether it provably gives the same bytes for ever, so that a resume need not re-read."""
 
     @property
+    def is_still(self) -> bool:
+        """Whether what is read is of one moment: nobody is known who may write it meanwhile."""
+
+    @property
     def read_ahead(self) -> int:
         """How many frames may be asked for before they are wanted, where answers take long.
 

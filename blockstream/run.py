@@ -87,16 +87,17 @@ class Run:
         """
         with self._lock:
             refuse = self._refusals[-1] if self._refusals else None
-            heard = not refuse and not self._reason
-            if heard:
-                self._reason = reason
+            hooks = [] if refuse or self._reason else self._hooks[::-1]
+            if refuse is None:
+                self._reason = self._reason or reason
                 self._stopping.set()
-            hooks = self._hooks[::-1] if heard else []
+        if refuse is not None:
+            return refuse(reason)
         for hook in hooks:
             hook.stop(reason)
         for part in self._parts:
             part.stop(reason)
-        return refuse(reason) if refuse else True
+        return True
 
     @property
     def stopped(self) -> str:
@@ -438,9 +439,12 @@ def _in_thread(work: Callable[[], T], name: str) -> "asyncio.Future[T]":
             done.set_result(result)  # type: ignore[arg-type]  # no error, so it is a T
 
     def body() -> None:
-        result, caught = None, None
+        result: T | None = None
+        caught: BaseException | None = None
         try:
             result = work()
+        except StopIteration as error:  # which no future takes
+            caught = RuntimeError(f"{name} ended by StopIteration: {error}")
         except BaseException as error:  # noqa: BLE001  # handed over to the loop
             caught = error
         with contextlib.suppress(RuntimeError):  # nobody waits: the loop has ended

@@ -36,6 +36,7 @@ def duration_text(seconds: float) -> str:
 
 
 _NOISE: Final = 300
+_SECOND: Final = 1_000_000_000
 _CREDENTIALS: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^/?#\s@:'\"]*:)[^/?#\s'\"]*@")
 
 
@@ -45,6 +46,14 @@ def time_text(seconds: float, form: str = "%Y-%m-%dT%H:%M:%SZ") -> str:
         return datetime.fromtimestamp(seconds, UTC).strftime(form)
     except (ValueError, OverflowError, OSError):
         return "an impossible time"
+
+
+def moment_text(moment: int | None) -> str | None:
+    """Return a moment in nanoseconds since 1970 as programs read it, in UTC; None for None."""
+    if moment is None:
+        return None
+    seconds, rest = divmod(moment, _SECOND)
+    return time_text(seconds, f"%Y-%m-%dT%H:%M:%S.{rest // 1000:06}Z")
 
 
 def noise_text(name: str, said: bytes) -> str:

@@ -20,7 +20,7 @@ from blockstream.formats.foreign.names import READ
 from blockstream.jobs.foreign.whose import beginning, is_ours
 from blockstream.jobs.inspect import MAP_CELLS, Inspection, inspect
 from blockstream.run import Run
-from blockstream.words import counted, size_text
+from blockstream.words import counted, moment_text, size_text
 
 if TYPE_CHECKING:
     from blockstream.jobs.foreign.inspect import ForeignInspection
@@ -101,6 +101,8 @@ def _show_inspected(
     found = done(_inspected(stream, fd, given, run), run, shown)
     if as_json:
         values = asdict(found) | {"problem": str(found.problem) if found.problem else None}
+        if isinstance(found, Inspection):
+            values["moment"] = moment_text(found.moment)
         result("stream", **values)
     elif isinstance(found, Inspection):
         _show(stream, found)
@@ -146,6 +148,7 @@ def _show(name: str, found: Inspection) -> None:
         ("stream", name),
         ("kind", kind),
         ("goal", opening.goal),
+        *((("moment", when),) if (when := moment_text(found.moment)) else ()),
         ("device", f"{size_text(opening.size)} ({opening.size} bytes)"),
         ("covers", f"{size_text(opening.total)} in {counted(opening.ranges, 'range')}"),
         ("frames", f"{found.frames}, {found.packed_frames} of them compressed"),

@@ -22,7 +22,7 @@ from blockstream.cli.stores import (
 from blockstream.errors import NotFoundError, StaleViewError, StoreDamagedError, UsageError
 from blockstream.formats.point import Point
 from blockstream.jobs.stores.repository import VERIFIED, StoredDisk
-from blockstream.words import duration_text, size_text, time_text
+from blockstream.words import duration_text, moment_text, size_text, time_text
 
 
 @click.command("points", short_help="List the restore points of a disk, or the disks of a store.")
@@ -32,7 +32,8 @@ from blockstream.words import duration_text, size_text, time_text
 def command(place: str, access: StoreAccess, as_json: bool) -> None:
     """List the restore points of DISK, oldest first; of a STORE alone, its disks.
 
-    The lag is how long after its moment a point could be restored: what it took to save it.
+    The time is when the disk held that state; of points that nobody knew that of, when they were
+    saved. The lag is how long after that they could be restored.
 
     Exit 19 if a point that others go onto is missing, or newer points may be: there is data of one
     without a manifest, or this host has seen a newer one before.
@@ -54,7 +55,8 @@ def command(place: str, access: StoreAccess, as_json: bool) -> None:
         doubts, lost = doubts_of(disk, access), _lost(disk, points)
     if as_json:
         for point in points:
-            result("point", **asdict(point), verified=verified.get(point.seq))
+            values = asdict(point) | {"moment": moment_text(point.moment)}
+            result("point", **values, verified=verified.get(point.seq))
     elif points:
         _show(points, verified)
     elif not doubts:
@@ -80,9 +82,9 @@ def _show(points: Sequence[Point], verified: Mapping[int, float]) -> None:
         when = verified.get(point.seq)
         checked = time_text(when, "%Y-%m-%d") if when else "never"
         show(
-            f"{point.seq:>5}   {point.created:<20}   {point.kind:<9}{size_text(point.size):>10}"
+            f"{point.seq:>5}   {point.time:<20}   {point.kind:<9}{size_text(point.size):>10}"
             f"{size_text(point.data):>12}{size_text(point.stored):>12}"
-            f"{duration_text(point.milliseconds / 1000):>9}   {checked:<10}   "
+            f"{duration_text(point.lag):>9}   {checked:<10}   "
             f"{point.state}\n"
         )
         if point.missed:

@@ -38,7 +38,7 @@ from blockstream.jobs.receive import (
 )
 from blockstream.linux.files import write_durably
 from blockstream.run import Run
-from blockstream.words import OURS, duration_text, size_text
+from blockstream.words import OURS, duration_text, moment_text, size_text
 
 if TYPE_CHECKING:
     from blockstream.jobs.foreign.receive import ForeignResult
@@ -291,6 +291,7 @@ def show_received(result: ReceiveResult, target: str, *, as_json: bool, quiet: b
             counts=asdict(result.counts),
             untouched_tail=result.untouched_tail,
             sampled=result.sampled,
+            moment=moment_text(result.moment),
         )
         return
     if quiet:

@@ -94,7 +94,8 @@ async def _restored(
             if not voice.quiet:
                 for each in doubts:
                     say(f"newer points may be missing: {each}")
-            request = SendRequest(str(place), where.state_dir, goal=found.state)
+            goal, moment = found.state, found.moment
+            request = SendRequest(str(place), where.state_dir, goal=goal, moment=moment)
             reading = contextlib.closing(opened_point(disk, found))
             async with run.within(reading, harmless=True) as source:
                 if host is None or peer is None:

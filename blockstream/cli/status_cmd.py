@@ -9,7 +9,7 @@ from blockstream.cli.options import with_json, with_state_dir
 from blockstream.errors import UsageError
 from blockstream.jobs.targets import TargetStatus
 from blockstream.jobs.upkeep import all_statuses, forget, status
-from blockstream.words import size_text
+from blockstream.words import moment_text, size_text, time_text
 from blockstream_protocol import Clean, Dirty
 
 
@@ -59,7 +59,7 @@ def _values(one: TargetStatus) -> dict[str, object]:
         "undo": one.undo,
     }
     if isinstance(state, Clean):
-        values |= {"id": state.id, "prev": state.prev}
+        values |= {"id": state.id, "prev": state.prev, "moment": moment_text(state.moment)}
     if isinstance(state, Dirty):
         values |= {"base": state.base, "goal": state.goal, "covered": state.covered}
         values["total"] = state.plan.total
@@ -69,8 +69,12 @@ def _values(one: TargetStatus) -> dict[str, object]:
 def _show(one: TargetStatus) -> None:
     lines = [f"{one.location} ({size_text(one.size)})"]
     match one.state:
-        case Clean(id=state_id, prev=prev):
+        case Clean(id=state_id, prev=prev, moment=moment):
             lines.append(f"  CLEAN     holds {state_id}" + (f", from {prev}" if prev else ""))
+            if moment is not None:
+                lines.append(
+                    f"  MOMENT    {time_text(moment // 1_000_000_000)}, when its source held that"
+                )
         case Dirty() as state:
             share = 100 * state.covered / state.plan.total if state.plan.total else 0
             lines.append(

@@ -21,7 +21,7 @@ from blockstream.jobs.stores.repository import Repository, StoredDisk
 from blockstream.jobs.stores.save import SaveResult
 from blockstream.linux.state_directory import check_owner, default_state_directory
 from blockstream.locations import StorePlace, open_objects, store_place
-from blockstream.words import counted, duration_text, size_text, time_text
+from blockstream.words import counted, duration_text, moment_text, size_text, time_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +223,7 @@ def show_saved(result: SaveResult, place: StorePlace, *, as_json: bool, quiet: b
         audited = audit.checked if audit is not None else 0
         event(
             "saved",
-            **asdict(point),
+            **asdict(point) | {"moment": moment_text(point.moment)},
             counts=asdict(result.counts),
             audited=audited,
             existed=result.existed,

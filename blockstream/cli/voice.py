@@ -11,7 +11,7 @@ from blockstream.cli.options import cleared, warn
 from blockstream.interfaces import Source
 from blockstream.jobs.send import SendPlan, SendResult
 from blockstream.run import Run
-from blockstream.words import counted, duration_text, size_text
+from blockstream.words import counted, duration_text, moment_text, size_text
 
 T = TypeVar("T")
 
@@ -64,6 +64,7 @@ def show_plan(source: str, plan: SendPlan, *, as_json: bool) -> None:
             extents=len(plan.extents),
             data=plan.data_bytes,
             zeros=plan.zero_bytes,
+            moment=moment_text(plan.moment),
         )
         return
     opening = plan.opening
@@ -81,6 +82,7 @@ def show_sent(result: SendResult, voice: Voice, *, full: bool, target: str = "")
             "sent",
             **asdict(result.expected),
             confirmed=result.confirmed,
+            moment=moment_text(result.moment),
             seconds=round(result.seconds, 3),
             counts=asdict(result.counts),
         )

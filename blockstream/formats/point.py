@@ -15,10 +15,12 @@ from blake3 import blake3
 
 from blockstream.errors import StoreDamagedError
 from blockstream.formats.store_names import DISK, IDENTITY, PACK, owner_of
+from blockstream.words import time_text
 from blockstream_protocol import ALIGNMENT, DEVICE_BYTES, is_id
 
 FORMAT: Final = 1
 MANIFEST_BYTES: Final = 16 << 20
+_SECOND: Final = 1_000_000_000
 _MALFORMED: Final = (
     *(ValueError, TypeError, KeyError, AttributeError),
     *(OverflowError, RecursionError),
@@ -94,6 +96,8 @@ class Point:
         missed: Bytes that differed from its parent although its change tracker said they did not:
             an audit found them. They are right here; the points before may lack them.
         audits: How many audits there were up to it, so that the next one takes the next part.
+        moment: When the source held that state, in nanoseconds since 1970, UTC; None where nobody
+            knew.
         check: Digest of all the rest, hex, so that the newest manifest, of which no other has the
             digest, tells when it was altered; empty in early ones.
     """
@@ -121,11 +125,25 @@ class Point:
     software: str
     missed: int = 0
     audits: int = 0
+    moment: int | None = None
     check: str = ""
 
     def checked(self) -> "Point":
         """Return it with its check."""
         return replace(self, check=replace(self, check="").digest)
+
+    @property
+    def time(self) -> str:
+        """When the source held it, UTC, ISO 8601; where nobody knew, when it was committed."""
+        return self.created if self.moment is None else time_text(self.moment // _SECOND)
+
+    @property
+    def lag(self) -> float:
+        """Seconds from its moment until it could be restored; at least what it took to save it."""
+        if self.moment is None:
+            return self.milliseconds / 1000
+        committed = datetime.fromisoformat(self.created).timestamp()
+        return max(self.milliseconds / 1000, committed - self.moment / _SECOND)
 
     @property
     def own_packs(self) -> tuple[Pack, ...]:
@@ -168,7 +186,7 @@ class Point:
         return found
 
 
-_OPTIONAL: Final = frozenset({"missed", "audits"})
+_OPTIONAL: Final = frozenset({"missed", "audits", "moment"})
 _COUNTS: Final = ("seq", "size", "frames", "total", "data", "milliseconds")
 _DIGESTS: Final = ("transfer", "chain", "index_digest", "root", "check")
 _TEXTS: Final = ("disk", "id", "created", "state", "base", "index", "software", *_DIGESTS)

@@ -199,6 +199,7 @@ class _Copying:
             seconds=time.monotonic() - began,
             untouched_tail=self.everything.target.size - self.source.size,
             sampled=sampled,
+            moment=plan.moment,
         )
 
     def _begun(self, what: SendRequest) -> str:
@@ -272,6 +273,7 @@ class _Copying:
             new_digest=blake3.blake3,
             duplex=True,
             software=f"blockstream {__version__}",
+            moment=plan.moment,
             now=time.monotonic(),
         )
         engine = SendEngine(

@@ -88,7 +88,13 @@ async def push_set(
         await run.settle(functools.partial(sending.confirm, done[number]))
     seconds = run.now() - began
     return [
-        SendResult(done[number], part.progress.snapshot(), seconds, confirmed=True)
+        SendResult(
+            done[number],
+            part.progress.snapshot(),
+            seconds,
+            confirmed=True,
+            moment=sendings[number].what.moment,
+        )
         for number, part in enumerate(parts)
     ]
 

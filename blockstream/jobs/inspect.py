@@ -34,6 +34,8 @@ class Inspection:
         largest: Size of its largest extent.
         cells: How many bytes of each 64th of the device it writes.
         chain: The final chain, hex; empty if it is not sound.
+        moment: When its disk held the goal, in nanoseconds since 1970, UTC; None if that is not
+            said.
         problem: What is wrong with it; None if it is whole and sound.
     """
 
@@ -47,6 +49,7 @@ class Inspection:
     largest: int = 0
     cells: list[int] = field(default_factory=lambda: [0] * MAP_CELLS)
     chain: str = ""
+    moment: int | None = None
     problem: BlockstreamError | None = None
 
 
@@ -94,7 +97,7 @@ def _inspected(fd: int, ahead: bytes, run: Run) -> Inspection:
             found.problem = error
         else:
             found.chain = finish.committed.chain if finish.committed else ""
-        found.wire = stream.wire_bytes
+        found.wire, found.moment = stream.wire_bytes, stream.moment
         return found
 
 

@@ -36,7 +36,9 @@ class _Onlooker:
     def __init__(self, look: Look) -> None:
         self._look = look
 
-    def prepare(self, opening: Open, plan: Plan, *, resumed: bool, first: int) -> None:
+    def prepare(
+        self, opening: Open, plan: Plan, *, resumed: bool, first: int, moment: int | None
+    ) -> None:
         """Need nothing."""
 
     def record(self, state: TargetState) -> None:
@@ -95,6 +97,7 @@ class Looking:
         with contextlib.ExitStack() as stack:
             reader = stack.enter_context(contextlib.closing(WakeableReader(fd, ahead)))
             self._frames, self._run = read(reader), run
+            self._session: Receiver | None = None
             self._frames.wait = run.progress.look
             try:
                 with run.heeding(lambda _reason: reader.stop()):
@@ -108,6 +111,11 @@ class Looking:
                     f"{self.opening.goal!r}, so it can only be checked by the target that has them"
                 )
             self.close = stack.pop_all().close
+
+    @property
+    def moment(self) -> int | None:
+        """When the source held what it leads to; None if it does not say, or was not looked at."""
+        return self._session.moment if self._session is not None else None
 
     @property
     def wire_bytes(self) -> int:
@@ -127,6 +135,7 @@ class Looking:
             new_digest=blake3.blake3,
             policy=ReceiverPolicy(force_base=True),
         )
+        self._session = session
         applying = Applying(session, _Onlooker(look), counts)
         engine = ReceiveEngine(applying, self._frames, counts)
         with self._run.heeding(engine.stop):

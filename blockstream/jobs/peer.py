@@ -220,7 +220,8 @@ class Standing:
         sending.confirm(committed)
         self._took_all = sending.ended_with_end
         counts = run.progress.snapshot()
-        return SendResult(committed, counts, run.now() - began, confirmed=True)
+        seconds, moment = run.now() - began, sending.what.moment
+        return SendResult(committed, counts, seconds, confirmed=True, moment=moment)
 
 
 @contextlib.contextmanager
@@ -267,7 +268,9 @@ async def push(
     began = run.now()
     committed = await Push(sending, where, target_options(what), options, run, again=again).done()
     await run.settle(lambda: sending.confirm(committed))
-    return SendResult(committed, run.progress.snapshot(), run.now() - began, confirmed=True)
+    counts, seconds = run.progress.snapshot(), run.now() - began
+    moment = sending.what.moment
+    return SendResult(committed, counts, seconds, confirmed=True, moment=moment)
 
 
 async def compared(

@@ -129,6 +129,7 @@ class ReceiveResult:
         untouched_tail: Bytes of a larger target behind the end of the source.
         sampled: Why only samples told that nobody wrote to its base; empty where the kernel did,
             or nothing had to.
+        moment: When the source held it, in nanoseconds since 1970, UTC; None where nobody said it.
     """
 
     opening: Open
@@ -138,6 +139,7 @@ class ReceiveResult:
     seconds: float
     untouched_tail: int
     sampled: str = ""
+    moment: int | None = None
 
 
 class Answering:
@@ -421,6 +423,7 @@ def _received(
         seconds=time.monotonic() - began,
         untouched_tail=everything.target.size - opening.size,
         sampled=applying.sampled,
+        moment=session.moment,
     )
 
 

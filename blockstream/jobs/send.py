@@ -2,9 +2,10 @@
 
 import contextlib
 import os
+import secrets
+import string
 import threading
 import time
-import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,10 +27,13 @@ from blockstream.pipeline.progress import Snapshot
 from blockstream.pipeline.sender import SendEngine, SendOptions
 from blockstream.pipeline.token import ResumeToken
 from blockstream.run import Run
+from blockstream.words import time_text
 from blockstream_protocol import Committed, Kind, Open, Plan, Sender, is_id
 
 _RECEIPT_POLL_SECONDS = 0.05
 _LAST_CHECKPOINT_SECONDS = 3.0
+# Of two states in one second, two have the same name once in 309 million times.
+_GOAL_LETTERS = 6
 
 
 @dataclass(slots=True)
@@ -51,6 +55,8 @@ class SendRequest:
         name: What a policy of `serve` calls the target.
         bitmap: Of an NBD export, the dirty bitmap that says what changed.
         target: Where it goes, for whoever asks what that held last; empty over a pipe.
+        moment: When the source held what is sent, in nanoseconds since 1970, UTC; None where
+            nobody knows.
     """
 
     source: str
@@ -66,6 +72,7 @@ class SendRequest:
     name: str = ""
     bitmap: str = ""
     target: str = ""
+    moment: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +84,14 @@ class SendPlan:
         plan: Its plan.
         extents: The map behind it.
         warnings: What people should know.
+        moment: When the source held it, in nanoseconds since 1970, UTC; None where nobody knows.
     """
 
     opening: Open
     plan: Plan
     extents: ExtentMap
     warnings: tuple[str, ...]
+    moment: int | None = None
 
     @property
     def data_bytes(self) -> int:
@@ -104,12 +113,14 @@ class SendResult:
         counts: Final counters.
         seconds: How long it took.
         confirmed: Whether a receipt came back in time.
+        moment: When the source held it, in nanoseconds since 1970, UTC; None where nobody knows.
     """
 
     expected: Committed
     counts: Snapshot
     seconds: float
     confirmed: bool
+    moment: int | None = None
 
 
 def planned(request: SendRequest, source: Source) -> SendPlan:
@@ -139,7 +150,7 @@ def planned(request: SendRequest, source: Source) -> SendPlan:
             "the resume token belongs to another transfer: source, size or list of changes are not "
             "those it was made with; nothing was sent; start a new transfer without --resume"
         )
-    return SendPlan(opening, plan, extents, tuple(source.warnings))
+    return SendPlan(opening, plan, extents, tuple(source.warnings), request.moment)
 
 
 def one_way(what: SendPlan, source: Source) -> Sender:
@@ -151,6 +162,7 @@ def one_way(what: SendPlan, source: Source) -> Sender:
         duplex=False,
         software=f"blockstream {__version__}",
         facts=described(source.nodes),
+        moment=what.moment,
         now=time.monotonic(),
     )
 
@@ -201,7 +213,7 @@ def _sent(request: SendRequest, source: Source, fd: int, run: Run) -> SendResult
     if request.receipt_seconds:
         _hang_up(fd)
     confirmed = _wait_for_receipt(sent, finish.committed, request.receipt_seconds, run)
-    return SendResult(finish.committed, progress.snapshot(), seconds, confirmed)
+    return SendResult(finish.committed, progress.snapshot(), seconds, confirmed, what.moment)
 
 
 def _states(request: SendRequest) -> tuple[str, str]:
@@ -214,7 +226,7 @@ def _states(request: SendRequest) -> tuple[str, str]:
     if base == "last":
         sent = SentTransfers(request.state_dir)
         base = sent.last_confirmed(absolute(request.source), request.target)
-    goal = request.goal or str(uuid.uuid4())
+    goal = request.goal or new_goal(request.moment)
     for option, text in (("--base", base), ("--goal", goal)):
         if text and not is_id(text):
             raise UsageError(
@@ -223,6 +235,13 @@ def _states(request: SendRequest) -> tuple[str, str]:
     if base == goal:
         raise UsageError("base and goal are the same state: there is nothing to send")
     return base, goal
+
+
+def new_goal(moment: int | None) -> str:
+    """Return a name for a state that nobody named: its moment, or else now, and random letters."""
+    seconds = time.time() if moment is None else moment // 1_000_000_000
+    letters = "".join(secrets.choice(string.ascii_lowercase) for _ in range(_GOAL_LETTERS))
+    return f"{time_text(seconds)}-{letters}"
 
 
 def absolute(location: str) -> str:

@@ -2,7 +2,6 @@
 
 import contextlib
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -11,7 +10,7 @@ import blake3
 from blockstream import __version__
 from blockstream.errors import BlockstreamError, ConnectionLostError, OutcomeUnknownError
 from blockstream.interfaces import Source
-from blockstream.jobs.send import SendPlan, SendRequest, SendResult, absolute, planned
+from blockstream.jobs.send import SendPlan, SendRequest, SendResult, absolute, new_goal, planned
 from blockstream.jobs.sent import Intent, SentTransfers
 from blockstream.linux.identity import described
 from blockstream.linux.streams import WakeableReader, widen_pipe
@@ -123,7 +122,8 @@ class Sending:
         if not self._continued or self._fresh:
             return False
         self._fresh, self._continued = True, False
-        self.what = replace(self.what, opening=replace(self.what.opening, goal=str(uuid.uuid4())))
+        opening = replace(self.what.opening, goal=new_goal(self.what.moment))
+        self.what = replace(self.what, opening=opening)
         return True
 
     def _engine(self, outlet: PipeOutlet) -> SendEngine:
@@ -136,6 +136,7 @@ class Sending:
             duplex=True,
             software=f"blockstream {__version__}",
             facts=described(self._source.nodes) | self._told(),
+            moment=what.moment,
             now=time.monotonic(),
         )
         options = SendOptions(
@@ -202,7 +203,8 @@ async def send_session(
         committed = sending.over(from_peer, *lanes)
         sending.confirm(committed)
         counts = run.progress.snapshot()
-        return SendResult(committed, counts, run.now() - began, confirmed=True)
+        seconds, moment = run.now() - began, sending.what.moment
+        return SendResult(committed, counts, seconds, confirmed=True, moment=moment)
 
     return await run.carry(sent)
 

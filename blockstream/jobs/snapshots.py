@@ -117,8 +117,9 @@ def opened(
             with opened_vmdk(image, request, delta=wish.delta, outside=wish.outside) as found:
                 yield found
             return
+        began = time.time_ns()
         with contextlib.closing(open_source(request.source)) as source:
-            yield source, request
+            yield source, replace(request, moment=began if source.is_still else None)
         return
     _check(volume, request, wish)
     with volume_held(volume, request.state_dir, alone=False):
@@ -144,8 +145,10 @@ def _tracked(request: SendRequest, wish: SnapshotWish) -> Iterator[tuple[Source,
             "--bitmap tells what changed since it was begun: --base must name the state that the "
             "target holds since then; nothing was sent"
         )
+    began = time.time_ns()
     with contextlib.closing(open_export(request.source, bitmap=request.bitmap)) as source:
-        yield source, replace(request, changes=source.changes())
+        moment = began if source.is_still else None
+        yield source, replace(request, changes=source.changes(), moment=moment)
 
 
 def _volume_at(path: str) -> Volume | None:
@@ -199,6 +202,7 @@ def _itself(
     volume: Volume, request: SendRequest, wish: SnapshotWish
 ) -> Iterator[tuple[Source, SendRequest]]:
     """Read the volume itself, which nobody writes."""
+    began = time.time_ns()
     with lvm.activated(volume) as active:
         last = remembered(request.state_dir, ident_of(volume, wish.target))
         notes = list[str]()
@@ -211,7 +215,9 @@ def _itself(
             source.warnings += notes
             goal = request.goal or (active.uuid if source.immutable else "")
             base = older.uuid if older is not None else request.base
-            yield source, replace(request, base=base, goal=goal, changes=changes)
+            moment = began if wish.quiesced or source.is_still else None
+            moment = moment_of(active) if source.immutable else moment
+            yield source, replace(request, base=base, goal=goal, changes=changes, moment=moment)
 
 
 @contextlib.contextmanager
@@ -228,7 +234,8 @@ def _resumed(volume: Volume, request: SendRequest) -> Iterator[tuple[Source, Sen
             changes = changes_between(older, active, request.state_dir)
         watched = [older] if older is not None else []
         with contextlib.closing(VolumeSource(active, depends_on=watched)) as source:
-            yield source, replace(request, changes=changes)
+            moment = moment_of(kept) if kept is not None else None
+            yield source, replace(request, changes=changes, moment=moment)
     if kept is not None and _OURS.fullmatch(kept.name):
         _remove_used([kept])
 
@@ -265,6 +272,7 @@ def _fresh(
                             base=older.uuid if older is not None else "",
                             goal=request.goal or ours.uuid,
                             changes=changes,
+                            moment=moment_of(ours),
                         ),
                     )
         except (InterruptedTransferError, OutcomeUnknownError) as error:
@@ -519,6 +527,11 @@ def room_for(volume: Volume, store: int) -> int | str:
         f"a snapshot of {volume} needs room in {volume.group}, which has {free} bytes free of "
         f"{store or _LEAST_STORE}"
     )
+
+
+def moment_of(snapshot: Volume) -> int:
+    """Return when a snapshot was made, in nanoseconds since 1970: LVM counts seconds."""
+    return snapshot.created * 1_000_000_000
 
 
 def ident_of(volume: Volume, target: str) -> str:

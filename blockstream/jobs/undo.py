@@ -149,6 +149,8 @@ def _stream(
         contextlib.closing(open_source(everything.target.name)) as source,
         contextlib.closing(PipeOutlet(fd, Limiter(None), progress)) as outlet,
     ):
-        session = Sender(opening, plan, new_digest=blake3.blake3, duplex=False)
+        state = everything.journal.state
+        moment = state.moment if isinstance(state, Clean) else None
+        session = Sender(opening, plan, new_digest=blake3.blake3, duplex=False, moment=moment)
         options = SendOptions(compression=CompressionChoice(1))
         SendEngine(session, source, extents, outlet, progress, options).run()

@@ -44,7 +44,9 @@ class DirectApplier:
         self._begun = False
         self._trace = ""
 
-    def prepare(self, opening: Open, plan: Plan, *, resumed: bool, first: int) -> None:
+    def prepare(
+        self, opening: Open, plan: Plan, *, resumed: bool, first: int, moment: int | None
+    ) -> None:
         """Save what undo needs; the journal itself was preallocated when it was opened.
 
         Raises:

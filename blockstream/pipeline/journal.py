@@ -27,6 +27,7 @@ from blockstream_protocol import (
 
 SLOT_BYTES = 8192  # two long ids, and a path of 4096 bytes
 _MAGIC = b"BSJOURN1"
+_MOMENT = "moment"  # of a state; records without it are as old as they look
 _TRACE = "trace"  # among the facts, so that older versions read the record as well
 _HEAD = struct.Struct("<8sI32s")
 _ROW = struct.Struct("<QQ")
@@ -214,6 +215,8 @@ class _Raw:
 def _encoded(entry: Entry, plan: str, new_digest: NewDigest) -> bytes:
     state = entry.state
     values = {f.name: getattr(state, f.name) for f in fields(state) if f.name != "plan"}
+    if values.get(_MOMENT, 0) is None:
+        del values[_MOMENT]
     raw = _Raw(entry.seq, _NAMES[type(state)], entry.size, plan, entry.facts, values)
     # Paths are not always text, and must not grow sixfold by escapes.
     text = json.dumps(asdict(raw), sort_keys=True, ensure_ascii=False)
@@ -263,6 +266,9 @@ def _has(content: Mapping[str, object], cls: type) -> bool:
     wanted = {f.name: f.type if f.type in {int, str} else dict for f in fields(cls)}
     if issubclass(cls, Clean | Dirty):
         del wanted["plan"]
+    if issubclass(cls, Clean):
+        del wanted[_MOMENT]
+        wanted |= {_MOMENT: int} if _MOMENT in content else {}
     return content.keys() == wanted.keys() and all(
         type(content[name]) is kind for name, kind in wanted.items()
     )

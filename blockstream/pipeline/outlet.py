@@ -65,6 +65,7 @@ class PipeOutlet:
         """Write to `fd` and those after it, which stay the caller's."""
         self._lanes = [WakeableWriter(lane) for lane in (fd, *more)]
         self._turn = 0
+        self._begun = False  # the lane of this turn, by an optional frame
         self._lock = threading.Lock()
         # The limit outlives us: another connection goes on with it.
         self._limiter = limiter
@@ -113,10 +114,12 @@ class PipeOutlet:
             if self._is_torn:
                 raise ConnectionLostError("the stream was cut within a frame")
             self.said = kind
-            if self._turn < len(self._lanes):
+            if self._turn < len(self._lanes) and not self._begun:
                 head = MAGIC + head
             lane = self._lanes[self._turn % len(self._lanes)]
-            self._turn += 1
+            # An optional frame goes before the next one, in its lane, and is not counted.
+            self._begun = frame.is_optional
+            self._turn += not frame.is_optional
             self._write(lane, [memoryview(head), payload])
 
     def _write(self, lane: WakeableWriter, parts: list[memoryview]) -> None:

@@ -33,6 +33,7 @@ from blockstream_protocol import (
     FrameDecoder,
     Hello,
     Message,
+    Moment,
     Open,
     Plan,
     Prepare,
@@ -64,7 +65,9 @@ _LAST_CHECKPOINT_SECONDS = 4.0
 class Applier(Protocol):
     """What a receiver's effects are executed on: a target and its journal, or a spool."""
 
-    def prepare(self, opening: Open, plan: Plan, *, resumed: bool, first: int) -> None:
+    def prepare(
+        self, opening: Open, plan: Plan, *, resumed: bool, first: int, moment: int | None
+    ) -> None:
         """Make ready for the first write; a refusal here leaves everything as it was.
 
         Args:
@@ -72,6 +75,8 @@ class Applier(Protocol):
             plan: Its plan, whole.
             resumed: Whether the identical transfer is unfinished here.
             first: Number of the first frame that comes; 0 if it comes again from the start.
+            moment: When the source held the goal, in nanoseconds since 1970, UTC; None where the
+                sender does not say it.
         """
 
     def record(self, state: TargetState) -> None:
@@ -247,7 +252,8 @@ class Applying:
         opening = self.session.opening
         if opening is not None:
             first = self.session.durable.frames
-            self._applier.prepare(opening, plan, resumed=resumed, first=first)
+            moment = self.session.moment
+            self._applier.prepare(opening, plan, resumed=resumed, first=first, moment=moment)
             self._progress.size = opening.size
             self._progress.total = opening.total
             self._progress.begin(self.session.durable.covered)
@@ -332,7 +338,7 @@ class FrameReader:
             self.wait(count)
             frame = decoder.filled(count)
             if frame is not None:
-                self._turn += 1
+                self._turn += not frame.is_optional
                 return frame
 
     def end(self) -> None:
@@ -384,6 +390,8 @@ class FrameReader:
             RemoteProtocolError: If the stream does not begin with them.
         """
         hello, opening = self.greeting(), self._ahead(1)
+        if isinstance(opening, Moment):
+            opening = self._ahead(2)
         if not isinstance(opening, Open):
             raise RemoteProtocolError("the stream does not begin with HELLO and OPEN")
         return hello, opening

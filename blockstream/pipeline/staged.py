@@ -26,6 +26,7 @@ from blockstream_protocol import (
     Frame,
     FrameType,
     Hello,
+    Moment,
     Open,
     Plan,
     Table,
@@ -68,7 +69,9 @@ class StagedApplier:
         # Where in the spool each frame since the last record ends.
         self._ends: dict[int, int] = {}
 
-    def prepare(self, opening: Open, plan: Plan, *, resumed: bool, first: int) -> None:
+    def prepare(
+        self, opening: Open, plan: Plan, *, resumed: bool, first: int, moment: int | None
+    ) -> None:
         """Begin the spool, or cut it back to what was durable."""
         state = self._journal.state
         try:
@@ -81,7 +84,7 @@ class StagedApplier:
                 if not isinstance(state, Unknown):
                     self._journal.record(Unknown())
                 os.ftruncate(self._fd, 0)
-                self._append(_beginning(opening, plan))
+                self._append(_beginning(opening, plan, moment))
                 sync_directory(self._path.parent)
         except OSError as error:
             raise RefusedError(
@@ -165,7 +168,7 @@ class StagedApplier:
         )
 
 
-def _beginning(opening: Open, plan: Plan) -> bytes:
+def _beginning(opening: Open, plan: Plan, moment: int | None) -> bytes:
     """Return the stream up to its first data frame, with no resume point of its own."""
     whole = Open(
         size=opening.size,
@@ -176,7 +179,9 @@ def _beginning(opening: Open, plan: Plan) -> bytes:
         total=opening.total,
         name=opening.name,
     )
-    frames = [control_frame(Hello(), blake3.blake3), control_frame(whole, blake3.blake3)]
+    frames = [control_frame(Hello(), blake3.blake3)]
+    frames += [control_frame(Moment(moment), blake3.blake3)] if moment is not None else []
+    frames.append(control_frame(whole, blake3.blake3))
     if not opening.full:
         frames += [plain_frame(FrameType.PLAN, rows, blake3.blake3) for rows in plan.pieces()]
     return MAGIC + b"".join(map(encode, frames))

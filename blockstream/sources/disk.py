@@ -58,6 +58,7 @@ class DiskSource:
         """
         self.name = path
         self.immutable = False
+        self.is_still = True
         self.warnings: list[str] = []
         self._fd = _opened(path)
         try:
@@ -190,6 +191,7 @@ class DiskSource:
         if is_written_by_qemu(self._fd):
             users.append("QEMU, or another blockstream, may write it")
         if users:
+            self.is_still = False
             self.warnings.append(
                 f"{self.name} is in use ({'; '.join(users)}): what is sent may be no one moment "
                 "of it; a snapshot would be"

@@ -49,6 +49,7 @@ class LayeredSource:
         self.alignment = ALIGNMENT
         # Another stream may have the same ranges, so what was copied before is proved, not trusted.
         self.immutable = False
+        self.is_still = True
         self.warnings: list[str] = []
         self.identity: Identity = identity_of(fds[0])
         self.nodes: frozenset[Node] = frozenset(node_of(fd) for fd in fds)

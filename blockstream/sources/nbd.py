@@ -71,7 +71,8 @@ class NbdSource:
         self.alignment = max(_SECTOR, export.least)
         self.identity = Identity(self._lines.place.key, lasting=True)
         self.warnings: list[str] = []
-        if not export.flags & READ_ONLY:
+        self.is_still = bool(export.flags & READ_ONLY)
+        if not self.is_still:
             self.warnings.append(
                 f"{location} may be written while it is read: then what is sent is no one moment "
                 "of it; an export of a snapshot would be"

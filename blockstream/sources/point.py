@@ -74,6 +74,7 @@ class PointSource:
 
     alignment = 1
     immutable = True
+    is_still = True
     read_ahead = 0
     nodes: frozenset[Node] = frozenset()
 

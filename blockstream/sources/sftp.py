@@ -171,6 +171,7 @@ class SftpFile:
     """A file of such a server as a source, frozen while a snapshot lies above it."""
 
     immutable = False
+    is_still = True
     alignment = 1
     read_ahead = 0  # the server is asked by one thread at a time
     nodes: frozenset[Node] = frozenset()

@@ -48,6 +48,7 @@ class VirtualDiskSource:
     """
 
     immutable = True
+    is_still = True
 
     def __init__(
         self,
@@ -104,6 +105,7 @@ class DatastoreFile:
     """
 
     immutable = False
+    is_still = True
     alignment = 1
     read_ahead = _READ_AHEAD
     nodes: frozenset[Node] = frozenset()

@@ -103,6 +103,7 @@ class VmdkSource:
         """
         self.name = f"vmdk:{path}"
         self.immutable = False
+        self.is_still = True
         self.alignment = SECTOR
         self._scratch = threading.local()
         self._reach = _HERE if open_file is None else _FAR

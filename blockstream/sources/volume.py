@@ -45,6 +45,7 @@ class VolumeSource(DiskSource):
         # Nobody can write it; a classic one is gone when it is full, which `validate` sees.
         self.immutable = bool(volume.origin) and not volume.is_written
         if self.immutable:
+            self.is_still = True
             self.warnings.clear()
 
     def validate(self) -> None:

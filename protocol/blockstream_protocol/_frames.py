@@ -39,6 +39,8 @@ class FrameType(IntEnum):
     REFUSE = 9
     ABORT = 10
     PING = 11
+    # Optional: whoever does not know it skips it. 128 to 130 are those of a pack (SPEC 14).
+    MOMENT = 131
 
 
 class Codec(IntEnum):
@@ -55,6 +57,7 @@ _LIMITS = dict.fromkeys(FrameType, CONTROL_BYTES) | {
 # A head that was checked: what a frame will be once its payload is there.
 _Pending = tuple[FrameType, Codec, int, bytes]
 _PACKABLE = frozenset({FrameType.PLAN, FrameType.EXTENTS})
+_KNOWN = frozenset(FrameType)
 _AFTER_END = frozenset({FrameType.ABORT, FrameType.PING})
 
 
@@ -63,7 +66,7 @@ class Frame:
     """One frame as it lies on the wire; the payload is not yet checked or unpacked.
 
     Attributes:
-        kind: Its type; optional frames of other versions never get this far.
+        kind: Its type; optional frames that this version does not know never get this far.
         codec: How the payload is packed.
         raw_len: Bytes of the payload once unpacked.
         digest: What the unpacked payload must digest to.
@@ -75,6 +78,11 @@ class Frame:
     raw_len: int
     digest: bytes
     payload: Buffer
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether others may skip it; over lanes it is not counted (SPEC 3.1)."""
+        return self.kind >= OPTIONAL
 
     @property
     def wire_len(self) -> int:
@@ -223,7 +231,7 @@ class FrameDecoder:
 
     def _take_head(self) -> Frame | None:
         number, codec_number, raw_len, wire_len, digest = _parsed_head(self._head)
-        if number >= OPTIONAL:
+        if number >= OPTIONAL and number not in _KNOWN:
             if wire_len > EXTENTS_BYTES:
                 raise RemoteProtocolError(f"an optional frame of {wire_len} bytes is too long")
             self._skip = wire_len

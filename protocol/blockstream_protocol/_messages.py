@@ -48,6 +48,17 @@ class Hello:
 
 
 @dataclass(frozen=True, slots=True)
+class Moment:
+    """When the source held the state that is sent; an optional frame, before the opening.
+
+    Attributes:
+        moment: Nanoseconds since 1970, UTC.
+    """
+
+    moment: int
+
+
+@dataclass(frozen=True, slots=True)
 class Open:
     """What is about to be sent. All but the resume point makes the transfer's identity.
 
@@ -170,10 +181,8 @@ class Ping:
     """The speaker is alive."""
 
 
-Message = (
-    Hello | Open | PlanRows | Extents | Checkpoint | Ack | End | Committed | Refuse | Abort | Ping
-)
-ControlMessage = Hello | Open | Checkpoint | Ack | End | Committed | Refuse | Abort | Ping
+ControlMessage = Hello | Moment | Open | Checkpoint | Ack | End | Committed | Refuse | Abort | Ping
+Message = ControlMessage | PlanRows | Extents
 
 
 def _is_count(value: Json) -> bool:
@@ -213,6 +222,7 @@ _CHECKS: Mapping[str, Check] = {
     "codecs": _is_names,
     "software": _is_text,
     "target": lambda value: isinstance(value, dict),
+    "moment": _is_count,
     "size": _is_count,
     "base": _or_empty(is_id),
     "goal": is_id,
@@ -229,6 +239,7 @@ _CHECKS: Mapping[str, Check] = {
 
 _CONTROL: Mapping[FrameType, type[ControlMessage]] = {
     FrameType.HELLO: Hello,
+    FrameType.MOMENT: Moment,
     FrameType.OPEN: Open,
     FrameType.CHECKPOINT: Checkpoint,
     FrameType.ACK: Ack,

@@ -42,6 +42,7 @@ from blockstream_protocol._messages import (
     Extents,
     Hello,
     Message,
+    Moment,
     Open,
     Ping,
     PlanRows,
@@ -135,6 +136,7 @@ class Receiver:
         self._software = software
         self._state = State.GREET
         self._duplex = False
+        self._moment: int | None = None
         self._opening: Open | None = None
         self._plan = PlanBuilder(0)
         self._whole_plan = Plan.whole(0)
@@ -168,6 +170,11 @@ class Receiver:
     def opening(self) -> Open | None:
         """The peer's opening, once it came."""
         return self._opening
+
+    @property
+    def moment(self) -> int | None:
+        """When the source held the goal, as the peer says; None where it does not."""
+        return self._moment
 
     @property
     def target(self) -> TargetState:
@@ -210,7 +217,7 @@ class Receiver:
                 f"a message of type {type(message).__name__} came when {self._state.value}"
             )
         self._state = following
-        if not isinstance(message, Checkpoint):  # it may be said again and again
+        if not isinstance(message, Checkpoint | Moment):  # neither is owed
             self._owed = max(self._owed, now)
         return self._dispatch(message)
 
@@ -222,6 +229,8 @@ class Receiver:
                 return self._on_checkpoint(message)
             case Hello():
                 return self._on_hello(message)
+            case Moment():
+                return self._on_moment(message)
             case Open():
                 return self._on_open(message)
             case PlanRows():
@@ -355,6 +364,7 @@ class Receiver:
                     frames=end.frames,
                     chain=end.chain,
                     samples=samples,
+                    moment=self._moment,
                 )
             )
         ]
@@ -415,6 +425,12 @@ class Receiver:
             return []
         answer = Hello(duplex=True, software=self._software, target=self._facts)
         return [Send(answer)]
+
+    def _on_moment(self, message: Moment) -> list[Effect]:
+        if self._moment is not None:
+            raise RemoteProtocolError("MOMENT came twice")
+        self._moment = message.moment
+        return []
 
     def _on_open(self, opening: Open) -> list[Effect]:
         self._opening = opening

@@ -27,6 +27,7 @@ from blockstream_protocol._messages import (
     Extents,
     Hello,
     Message,
+    Moment,
     Open,
     Ping,
     PlanRows,
@@ -50,6 +51,7 @@ class Sender:
         duplex: bool,
         software: str = "",
         facts: Mapping[str, object] | None = None,
+        moment: int | None = None,
         now: float = 0.0,
     ) -> None:
         """Start before the first message.
@@ -61,6 +63,8 @@ class Sender:
             duplex: Whether there is a way back.
             software: For the peer's people.
             facts: What HELLO tells of the source, so that a target that is the source is noticed.
+            moment: When the source held what is sent, in nanoseconds since 1970, UTC; None where
+                nobody knows.
             now: A clock that never goes back, in seconds.
         """
         self._opening = opening
@@ -69,6 +73,7 @@ class Sender:
         self._duplex = duplex
         self._software = software
         self._facts = facts or {}
+        self._moment = moment
         self._state = State.GREET
         self._transfer = opening.identity(new_digest)
         self._chain = self._transfer
@@ -315,7 +320,8 @@ class Sender:
         return self._state is State.DONE or self._held is not None
 
     def _announce(self) -> list[Effect]:
-        return [Send(self._opening), *map(Send, self._plan_pieces())]
+        told: list[Effect] = [] if self._moment is None else [Send(Moment(self._moment))]
+        return [*told, Send(self._opening), *map(Send, self._plan_pieces())]
 
     def _plan_pieces(self) -> Iterator[PlanRows]:
         """Cut the plan into messages; a full copy's plan is known from its size."""

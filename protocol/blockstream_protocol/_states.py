@@ -15,6 +15,7 @@ from blockstream_protocol._messages import (
     Extents,
     Hello,
     Message,
+    Moment,
     Open,
     PlanRows,
     Refuse,
@@ -39,7 +40,7 @@ Table = Mapping[State, Mapping[type[Message], State]]
 # What a receiver may be sent. DECIDING, ENDING and DONE take nothing.
 RECEIVER: Table = {
     State.GREET: {Hello: State.OPENING},
-    State.OPENING: {Open: State.PLANNING},
+    State.OPENING: {Moment: State.OPENING, Open: State.PLANNING},
     State.PLANNING: {PlanRows: State.PLANNING},
     State.STREAM: {Extents: State.STREAM, Checkpoint: State.STREAM, End: State.ENDING},
     State.SKIM: {Extents: State.SKIM, Checkpoint: State.SKIM, End: State.ENDING},

@@ -25,6 +25,8 @@ class Clean:
         frames: How many frames that transfer had.
         chain: Its final chain, hex; empty when adopted.
         samples: Digest of sampled ranges, taken at the commit, hex.
+        moment: When the source held that state, in nanoseconds since 1970, UTC; None where nobody
+            said it.
     """
 
     id: str
@@ -34,6 +36,7 @@ class Clean:
     frames: int
     chain: str
     samples: str
+    moment: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +132,8 @@ def told(state: TargetState) -> dict[str, object]:
     """Return what HELLO tells a sender of the target's state (SPEC 4.1)."""
     match state:
         case Clean():
-            return {"state": "clean", "id": state.id}
+            known = {} if state.moment is None else {"moment": state.moment}
+            return {"state": "clean", "id": state.id, **known}
         case Dirty():
             return {"state": "dirty", "base": state.base, "goal": state.goal}
     return {"state": "unknown"}

@@ -105,6 +105,11 @@ def test_it_is_not_called_immutable_without_proof(source: Source) -> None:
     assert source.immutable is False
 
 
+def test_what_may_be_written_meanwhile_is_of_no_one_moment(disk: Disk, source: Source) -> None:
+    assert source.is_still is not any("no one moment" in text for text in source.warnings)
+    assert source.is_still or is_nbd(disk.path)  # of which one is exported for writing
+
+
 def test_only_of_what_lies_elsewhere_more_may_be_asked_for_than_is_wanted(
     disk: Disk, source: Source
 ) -> None:

@@ -23,6 +23,7 @@ class Memory:
     name = "memory"
     alignment = SECTOR
     immutable = True
+    is_still = True
     read_ahead = 0
     identity = Identity("memory", lasting=False)
     nodes: frozenset[Node] = frozenset()

@@ -51,7 +51,9 @@ class CountingApplier:
         self.records: list[TargetState] = []
         self.broken: BaseException | None = None
 
-    def prepare(self, opening: Open, plan: Plan, *, resumed: bool, first: int) -> None:
+    def prepare(
+        self, opening: Open, plan: Plan, *, resumed: bool, first: int, moment: int | None
+    ) -> None:
         pass
 
     def record(self, state: TargetState) -> None:
@@ -155,7 +157,9 @@ class SlowApplier(CountingApplier):
         super().__init__()
         self._pause = pause
 
-    def prepare(self, opening: Open, plan: Plan, *, resumed: bool, first: int) -> None:
+    def prepare(
+        self, opening: Open, plan: Plan, *, resumed: bool, first: int, moment: int | None
+    ) -> None:
         self._pause()
 
     def flush(self) -> None:

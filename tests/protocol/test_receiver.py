@@ -31,6 +31,7 @@ from blockstream_protocol import (
     Kind,
     LocalProtocolError,
     Message,
+    Moment,
     Open,
     Ping,
     Plan,
@@ -50,6 +51,7 @@ from blockstream_protocol import (
     Verify,
     Write,
     link,
+    told,
 )
 from tests.protocol.host import (
     Host,
@@ -426,6 +428,22 @@ def test_an_increment_without_changes_commits_at_once() -> None:
     assert host.recorded[-1] == Clean(
         "g", "b", none, opening.identity(new_digest).hex(), 0, chain_at(0, opening).hex(), "5" * 64
     )
+
+
+def test_what_is_clean_has_the_moment_that_was_said_before_the_opening() -> None:
+    none = Plan.whole(0)
+    opening = opening_of(none, size=SIZE, base="b")
+    host = Host.of(SIZE, BASE)
+    hello, *rest = one_way(opening, none, [])
+    for message in (hello, Moment(7), *rest):
+        host.take(message)
+    host.run(host.receiver.end_of_stream())
+    state = host.recorded[-1]
+    assert isinstance(state, Clean)
+    assert (state.moment, told(state)["moment"]) == (7, 7)
+    assert "moment" not in told(replace(state, moment=None))
+    # It is no part of what the transfer is.
+    assert state.transfer == opening.identity(new_digest).hex()
 
 
 def test_a_wrong_base_is_refused_and_nothing_was_asked_of_the_target() -> None:

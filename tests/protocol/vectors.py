@@ -202,6 +202,8 @@ def decode_journal(given: Json) -> Json:
     if not isinstance(state, Unknown):
         fields = {name: getattr(state, name) for name in type(state).__dataclass_fields__}
         fields["plan"] = [list(one) for one in fields["plan"]]
+        if fields.get("moment", 0) is None:
+            del fields["moment"]
     return {
         "seq": entry.seq,
         "kind": type(state).__name__,

@@ -405,7 +405,12 @@ class SenderDriver:
         self._world = world
         self.opening: Open = world.opening()
         self.sender: Sender = world.rules.sender(
-            self.opening, world.source.plan, new_digest=blake3, duplex=world.duplex, now=world.now
+            self.opening,
+            world.source.plan,
+            new_digest=blake3,
+            duplex=world.duplex,
+            moment=world.source.moment,
+            now=world.now,
         )
         self.goal = self.opening.goal
         self._generation = world.source.generation

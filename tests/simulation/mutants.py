@@ -241,6 +241,12 @@ class AnyBarrierIsLast(Receiver):
         return super()._after_flush(barrier)
 
 
+class StaleMoment(Receiver):
+    def samples_taken(self, samples: str) -> list[Effect]:
+        self._moment = 1 + (self._moment or 0)
+        return super().samples_taken(samples)
+
+
 # The sender and its executor.
 
 
@@ -412,5 +418,6 @@ MUTANTS: dict[str, Mutant] = {
     "no-settling": Mutant(
         "a set is committed only when all of it is durable", Rules(sender=NoSettling)
     ),
+    "stale-moment": Mutant("CLEAN has the moment that the sender said", _receiver(StaleMoment)),
     "no-intent": Mutant("the intent is recorded before END", Rules(sender_driver=NoIntent)),
 }

@@ -615,6 +615,12 @@ class World:
         self._require(
             self.disk.durable == wanted, "I2", f"CLEAN({state.id}) is recorded, the medium differs"
         )
+        # MOMENT may be lost on its way: nothing rests upon it.
+        self._require(
+            state.moment in {self.source.moment, None},
+            "I2",
+            f"CLEAN({state.id}) is of {self.source.moment}, and said to be of {state.moment}",
+        )
         self.images[state.id] = wanted
         self._tampered = False
 

@@ -79,6 +79,11 @@ class Source:
         self._touched: set[int] = set()
         self._new(below(rng, 12))
 
+    @property
+    def moment(self) -> int:
+        """When the snapshot was taken, so to speak: another one for each."""
+        return self._count
+
     def advance(self, sent: bytes) -> None:
         """Take the first snapshot after a commit; only what changed since `sent` is in its plan."""
         self._full = False

@@ -91,6 +91,7 @@ class Link:
         goal: State that it leads to; empty if it does not say.
         whole: Whether it is a whole disk.
         open_ended: Whether nothing says that all of it is there.
+        moment: When its disk held the state that it leads to; None if it does not say.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Link:
     goal: str
     whole: bool
     open_ended: bool
+    moment: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +218,8 @@ class _Chain:
         name = " and ".join(link.name for link in self._links[:3])
         placed = self._layers.flattened(self._size)
         source = LayeredSource(name, placed, self._fds, self._size, self._before)
-        asked = SendRequest(name, request.state_dir, base=base, goal=self._goal(last))
+        goal, moment = self._goal(last), last.moment
+        asked = SendRequest(name, request.state_dir, base=base, goal=goal, moment=moment)
         if base:
             asked.changes = ExtentList(source.changes(), Meaning.CHANGED, name, self._size)
         return Combined(source, tuple(self._links), planned(asked, source))
@@ -332,6 +335,7 @@ class _Chain:
             goal=opening.goal,
             whole=opening.full,
             open_ended=False,
+            moment=stream.moment,
         )
 
 

@@ -128,6 +128,7 @@ def _written(made: Combined, compression: CompressionChoice, fd: int, run: Run) 
             new_digest=blake3.blake3,
             duplex=False,
             software=f"blockstream {__version__}",
+            moment=what.moment,
         )
         options = SendOptions(compression=compression)
         engine = SendEngine(session, source, what.extents, outlet, progress, options)

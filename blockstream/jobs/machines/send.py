@@ -116,6 +116,11 @@ class Round:
     disks: list[MachineDisk] = field(default_factory=list)
 
 
+def _moment_of(snapshot: Snapshot) -> int | None:
+    """Return when a snapshot was made, by the server's clock, in nanoseconds since 1970."""
+    return round(snapshot.made.timestamp() * 1000) * 1_000_000 if snapshot.made else None
+
+
 def disk_name(machine: Machine, disk: VirtualDisk) -> str:
     """Return what a disk is called at a target, as a file or in a store."""
     return f"{_UNSAFE.sub('_', machine.name)}-{disk.key}"
@@ -309,6 +314,7 @@ class _Opening:
             base="" if why_full else base,
             goal=goal,
             changes=changes,
+            moment=_moment_of(found.snapshot),
         )
         return MachineDisk(disk_name(machine, disk), disk, source, request, why_full)
 

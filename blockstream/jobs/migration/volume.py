@@ -35,6 +35,7 @@ from blockstream.jobs.snapshots import (
     ident_of,
     is_ours,
     make_ours,
+    moment_of,
     name_of,
     number_of,
     room_for,
@@ -329,7 +330,8 @@ class MovingVolume:
         changes = await run.carry(found_out)
         async with run.within(_opened(self.volume, older)) as source:
             source.warnings.clear()  # nobody writes it now
-            request = replace(self._asking("", older, changes), limiter=Limiter(None))
+            request = self._asking("", older, changes, time.time_ns())
+            request = replace(request, limiter=Limiter(None))
             return await line.send(request, source, run)
 
     async def differing(self, run: Run) -> int:
@@ -363,7 +365,8 @@ class MovingVolume:
                 changes = await run.carry(lambda: self._changes(older, snapshot, run))
             self.preparing = time.monotonic() - began if older else 0.0
             async with run.within(_opened(snapshot, older)) as source:
-                request = self._asking(what.newer.uuid, older, changes)
+                moment = moment_of(what.newer)
+                request = self._asking(what.newer.uuid, older, changes, moment)
                 sent = await self._sent(what, request, source, run)
         self._narrowing.carried(sent)
         self._held, self.made = what.newer, made
@@ -395,7 +398,9 @@ class MovingVolume:
         found = changes_between(older, newer, self._means.state_dir)
         return self._narrowing.narrowed(older, newer, found, run) if older.is_thin else found
 
-    def _asking(self, goal: str, older: Volume | None, changes: ExtentList | None) -> SendRequest:
+    def _asking(
+        self, goal: str, older: Volume | None, changes: ExtentList | None, moment: int
+    ) -> SendRequest:
         return SendRequest(
             source=self._move.source,
             state_dir=self._means.state_dir,
@@ -405,6 +410,7 @@ class MovingVolume:
             limiter=self._means.limiter,
             changes=changes,
             target=self.where.key,
+            moment=moment,
         )
 
     def _drop_spent(self) -> None:

@@ -404,9 +404,7 @@ class StoredDisk:
             return None
         until = word.replace(" ", "T")
         # As text, as far as the word goes: 2026-11-20 means the whole of that day.
-        return next(
-            (each for each in reversed(points) if each.created[: len(until)] <= until), None
-        )
+        return next((each for each in reversed(points) if each.time[: len(until)] <= until), None)
 
     def point(self, seq: int) -> Point:
         """Return the point of that number.

@@ -177,6 +177,7 @@ def _saved(
                 software=f"blockstream {__version__}",
                 missed=found.missed.total() if found is not None else 0,
                 audits=(last.audits if last is not None else 0) + (found is not None),
+                moment=what.moment,
             )
         except BaseException:
             _discard(outlet, disk, identity)
