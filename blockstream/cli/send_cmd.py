@@ -76,7 +76,7 @@ _NO_EFFECT = "have no effect here: a session with another host confirms and cont
     "--goal",
     default="",
     callback=refuse_empty,
-    help="Name of the state that is sent. [default: a random one]",
+    help="Name of the state that is sent. [default: its moment and six letters]",
 )
 @click.option(
     "--extents",
