@@ -11,12 +11,13 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 # Before numpy: its linear algebra would start threads that we never use.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+from blockstream.cli.foreground import leave
 from blockstream.cli.main import run
 
 
 def main() -> None:
     """Run the command line and leave with its exit status."""
-    sys.exit(run(sys.argv[1:]))
+    leave(run(sys.argv[1:]))
 
 
 if __name__ == "__main__":

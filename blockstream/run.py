@@ -38,6 +38,7 @@ class Run:
     Attributes:
         progress: What is being counted now.
         why: What a cancellation of its task means, where nobody has said more.
+        left_behind: Whether a thread was left behind, for which nobody need wait.
     """
 
     def __init__(
@@ -59,6 +60,8 @@ class Run:
         self._reason = ""
         self._hooks: list[_Hook] = []
         self._refusals: list[Callable[[str], bool]] = []
+        self._kept = 0
+        self.left_behind = False
 
     def tell(self, text: str) -> None:
         """Say a line to people."""
@@ -75,8 +78,11 @@ class Run:
         return made
 
     def count_anew(self) -> Progress:
-        """Return new counters, which are those that are shown from now on."""
-        self.progress = Progress()
+        """Return new counters, which are those that are shown from now on.
+
+        What was looked through before the transfer is counted on.
+        """
+        self.progress = Progress(seen=self.progress.seen)
         return self.progress
 
     def stop(self, reason: str) -> bool:
@@ -98,6 +104,11 @@ class Run:
         for part in self._parts:
             part.stop(reason)
         return True
+
+    @property
+    def must_end(self) -> bool:
+        """Whether nobody may leave before this has ended: something would be left half done."""
+        return bool(self._refusals or self._kept) or any(part.must_end for part in self._parts)
 
     @property
     def stopped(self) -> str:
@@ -165,6 +176,7 @@ class Run:
             except asyncio.CancelledError:
                 self._cancelled()
                 if self.stopped and asking.give_up():
+                    self.left_behind = True
                     done.add_done_callback(_forgotten)
                     self.check()
         return done.result()
@@ -295,6 +307,17 @@ class Run:
         finally:
             with self._lock:
                 self._hooks.remove(hook)
+
+    @contextlib.contextmanager
+    def kept_to_the_end(self) -> Iterator[None]:
+        """Let a stop end the block, but nobody leave before it has ended; see `must_end`."""
+        with self._lock:
+            self._kept += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._kept -= 1
 
     @contextlib.contextmanager
     def undisturbed(self) -> Iterator[None]:

@@ -4,12 +4,14 @@ One handler minds each signal from the first instruction to the last, because in
 short, the system's own would end us without a word. What it does depends on what runs.
 """
 
+import contextlib
 import os
 import signal
+import sys
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, NoReturn, Protocol, TypeVar
 
 from blockstream.errors import ExitStatus, InterruptedTransferError
 from blockstream.pipeline.progress import Progress
@@ -24,6 +26,7 @@ T = TypeVar("T")
 # SIGHUP, too: a terminal that goes away must not leave a snapshot behind.
 _STOPS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _IMPORTING_SECONDS: Final = 0.05
+_MANY: Final = 4096
 
 
 class Reporter(Protocol):
@@ -46,20 +49,24 @@ class Reporter(Protocol):
 class _Signals:
     """What the signals of this process do.
 
-    While a job runs on a loop, the first one stops it, and the second leaves at once: the state on
-    disk is the same, only the last barrier is missing. A second SIGHUP says nothing new. Outside,
-    a signal is an InterruptedTransferError wherever we are. In the end it comes too late.
+    While a job runs on a loop, the first one stops it, and the second leaves at once, but where
+    something would be left half done: the state on disk is the same, only the last barrier is
+    missing. SIGHUP after another one says nothing new. Outside, a signal is an
+    InterruptedTransferError wherever we are. In the end it comes too late.
+
+    Attributes:
+        left_behind: Whether a thread was left behind, for which nobody need wait.
     """
 
     def __init__(self) -> None:
         self._heeded: list[signal.Signals] = []
         self._job: _Job | None = None
         self._is_over = False
-        self._hung_up = False
+        self.left_behind = False
 
     def install(self) -> None:
         """Mind them from now on; under nohup, no SIGHUP."""
-        self._is_over = self._hung_up = False
+        self._is_over = self.left_behind = False
         self._heeded = [each for each in _STOPS if signal.getsignal(each) is not signal.SIG_IGN]
         for number in self._heeded:
             signal.signal(number, self._stopped)
@@ -78,20 +85,17 @@ class _Signals:
     def _stopped(self, number: int, frame: FrameType | None) -> None:
         if self._is_over:
             return
-        if number == signal.SIGHUP:
-            # The kernel tells of a terminal that has gone, and then its shell does.
-            if self._hung_up:
-                return
-            self._hung_up = True
         if self._job is not None:
-            self._job.stop(signal.Signals(number).name)
+            self._job.stop(signal.Signals(number))
         elif _imports(frame):
             # What is raised within an import leaves modules behind that are there in part.
-            self._hung_up = False
             again = threading.Timer(_IMPORTING_SECONDS, os.kill, (os.getpid(), number))
             again.daemon = True
             again.start()
         else:
+            if number == signal.SIGHUP:
+                # The kernel tells of a terminal that has gone, and then its shell does.
+                signal.signal(number, signal.SIG_IGN)
             raise InterruptedTransferError(f"stopped by {signal.Signals(number).name}")
 
     def _asked(self, _number: int, _frame: FrameType | None) -> None:
@@ -110,6 +114,14 @@ def mind_signals() -> None:
 def finish() -> None:
     """End a command: from here on, a signal changes nothing."""
     _signals.finish()
+
+
+def leave(status: int) -> NoReturn:
+    """End the process."""
+    if _signals.left_behind:
+        # Python would wait for what such threads wait for.
+        os._exit(status)
+    sys.exit(status)
 
 
 def _imports(frame: FrameType | None) -> bool:
@@ -145,8 +157,24 @@ def done(job: Coroutine[object, object, T], run: "Run", reporters: Sequence[Repo
         raise group.exceptions[0] from group.exceptions[0].__cause__
     finally:
         _signals.of_job(None)
+        _signals.left_behind |= run.left_behind
         for reporter in reporters:
             reporter.clear()
+
+
+@contextlib.contextmanager
+def _waking(loop: "AbstractEventLoop") -> Iterator[None]:
+    """Let each signal wake the loop: one that came just before it began to wait does not."""
+    reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    loop.add_reader(reading, os.read, reading, _MANY)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        loop.remove_reader(reading)
+        os.close(reading)
+        os.close(writing)
 
 
 class _Job:
@@ -167,25 +195,28 @@ class _Job:
         if self._came:
             self._stop(self._came[0])
         try:
-            async with asyncio.TaskGroup() as group:
-                shown = [group.create_task(self._show(each)) for each in self._reporters]
-                try:
-                    return await job
-                finally:
-                    for task in shown:
-                        task.cancel()
+            with _waking(self._loop):
+                async with asyncio.TaskGroup() as group:
+                    shown = [group.create_task(self._show(each)) for each in self._reporters]
+                    try:
+                        return await job
+                    finally:
+                        for task in shown:
+                            task.cancel()
         except asyncio.CancelledError:
             raise InterruptedTransferError(self._run.stopped or "cancelled") from None
         finally:
             self._task = self._loop = None
 
-    def stop(self, name: str) -> None:
+    def stop(self, number: signal.Signals) -> None:
         """Take a signal, wherever the loop is."""
-        if self._came:
+        if self._came and number == signal.SIGHUP:
+            return
+        if self._came and not self._run.must_end:
             os._exit(ExitStatus.INTERRUPTED)
-        self._came.append(name)
+        self._came.append(number.name)
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._stop, name)
+            self._loop.call_soon_threadsafe(self._stop, number.name)
 
     def ask(self) -> None:
         """Show how far it is, soon."""

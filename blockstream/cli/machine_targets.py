@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,6 +13,7 @@ from blockstream.cli.recv_cmd import show_received
 from blockstream.cli.stores import opened_store, show_saved
 from blockstream.cli.voice import Voice, show_sent
 from blockstream.errors import StaleViewError, UsageError
+from blockstream.interfaces import Source
 from blockstream.jobs.compare import changes
 from blockstream.jobs.copy import copy
 from blockstream.jobs.disk_set import push_set
@@ -180,8 +181,7 @@ class _Here:
         return replace(self.where, target=place, create=create)
 
     async def differing(self, disk: "MachineDisk", run: Run) -> "ExtentMap":
-        old = open_source(self._place(disk.name), from_medium=True)
-        with contextlib.closing(old):
+        async with run.within(_opened(self._place(disk.name)), harmless=True) as old:
             return await changes(disk.source, old, run)
 
     async def deliver(self, disks: list["MachineDisk"], run: Run) -> None:
@@ -194,6 +194,12 @@ class _Here:
             finally:
                 cleared(self.voice.shown)
             show_received(result, place, as_json=self.voice.as_json, quiet=self.voice.quiet)
+
+
+@contextlib.contextmanager
+def _opened(location: str) -> Iterator[Source]:
+    with contextlib.closing(open_source(location, from_medium=True)) as source:
+        yield source
 
 
 class _OnHost:
@@ -218,7 +224,7 @@ class _OnHost:
 
     def held(self, name: str) -> str:
         self._single.check(name)
-        found = held_there(self._place(name), self._peer)
+        found = held_there(self._place(name), self._peer, self._voice.run)
         if found is None:
             self._absent.add(name)
         return found or ""

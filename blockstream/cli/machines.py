@@ -185,7 +185,8 @@ def send_machine(
                 goes_to = await machine_target(words[1], place, where, options, voice, stack)
                 logged_in = run.within(opened_vsphere(place, password), harmless=True)
                 session = await stack.enter_async_context(logged_in)
-                args = (session, server_of(place), place, request, wish, goes_to.held, words[1])
+                server = await run.ask(lambda: server_of(place))
+                args = (session, server, place, request, wish, goes_to.held, words[1])
                 found = await stack.enter_async_context(run.within(opened_machine(*args)))
                 _show_round(found, voice)
                 missed = await _missed(found, goes_to, voice) if options["verify_cbt"] else {}

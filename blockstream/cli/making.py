@@ -51,7 +51,7 @@ def made_of(command: str, streams: Sequence[str], to: str, options: Mapping[str,
     run = Run()
 
     async def make() -> Combined:
-        async with run.within(combined(request, run)) as made:
+        async with run.within(combined(request, run), harmless=True) as made:
             if to == OURS:
                 await write_ours(made, compression, _STDOUT, run)
                 return made

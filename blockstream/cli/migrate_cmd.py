@@ -144,7 +144,7 @@ def command(
       blockstream migrate --abort vg/vm
     """  # noqa: D301
     shown = reporters("migrate", as_json=as_json, quiet=quiet, progress=progress)
-    voice = Voice(shown, as_json=as_json, quiet=quiet)
+    voice = _Steps(shown, as_json=as_json, quiet=quiet)
     if resume or abort:
         reaching = PEER_OPTIONS if abort else frozenset()
         if len(places) != 1 or resume == abort or dry_run or _typed(context, reaching):
@@ -165,6 +165,15 @@ def command(
     else:
         report = voice.done(migration.done())
         _show(report, as_json=as_json, quiet=quiet)
+
+
+class _Steps(Voice):
+    """Speaks of the steps of a migration, unless it is to be quiet."""
+
+    def tell(self, text: str) -> None:
+        """Say a line, in the place of a bar."""
+        if not self.quiet:
+            Voice.tell(self, text)
 
 
 def _earlier(

@@ -13,7 +13,7 @@ from blockstream.cli.voice import Voice
 from blockstream.errors import UsageError
 from blockstream.formats.foreign.names import WRITTEN
 from blockstream.jobs.send import SendRequest, planned
-from blockstream.jobs.snapshots import SnapshotWish, opened
+from blockstream.jobs.snapshots import SnapshotWish, opened_in
 
 F = TypeVar("F", bound=Callable[..., Any])
 _STDOUT = 1
@@ -73,7 +73,7 @@ async def send_to_other_tool(
 
     refuse_terminal(_STDOUT, "standard output")
     how, run = by_name(other.format), voice.run
-    async with run.within(opened(request, wish)) as (source, asked):
+    async with opened_in(run, request, wish) as (source, asked):
         voice.warn_of(source)
         plan = await run.carry(lambda: planned(asked, source))
         head = replace(head_of(plan), pool_chunk=other.pool_chunk)

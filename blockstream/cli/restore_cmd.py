@@ -29,6 +29,7 @@ from blockstream.jobs.send import SendRequest
 from blockstream.jobs.stores.repository import Repository, StoredDisk
 from blockstream.jobs.stores.restore import opened_point
 from blockstream.locations import Remote, StorePlace, of_this_host, remote
+from blockstream.sources.point import PointSource
 from blockstream.words import duration_text
 
 
@@ -96,8 +97,7 @@ async def _restored(
                     say(f"newer points may be missing: {each}")
             goal, moment = found.state, found.moment
             request = SendRequest(str(place), where.state_dir, goal=goal, moment=moment)
-            reading = contextlib.closing(opened_point(disk, found))
-            async with run.within(reading, harmless=True) as source:
+            async with run.within(_opened(disk, found), harmless=True) as source:
                 if host is None or peer is None:
                     result = await copy(request, source, where, run)
                 else:
@@ -111,6 +111,12 @@ async def _restored(
         saving = saving_text(sent.counts, full=True)
         say(f"restored: {target} holds {found.state}: {saving}, in {duration_text(sent.seconds)}")
     check_doubts(doubts)
+
+
+@contextlib.contextmanager
+def _opened(disk: StoredDisk, point: Point) -> Iterator[PointSource]:
+    with contextlib.closing(opened_point(disk, point)) as source:
+        yield source
 
 
 def _found(

@@ -50,7 +50,7 @@ from blockstream.jobs.receive import ReceiveRequest
 from blockstream.jobs.rehearsal import rehearsed_here, rehearsed_there
 from blockstream.jobs.send import SendPlan, SendRequest, planned, send
 from blockstream.jobs.session import send_session
-from blockstream.jobs.snapshots import SnapshotWish, opened
+from blockstream.jobs.snapshots import SnapshotWish, opened_in
 from blockstream.jobs.stores.memory import Memory
 from blockstream.jobs.stores.save import SaveEstimate, estimated, from_last, save
 from blockstream.locations import Remote, StorePlace
@@ -329,7 +329,7 @@ async def _copy(
     *,
     check_base: bool,
 ) -> None:
-    async with voice.run.within(opened(request, wish)) as (disk, asked):
+    async with opened_in(voice.run, request, wish) as (disk, asked):
         voice.warn_of(disk)
         check = check_here(asked, disk, voice) if check_base else None
         result = await copy(asked, disk, where, voice.run, check)
@@ -349,7 +349,7 @@ async def _to_stdout(
     if session:
         refuse_terminal(_STDIN, "standard input")
     run = voice.run
-    async with run.within(opened(request, wish)) as (source, asked):
+    async with opened_in(run, request, wish) as (source, asked):
         if session:
             async with run.within(meeting_of(meeting), harmless=True) as guests:
                 lanes = [_STDOUT, *(writing for _, writing in guests)]
@@ -385,8 +385,8 @@ async def _push(
         requests, disks = [], []
         for each, host in zip(places.sources, places.hosts, strict=True):
             asked = replace(request, source=each, target=host.key)
-            opening = opened(asked, replace(wish, target=host.key))
-            disk, asked = await stack.enter_async_context(run.within(opening))
+            opening = opened_in(run, asked, replace(wish, target=host.key))
+            disk, asked = await stack.enter_async_context(opening)
             requests.append(asked)
             disks.append(disk)
         if options["check_base"]:
@@ -418,7 +418,7 @@ async def _save(
     run, opening = voice.run, opened_store(place.store, options["access"], place.disk)
     async with (
         run.within(opening, harmless=True) as store,
-        run.within(opened(request, wish)) as (disk, request),
+        opened_in(run, request, wish) as (disk, request),
     ):
         voice.warn_of(disk)
         where, cycle = store.disk(place.disk), options["audit"]
@@ -485,7 +485,7 @@ async def _rehearse(
         if places.hosts:
             asked = replace(asked, target=places.hosts[number].key)
             wish = replace(wish, target=places.hosts[number].key)
-        async with run.within(opened(asked, wish, rehearsal=True)) as (source, asked):
+        async with opened_in(run, asked, wish, rehearsal=True) as (source, asked):
             plan = await run.carry(functools.partial(planned, asked, source))
             show_plan(each, plan, as_json=voice.as_json)
             if places.hosts and places.hosts[number].name:
@@ -509,7 +509,7 @@ async def _rehearse_saving(
     run = voice.run
     async with (
         run.within(opened_store(place.store, access, place.disk), harmless=True) as store,
-        run.within(opened(request, wish, rehearsal=True)) as (source, asked),
+        opened_in(run, request, wish, rehearsal=True) as (source, asked),
     ):
         disk = store.disk(place.disk)
 

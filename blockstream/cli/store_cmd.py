@@ -1,8 +1,9 @@
 """`blockstream store`."""
 
 import contextlib
+import functools
 import json
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -34,6 +35,7 @@ from blockstream.errors import (
     StoreError,
     UsageError,
 )
+from blockstream.interfaces import Source
 from blockstream.jobs.stores.compaction import Compacted, compact
 from blockstream.jobs.stores.healing import heal
 from blockstream.jobs.stores.keys import StoreKeys
@@ -198,13 +200,14 @@ def prune_points(
     rules = parse_rules(keep)
 
     memory, run = Memory(access.state_dir), Run()
+    go_on = functools.partial(run.check, "the same command goes on")
 
     def prune_disk(disk: StoredDisk) -> Pruned:
         memory.check(disk)
-        return prune(disk, rules, grace=grace * 3600, dry_run=dry_run)
+        return prune(disk, rules, grace=grace * 3600, dry_run=dry_run, check=go_on)
 
     async def pruned(disk: StoredDisk) -> None:
-        result = await run.ask(lambda: prune_disk(disk))
+        result = await run.carry(lambda: prune_disk(disk))
         if as_json:
             event("pruned", **asdict(result))
         else:
@@ -256,13 +259,13 @@ def compact_points(place: str, access: StoreAccess) -> None:
 
     def compact_disk(disk: StoredDisk) -> Compacted | None:
         memory.check(disk)
-        made = compact(disk)
+        made = compact(disk, check=run.check)
         if made is not None:
             memory.remember(disk, made.point)
         return made
 
     async def compacted(disk: StoredDisk) -> None:
-        made = await run.ask(lambda: compact_disk(disk))
+        made = await run.carry(lambda: compact_disk(disk))
         if made is None:
             say(f"{disk.name}: its newest point needs no other")
             return
@@ -313,7 +316,7 @@ def repair_points(
                 f"a disk heals one STORE/DISK, as {place}/{disk.name}; nothing was done"
             )
         else:
-            with contextlib.closing(open_source(other)) as source:
+            async with run.within(_opened(other), harmless=True) as source:
                 result = await heal(disk, source, run)
         cleared(shown)
         _show_repaired(result, other, as_json=as_json)
@@ -328,6 +331,12 @@ def repair_points(
             f"{place}: {', '.join(damaged)} {stays} damaged; see the lines above"
         )
     _check_all_done(place, failed)
+
+
+@contextlib.contextmanager
+def _opened(location: str) -> Iterator[Source]:
+    with contextlib.closing(open_source(location)) as source:
+        yield source
 
 
 def _show_repaired(result: Repaired, other: str, *, as_json: bool) -> None:

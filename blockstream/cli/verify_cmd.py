@@ -15,12 +15,14 @@ from blockstream.jobs.digests import Comparison
 from blockstream.jobs.peer import PeerOptions, compared, push_differing
 from blockstream.jobs.receive import ReceiveRequest
 from blockstream.jobs.send import SendRequest
-from blockstream.jobs.snapshots import SnapshotWish, opened
+from blockstream.jobs.snapshots import SnapshotWish, opened_in
 from blockstream.locations import Remote, of_this_host, open_source, remote
 from blockstream.run import Run
 from blockstream.words import size_text
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from blockstream.interfaces import Source
 
 _SHOWN = 5
@@ -76,11 +78,11 @@ async def _here(
     from blockstream.jobs.verify_here import compared_here, repaired_here  # numpy
 
     if not repair:
-        async with run.within(_opened(source)) as disk:
+        async with run.within(_opened(source), harmless=True) as disk:
             return await compared_here(disk, target, run), ""
     request = SendRequest(source, state_dir)
     what = ReceiveRequest(target, state_dir, force_larger=True)
-    async with run.within(opened(request, SnapshotWish())) as (disk, request):
+    async with opened_in(run, request, SnapshotWish()) as (disk, request):
         repaired, found = await repaired_here(request, disk, what, run)
     return found, repaired.committed.goal if repaired.committed is not None else ""
 
@@ -97,17 +99,19 @@ async def _there(
 ) -> tuple[Comparison, str]:
     """Return what differs on another host, and the state that the target holds after a repair."""
     if not repair:
-        async with run.within(_opened(source)) as disk:
+        async with run.within(_opened(source), harmless=True) as disk:
             return await compared(disk, where, peer, run), ""
     request = SendRequest(source, state_dir)
     what = ReceiveRequest(target, state_dir, force_larger=True)
-    async with run.within(opened(request, SnapshotWish())) as (disk, request):
+    async with opened_in(run, request, SnapshotWish()) as (disk, request):
         sent, found = await push_differing(request, disk, where, what, peer, run)
     return found, sent.expected.goal
 
 
-def _opened(source: str) -> "contextlib.closing[Source]":
-    return contextlib.closing(open_source(source, from_medium=True))
+@contextlib.contextmanager
+def _opened(location: str) -> "Iterator[Source]":
+    with contextlib.closing(open_source(location, from_medium=True)) as source:
+        yield source
 
 
 def _show(

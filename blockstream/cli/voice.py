@@ -44,8 +44,7 @@ class Voice:
     def tell(self, text: str) -> None:
         """Say a line, in the place of a bar."""
         cleared(self.shown)
-        if not self.quiet:
-            warn(text, as_json=self.as_json)
+        warn(text, as_json=self.as_json)
 
     def warn_of(self, source: Source) -> None:
         """Say what people should know of what is sent."""

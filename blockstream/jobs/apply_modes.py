@@ -10,6 +10,7 @@ from blockstream.jobs.targets import OpenedTarget
 from blockstream.pipeline.direct import DirectApplier
 from blockstream.pipeline.receiver import Applier
 from blockstream.pipeline.staged import SPOOL_POSITION, StagedApplier
+from blockstream.run import Run
 from blockstream_protocol import Dirty, Open, Plan, ReceiverPolicy, TargetState
 
 # Whether a transfer of that identity is continued here.
@@ -30,6 +31,7 @@ def applier_for(
     policy: ReceiverPolicy,
     facts: dict[str, str],
     continues: Continues,
+    run: Run,
 ) -> tuple[TargetState, Applier]:
     """Return the state to decide by, and what executes the effects.
 
@@ -39,6 +41,7 @@ def applier_for(
         policy: What is allowed.
         facts: What a journal keeps beside the state.
         continues: Tells whether the transfer in the spool is the one that comes.
+        run: Stops it.
     """
     target, journal = everything.target, everything.journal
     direct = DirectApplier(target, journal, _undo_saver(mode, everything))
@@ -46,7 +49,7 @@ def applier_for(
         return journal.state, direct
 
     def complete() -> None:
-        finish_staged(everything)
+        finish_staged(everything, run)
 
     staged = StagedApplier(everything.spool_path, everything.spool, direct, complete)
     everything.spool.facts = facts | spool_facts(policy)

@@ -129,7 +129,7 @@ def _copied(
         facts = {"path": path, "apply": str(where.apply)}
         everything.journal.facts = facts
         if everything.spool_complete:
-            finish_staged(everything)
+            finish_staged(everything, run)
         try:
             return _Copying(where, source, everything, facts, run, check).done(what)
         except RefusedError as error:
@@ -251,7 +251,12 @@ class _Copying:
         failed: list[BlockstreamError] = []
         identity = plan.opening.identity(blake3.blake3).hex()
         state, applier = applier_for(
-            self.where.apply, everything, policy, self.facts, lambda transfer: transfer == identity
+            self.where.apply,
+            everything,
+            policy,
+            self.facts,
+            lambda transfer: transfer == identity,
+            self.run,
         )
         receiver = Receiver(
             size=everything.target.size,

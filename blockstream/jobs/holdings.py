@@ -2,13 +2,14 @@
 
 import contextlib
 import json
-import os
 from pathlib import Path
 
 from blockstream.errors import ConnectionLostError, ExitStatus, NotFoundError, UsageError
 from blockstream.jobs.peer import PeerOptions, explained, remote_command
 from blockstream.jobs.targets import TargetStatus, status_at
+from blockstream.linux.streams import WakeableReader
 from blockstream.locations import Remote, open_link
+from blockstream.run import Run
 from blockstream_protocol import Clean, Dirty
 
 _PIECE = 1 << 16
@@ -36,8 +37,13 @@ def held_here(path: str, state_dir: Path) -> str:
         return ""
 
 
-def held_there(where: Remote, options: PeerOptions) -> str | None:
+def held_there(where: Remote, options: PeerOptions, run: Run) -> str | None:
     """Return what a disk of another host holds; empty if nothing is known, None if it is not there.
+
+    Args:
+        where: The disk.
+        options: How its host is reached.
+        run: Stops it.
 
     Raises:
         UsageError: If only its policy knows where it lies.
@@ -49,11 +55,14 @@ def held_there(where: Remote, options: PeerOptions) -> str | None:
         )
     command = remote_command(options, ["status", "--json"], where)
     with contextlib.closing(open_link(where, command, options.way)) as link:
-        said = bytearray()
-        while piece := os.read(link.from_peer, _PIECE):
-            said += piece
-            if len(said) > _MOST_BYTES:
-                break
+        with (
+            contextlib.closing(WakeableReader(link.from_peer)) as reader,
+            run.heeding(lambda _reason: reader.stop()),
+        ):
+            said, piece = bytearray(), memoryview(bytearray(_PIECE))
+            while len(said) <= _MOST_BYTES and (count := reader.read_into(piece)):
+                said += piece[:count]
+        run.check("nothing was sent")
         status, words = link.ended()
         if status == ExitStatus.NOT_FOUND:
             return None if "does not exist" in words else ""

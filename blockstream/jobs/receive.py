@@ -381,7 +381,7 @@ def _received(
     facts = {"path": absolute_path(request.target), "apply": str(request.apply)}
     everything.journal.facts = facts
     if everything.spool_complete and not request.dry_run:
-        finish_staged(everything)
+        finish_staged(everything, run)
 
     def continues(transfer: str) -> bool:
         # A sender that hears is told of the unfinished transfer, and continues it.
@@ -389,7 +389,7 @@ def _received(
             return True
         return transfer == _translating(frames, frames.opening, run).identity(blake3.blake3).hex()
 
-    state, applier = applier_for(request.apply, everything, request.policy, facts, continues)
+    state, applier = applier_for(request.apply, everything, request.policy, facts, continues, run)
     facts_told = {"size": everything.target.size} | told(state)
     session = new_receiver(everything, state, request.policy, facts_told)
     applying = Applying(

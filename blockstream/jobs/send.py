@@ -52,6 +52,7 @@ class SendRequest:
         limiter: Limit on wire bytes.
         receipt_seconds: How long to wait for `confirm`; 0 for not at all.
         changes: The ranges to send, where no file holds them.
+        listing: What `extents` holds, where that was read already.
         name: What a policy of `serve` calls the target.
         bitmap: Of an NBD export, the dirty bitmap that says what changed.
         target: Where it goes, for whoever asks what that held last; empty over a pipe.
@@ -69,6 +70,7 @@ class SendRequest:
     limiter: Limiter = field(default_factory=lambda: Limiter(None))
     receipt_seconds: float = 0.0
     changes: ExtentList | None = None
+    listing: bytes | None = None
     name: str = ""
     bitmap: str = ""
     target: str = ""
@@ -257,7 +259,8 @@ def _extents(request: SendRequest, source: Source, base: str) -> ExtentMap:
     if request.changes is not None:
         found = request.changes
     elif request.extents:
-        found = read_extent_list(request.extents, source.size)
+        listing = listing_of(request.extents) if request.listing is None else request.listing
+        found = parse_extent_list(listing, source.size)
     else:
         if base:
             raise UsageError(
@@ -281,18 +284,16 @@ def _extents(request: SendRequest, source: Source, base: str) -> ExtentMap:
     return found.extents.rounded(source.alignment).filled(Kind.DATA)
 
 
-def read_extent_list(path: str, size: int) -> ExtentList:
-    """Read a list of extents from a file.
+def listing_of(path: str) -> bytes:
+    """Read a file that holds a list of extents.
 
     Raises:
-        UsageError: If the file cannot be read.
-        SourceError: If it is no list that we know, or does not fit.
+        UsageError: If it cannot be read.
     """
     try:
-        data = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}; nothing was sent") from error
-    return parse_extent_list(data, size)
 
 
 def _hang_up(fd: int) -> None:

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,13 +32,14 @@ from blockstream.formats import thin_delta
 from blockstream.formats.exception_store import exceptions, read_with
 from blockstream.formats.extent_lists import ExtentList, Meaning
 from blockstream.interfaces import Source
-from blockstream.jobs.send import SendRequest
+from blockstream.jobs.send import SendRequest, listing_of
 from blockstream.jobs.vmdk import opened_vmdk
 from blockstream.linux import lvm
 from blockstream.linux.files import kept_file
 from blockstream.linux.lvm import Volume
 from blockstream.linux.state_directory import make_directory
 from blockstream.locations import is_nbd, open_export, open_source, vmdk_path
+from blockstream.run import Run
 from blockstream.sources.volume import VolumeSource, changed_since, flush
 from blockstream.words import duration_text
 from blockstream_protocol import DEVICE_BYTES, Kind
@@ -82,6 +83,20 @@ class SnapshotWish:
     def is_plain(self) -> bool:
         """Whether nothing was asked for that only a logical volume has."""
         return not (self.since or self.quiesced or self.store or self.rotate)
+
+
+@contextlib.asynccontextmanager
+async def opened_in(
+    run: Run, request: SendRequest, wish: SnapshotWish, *, rehearsal: bool = False
+) -> AsyncIterator[tuple[Source, SendRequest]]:
+    """Open what is read, by threads; where nothing is made, nobody waits for them after a stop."""
+    if request.extents:
+        listing = await run.ask(lambda: listing_of(request.extents))
+        request = replace(request, listing=listing)
+    harmless = is_nbd(request.source) or vmdk_path(request.source) is not None
+    opening = opened(request, wish, rehearsal=rehearsal)
+    async with run.within(opening, harmless=harmless) as found:
+        yield found
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from blockstream.pipeline.direct import DirectApplier
 from blockstream.pipeline.faults import translated
 from blockstream.pipeline.progress import Progress
 from blockstream.pipeline.receiver import Applying, FrameReader, ReceiveEngine
+from blockstream.run import Run
 from blockstream_protocol import (
     Committed,
     Open,
@@ -57,6 +58,7 @@ def apply_stored(
     policy: ReceiverPolicy | None = None,
     progress: Progress | None = None,
     save_undo: Callable[[Open, Plan, bool], None] | None = None,
+    run: Run | None = None,
 ) -> Committed:
     """Apply a stream that lies on this host to an open target: a spool, or an undo log.
 
@@ -77,7 +79,14 @@ def apply_stored(
             applier = DirectApplier(everything.target, everything.journal, save_undo)
             read_back = policy is not None and policy.read_back
             applying = Applying(session, applier, counts, keep_frames=read_back)
-            finish = ReceiveEngine(applying, FrameReader(reader), counts).run()
+            engine = ReceiveEngine(applying, FrameReader(reader), counts)
+
+            def stop(reason: str) -> None:
+                engine.stop(reason)
+                reader.stop()  # it lies here: no CHECKPOINT need be waited for
+
+            with run.heeding(stop) if run is not None else contextlib.nullcontext():
+                finish = engine.run()
     except RemoteProtocolError as error:
         raise translated(error) from error
     finally:
@@ -87,23 +96,30 @@ def apply_stored(
     return finish.committed
 
 
-def finish_staged(everything: OpenedTarget) -> None:
+def finish_staged(everything: OpenedTarget, run: Run | None = None) -> None:
     """Bring a complete spool onto the target; needs nobody else.
 
     Raises:
         RefusedError: If the target is not what it was when the stream came.
         BlockstreamError: As for any stream; it can be tried again.
     """
-    policy = _spool_policy(everything.spool.entry.facts)
-    path = everything.spool_path
+    policy, name = _spool_policy(everything.spool.entry.facts), everything.target.name
+    path, dropper = everything.spool_path, undo_dropper(everything)
     try:
-        apply_stored(everything, path, policy=policy, save_undo=undo_dropper(everything))
+        done = apply_stored(everything, path, policy=policy, save_undo=dropper, run=run)
     except RefusedError as error:
         raise RefusedError(
-            f"a whole staged stream waits for {everything.target.name}, but does not fit it any "
-            f"more: {error}; nothing was written; `blockstream abort` drops that stream"
+            f"a whole staged stream waits for {name}, but does not fit it any more: {error}; "
+            "nothing was written; `blockstream abort` drops that stream"
+        ) from error
+    except InterruptedTransferError as error:
+        raise InterruptedTransferError(
+            f"{error}; {name} is half-written, but all has arrived: the same command, or "
+            f"`blockstream apply {name}`, finishes it"
         ) from error
     everything.drop_spool()
+    if run is not None:
+        run.check(f"{name} holds {done.goal}, which had arrived before")
 
 
 def undo_dropper(everything: OpenedTarget) -> Callable[[Open, Plan, bool], None]:

@@ -153,9 +153,13 @@ class Datastore:
         for start in range(0, len(view), _MOST_BYTES):
             self._persistently(path, offset + start, view[start : start + _MOST_BYTES])
 
+    def stop(self) -> None:
+        """Let what is tried again fail at once; any thread."""
+        self._closed.set()
+
     def close(self) -> None:
         """Close the connections."""
-        self._closed.set()
+        self.stop()
         with self._lock:
             for each in self._idle:
                 each.close()

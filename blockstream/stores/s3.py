@@ -5,6 +5,7 @@ Everything runs in an event loop of its own, in one thread; whoever calls waits 
 
 import asyncio
 import base64
+import concurrent.futures
 import contextlib
 import io
 import threading
@@ -73,6 +74,7 @@ class S3Objects:
         self._stack = AsyncExitStack()
         self._connecting = asyncio.Lock()
         self._client: Any = None
+        self._is_closed = False
 
     # Objects.
 
@@ -170,13 +172,23 @@ class S3Objects:
 
     def close(self) -> None:
         """End the connections."""
-        if self._loop.is_closed():
+        if self._is_closed:
             return
         with contextlib.suppress(StoreError):
-            self.run(self._stack.aclose())
+            self.run(self._ended())
+        self._is_closed = True
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    async def _ended(self) -> None:
+        """End what somebody may wait for yet who was left behind; end the connections."""
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        if others:
+            await asyncio.wait(others)
+        await self._stack.aclose()
 
     def source_of(self, key: str) -> dict[str, str]:
         """Return how a request names an object that is to be copied."""
@@ -186,10 +198,16 @@ class S3Objects:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run something in the loop, and wait for it."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        try:
+            return self.start(work).result()
+        except concurrent.futures.CancelledError:
+            raise StoreError(f"{self.name} was closed meanwhile") from None
 
     def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Run something in the loop, and do not wait."""
+        if self._is_closed:
+            work.close()
+            raise StoreError(f"{self.name} was closed meanwhile")
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     async def request(self, key: str, what: str, *, key_word: str = "Key", **words: Any) -> Any:

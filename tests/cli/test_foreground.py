@@ -203,3 +203,70 @@ def test_the_second_signal_leaves_at_once() -> None:
         assert process.stdout.readline() == b"told\n"
         process.terminate()
         assert process.wait(30) == 11
+
+
+TIDYING = """
+import os, signal, sys, threading, time
+from blockstream.cli import foreground
+from blockstream.errors import BlockstreamError
+from blockstream.run import Run
+
+numbers = [signal.Signals(int(each)) for each in sys.argv[2:]]
+heard = threading.Semaphore(0)
+run = Run(lambda text: heard.release())
+
+def works():
+    with run.heeding(lambda reason: heard.release()):
+        os.kill(os.getpid(), numbers.pop(0))
+        heard.acquire()
+    run.check()
+
+def tidies():
+    with run.undisturbed():
+        for number in numbers:
+            os.kill(os.getpid(), number)
+        heard.acquire()
+    print("tidied up", flush=True)
+
+async def job():
+    if sys.argv[1] == "stopped":
+        try:
+            await run.carry(works)
+        except BlockstreamError:
+            with run.kept_to_the_end():
+                os.kill(os.getpid(), numbers[0])
+                await run.settle(tidies)
+    else:
+        await run.carry(tidies)
+
+foreground.mind_signals()
+foreground.done(job(), run)
+"""
+TERM, INT, HUP = (str(int(each)) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["stopped", TERM, TERM], ["stopped", INT, TERM, INT], ["not", TERM, HUP], ["not", INT, TERM]],
+    ids=" ".join,
+)
+def test_nobody_leaves_while_something_would_be_left_half_done(words: list[str]) -> None:
+    """A second Ctrl-C, while the guest of a migration was being woken, left it standing still."""
+    done = subprocess.run(  # noqa: S603  # ourselves
+        [sys.executable, "-c", TIDYING, *words], capture_output=True, text=True, timeout=30
+    )
+    assert (done.stdout, done.returncode) == ("tidied up\n", 0), done.stderr
+
+
+def test_a_terminal_that_goes_away_after_another_signal_says_nothing_new() -> None:
+    run, told = Run(), threading.Semaphore(0)
+
+    def work() -> str:
+        with run.heeding(lambda _reason: told.release()):
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert told.acquire(timeout=30)
+            os.kill(os.getpid(), signal.SIGHUP)  # which would end us at once, as a second one
+        return "ended in its own time"
+
+    assert done(run.carry(work), run) == "ended in its own time"
+    assert run.stopped == "stopped by SIGTERM"

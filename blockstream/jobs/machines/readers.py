@@ -57,6 +57,12 @@ class Readers:
         if self._link is not None:
             self._link.close()
 
+    def stop(self) -> None:
+        """Let what is tried again fail at once; any thread."""
+        self._store.stop()
+        if self._link is not None:
+            self._link.hang_up()
+
     def open(self, disk: VirtualDisk) -> Reader:
         """Open what gives the bytes of a disk, as the snapshot has it.
 

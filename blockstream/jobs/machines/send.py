@@ -217,7 +217,7 @@ def opened_machine(
 def _unless_stopped(run: Run, readers: Readers, work: Callable[[], MachineDisk]) -> MachineDisk:
     """Open a disk, which may be tried again and again, as long as that is wanted."""
     try:
-        with run.heeding(lambda _reason: readers.close()):
+        with run.heeding(lambda _reason: readers.stop()):
             return work()
     except BlockstreamError:
         run.check("nothing was sent")

@@ -162,7 +162,8 @@ class Migration:
                     raise
                 error.args = (f"{error}; {await run.settle(self._what_stays)}",)
                 raise
-            await run.settle(self._finish)
+            with run.kept_to_the_end():
+                await run.settle(self._finish)
         return MigrationReport(tuple(self._rounds), downtime, run.now() - began)
 
     def _begin(self) -> None:
@@ -427,7 +428,8 @@ class Migration:
             return await self._last()
         except BaseException:
             if self._note.phase is Phase.PREPARED:
-                await run.settle(self._call_off)
+                with run.kept_to_the_end():
+                    await run.settle(self._call_off)
             raise
 
     async def _last(self) -> Downtime:
@@ -435,22 +437,24 @@ class Migration:
         run = self._run
         for moving in self._volumes:
             await run.carry(moving.stand_by)
-        await run.settle(lambda: self._record(Phase.PAUSED))
         parts = self._parts()
         watch = Watch(self._limit, lambda: self._wake(parts), run)
-        try:
-            times = [await run.carry(self._guest.pause), time.monotonic()]
-            async with watch:
-                await self._send_rest(parts)
-            times.append(time.monotonic())
-            if self._request.verify:
-                await self._verify()
-            times.append(time.monotonic())
-            run.check()
-        except BaseException:
-            await run.settle(lambda: self._roll_back(watch))
-            raise
-        await run.settle(self._start)
+        # Whoever left now would leave a guest behind that stands still.
+        with run.kept_to_the_end():
+            await run.settle(lambda: self._record(Phase.PAUSED))
+            try:
+                times = [await run.carry(self._guest.pause), time.monotonic()]
+                async with watch:
+                    await self._send_rest(parts)
+                times.append(time.monotonic())
+                if self._request.verify:
+                    await self._verify()
+                times.append(time.monotonic())
+                run.check()
+            except BaseException:
+                await run.settle(lambda: self._roll_back(watch))
+                raise
+            await run.settle(self._start)
         times.append(time.monotonic())
         return Downtime(*(later - earlier for earlier, later in pairwise(times)))
 

@@ -6,6 +6,7 @@ the target holds.
 """
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -47,6 +48,9 @@ from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.limiter import Limiter
 from blockstream.run import Run
 from blockstream.sources.volume import VolumeSource, flush
+
+# Of the volumes of a guest, two would take the same room of their group for theirs.
+_MAKING = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,6 +345,10 @@ class MovingVolume:
         return found.differing.total()
 
     def _snapshot(self) -> Volume:
+        with _MAKING:
+            return self._made()
+
+    def _made(self) -> Volume:
         if self._held is None or not (self.volume.is_thin or self._room):
             room = room_for(self.volume, self._store)
             self._room = room if isinstance(room, int) else 0

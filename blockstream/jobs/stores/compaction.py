@@ -6,7 +6,7 @@ would be kept whole for ever: what it needs of that is copied, within the store 
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -43,7 +43,11 @@ class Compacted:
 
 
 def compact(
-    disk: StoredDisk, *, worth: float = WORTH, pack_bytes: int = PACK_BYTES
+    disk: StoredDisk,
+    *,
+    worth: float = WORTH,
+    pack_bytes: int = PACK_BYTES,
+    check: Callable[[], None] = lambda: None,
 ) -> Compacted | None:
     """Add a map of the newest point that needs no other point, and little that nobody needs.
 
@@ -55,6 +59,7 @@ def compact(
         worth: A pack is given up if the point needs less than this part of its frames; 0 copies
             nothing.
         pack_bytes: Where a new pack ends.
+        check: Called between steps; ends it by what it raises.
 
     Returns:
         None if the newest point needs no other, and there is nothing to give up.
@@ -72,7 +77,7 @@ def compact(
     thin = _thin(disk, index, packs, worth)
     if last.parent is None and len(packs) == len(last.packs) and not thin.any():
         return None
-    moving = _Moving(disk, new_id(), index, packs, thin)
+    moving = _Moving(disk, new_id(), index, packs, thin, check)
     with alive(disk, moving.identity):
         try:
             moving.copy(pack_bytes)
@@ -132,6 +137,7 @@ class _Moving:
         index: What it holds where; after `copy`, where the frames lie then.
         packs: What that counts; the same.
         thin: Which of them are given up.
+        check: Ends it by what it raises.
         made: New packs, the one that is not whole as well.
         copied: Bytes that were copied.
     """
@@ -141,6 +147,7 @@ class _Moving:
     index: PointIndex
     packs: list[Pack]
     thin: np.ndarray
+    check: Callable[[], None]
     made: list[Pack] = field(default_factory=list)
     copied: int = 0
 
@@ -161,6 +168,7 @@ class _Moving:
         try:
             size = 0
             for pack, offset, length in _runs(old, these):
+                self.check()
                 source = f"{self.disk.folder}pack/{old_packs[pack].key}"
                 upload.copy(source, offset, length)
                 size += length

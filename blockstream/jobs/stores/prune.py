@@ -8,7 +8,7 @@ deleted by a later prune, if it is old by the store's clock and there was no sig
 """
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -67,7 +67,14 @@ class Pruned:
     damaged: dict[int, str] = field(default_factory=dict)
 
 
-def prune(disk: StoredDisk, rules: Rules, *, grace: float, dry_run: bool = False) -> Pruned:
+def prune(
+    disk: StoredDisk,
+    rules: Rules,
+    *,
+    grace: float,
+    dry_run: bool = False,
+    check: Callable[[], None] = lambda: None,
+) -> Pruned:
     """Hide what the rules do not keep, and delete what was hidden long enough.
 
     Args:
@@ -75,6 +82,7 @@ def prune(disk: StoredDisk, rules: Rules, *, grace: float, dry_run: bool = False
         rules: What to keep.
         grace: Seconds for which a hidden point is not deleted.
         dry_run: Only say what would become of it.
+        check: Called between steps; ends it by what it raises.
 
     Raises:
         StoreDamagedError: If no point can be restored; nothing was done.
@@ -94,6 +102,7 @@ def prune(disk: StoredDisk, rules: Rules, *, grace: float, dry_run: bool = False
         return result
     now = disk.now()
     for seq in unwanted:
+        check()
         disk.mark(seq)
         marks[seq] = now
         failpoint("prune.after_mark")
@@ -103,9 +112,9 @@ def prune(disk: StoredDisk, rules: Rules, *, grace: float, dry_run: bool = False
     if live and not damaged and len(disk.chain(live[-1])) > _LONGEST_CHAIN:
         # Who commits a point meanwhile is in the way of the map alone, and the next time makes it.
         with contextlib.suppress(BusyError):
-            compact(disk, worth=0)
+            compact(disk, worth=0, check=check)
     old = {seq for seq, when in marks.items() if now - when >= grace}
-    _delete(disk, old, now, result)
+    _delete(disk, old, now, result, check)
     result.strays = sorted(disk.strays)
     return result
 
@@ -135,7 +144,9 @@ def _made_of(disk: StoredDisk, point: Point, everything: Sequence[Point]) -> set
         return {each.seq for each in everything if each.seq <= point.seq}
 
 
-def _delete(disk: StoredDisk, old: set[int], now: float, result: Pruned) -> None:
+def _delete(
+    disk: StoredDisk, old: set[int], now: float, result: Pruned, check: Callable[[], None]
+) -> None:
     """Delete points that were hidden long ago and that no other needs; and what nothing names."""
     everything = disk.everything()
     # Somebody may be reading what was hidden lately, too.
@@ -146,6 +157,7 @@ def _delete(disk: StoredDisk, old: set[int], now: float, result: Pruned) -> None
     gone = [point for point in everything if point.seq in old - needed]
     # The newest first, so that none is ever there without what it goes onto.
     for point in reversed(gone):
+        check()
         if point.seq in needed:
             continue
         if _let_go(disk, disk.point_key(point.seq), 0, result):
@@ -156,9 +168,10 @@ def _delete(disk: StoredDisk, old: set[int], now: float, result: Pruned) -> None
     failpoint("prune.before_sweep")
     deleted = set(result.deleted)
     _unmark(disk, {point.seq for point in everything} - deleted, result)
+    check()
     result.hidden = [seq for seq in result.hidden if seq not in deleted]
     left = [point for point in everything if point.seq not in deleted]
-    _sweep(disk, left, [point for point in gone if point.seq in deleted], now, result)
+    _sweep(disk, left, [point for point in gone if point.seq in deleted], now, result, check)
 
 
 def _unmark(disk: StoredDisk, left: set[int], result: Pruned) -> None:
@@ -171,13 +184,19 @@ def _unmark(disk: StoredDisk, left: set[int], result: Pruned) -> None:
 
 
 def _sweep(
-    disk: StoredDisk, left: Sequence[Point], gone: Sequence[Point], now: float, result: Pruned
+    disk: StoredDisk,
+    left: Sequence[Point],
+    gone: Sequence[Point],
+    now: float,
+    result: Pruned,
+    check: Callable[[], None],
 ) -> None:
     """Delete packs and indexes that no point names, and that nobody can be about to name."""
     named, named_before = set(_names(disk, left)), set(_names(disk, gone))
     living = {point.id for point in left}
     ours, waiting = {point.id for point in gone}, set[str]()
     for owner, owned in disk.owned().items():
+        check()
         doomed = owner in ours
         # A map may need what was written for a point that is gone.
         others = Owned([info for info in owned.objects if info.key not in named])

@@ -11,7 +11,13 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockstream.errors import BusyError, OutcomeUnknownError, StoreDamagedError, StoreError
+from blockstream.errors import (
+    BusyError,
+    InterruptedTransferError,
+    OutcomeUnknownError,
+    StoreDamagedError,
+    StoreError,
+)
 from blockstream.extents import ExtentMap
 from blockstream.formats.point import Kind
 from blockstream.formats.point_index import PointIndex
@@ -51,6 +57,20 @@ def model(tmp_path: Path) -> Model:
     made.send(full=False, count=BLOCKS - 6)
     made.send(full=False, count=4)
     return made
+
+
+def test_who_is_stopped_takes_back_what_was_copied(model: Model) -> None:
+    before, calls = sorted(model.disk.owned()), itertools.count()
+
+    def check() -> None:
+        if next(calls) == 3:
+            raise InterruptedTransferError("stopped by SIGTERM")
+
+    with pytest.raises(InterruptedTransferError):
+        compact(model.disk, worth=1, pack_bytes=1, check=check)
+    assert next(calls) > 3
+    assert sorted(model.disk.owned()) == before
+    model.check()
 
 
 def frame_bytes(disk: StoredDisk) -> dict[str, int]:

@@ -1,6 +1,8 @@
 """Whatever is sent, pruned and compacted, in any order: every point that is shown comes back."""
 
 import asyncio
+import contextlib
+import itertools
 import os
 import random
 import time
@@ -13,7 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockstream.errors import BusyError, NotFoundError, StoreDamagedError, StoreError
+from blockstream.errors import (
+    BusyError,
+    InterruptedTransferError,
+    NotFoundError,
+    StoreDamagedError,
+    StoreError,
+)
 from blockstream.extents import ExtentMap
 from blockstream.formats.extent_lists import ExtentList, Meaning
 from blockstream.formats.point import Kind as PointKind
@@ -258,6 +266,24 @@ def test_what_is_locked_keeps_all_that_it_needs(
     assert prune(model.disk, parse_rules("last=1"), grace=0).hidden == []
     assert model.keys("mark") == []  # although its point went before
     assert len(model.keys("pack")) == len(model.keys("index")) == 1
+
+
+@pytest.mark.parametrize("steps", range(0, 16, 3))
+def test_who_is_stopped_goes_on_the_next_time(model: Model, steps: int) -> None:
+    model.send(full=True)
+    calls = itertools.count()
+
+    def check() -> None:
+        if next(calls) == steps:
+            raise InterruptedTransferError("stopped by SIGTERM")
+
+    rules = parse_rules("last=1")
+    with contextlib.suppress(InterruptedTransferError):
+        prune(model.disk, rules, grace=0, check=check)
+    assert next(calls) > steps, "there are as many steps"
+    model.prune(1, 0)
+    assert model.keys("point") == ["bs1/disk/vm/point/0000000006.json"]
+    model.check()
 
 
 def test_a_dry_run_writes_nothing(model: Model) -> None:
