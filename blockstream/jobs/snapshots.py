@@ -90,7 +90,8 @@ async def opened_in(
     run: Run, request: SendRequest, wish: SnapshotWish, *, rehearsal: bool = False
 ) -> AsyncIterator[tuple[Source, SendRequest]]:
     """Open what is read, by threads; where nothing is made, nobody waits for them after a stop."""
-    if request.extents:
+    # Beside what finds out by itself what changed, a list is refused before it is read.
+    if request.extents and not (request.bitmap or wish.delta or wish.since):
         listing = await run.ask(lambda: listing_of(request.extents))
         request = replace(request, listing=listing)
     harmless = is_nbd(request.source) or vmdk_path(request.source) is not None
