@@ -11,7 +11,7 @@ from pathlib import Path
 from blockstream.formats.foreign.events import Format
 from blockstream.formats.foreign.table import HEAD_BYTES, recognised
 from blockstream.formats.foreign.wrappings import wrapping
-from blockstream.sources.intake import Intake, Taken
+from blockstream.sources.foreign_stream import ForeignStream, StreamContents
 from blockstream.sources.layered import LayeredSource
 
 # What a disk is written with: an offset, and bytes or how many zeros.
@@ -172,7 +172,7 @@ def sparsestream(changes: Sequence[Change], size: int, **facts: object) -> bytes
 
 
 @contextmanager
-def intake(stream: bytes, *, pipe: bool) -> Iterator[Intake]:
+def intake(stream: bytes, *, pipe: bool) -> Iterator[ForeignStream]:
     """Let a stream come from a file, or, as far as a pipe holds it, from one."""
     if pipe:
         reading, writing = os.pipe()
@@ -187,7 +187,7 @@ def intake(stream: bytes, *, pipe: bool) -> Iterator[Intake]:
     try:
         head = os.read(reading, HEAD_BYTES)
         packed = wrapping(head)
-        with closing(Intake(reading, ahead=head, wrapping=packed, folder=folder)) as made:
+        with closing(ForeignStream(reading, ahead=head, wrapping=packed, folder=folder)) as made:
             yield made
     finally:
         os.close(reading)
@@ -195,7 +195,7 @@ def intake(stream: bytes, *, pipe: bool) -> Iterator[Intake]:
 
 def read(
     stream: bytes, size: int | None = None, *, pipe: bool = False, how: Format | None = None
-) -> Taken:
+) -> StreamContents:
     """Read a stream to its end."""
     with intake(stream, pipe=pipe) as made:
         return made.run(how or recognised(made.head(HEAD_BYTES)), size)

@@ -6,7 +6,7 @@ import click
 
 from blockstream.cli.console import event, say
 from blockstream.cli.options import with_json, with_state_dir
-from blockstream.jobs.upkeep import abort
+from blockstream.jobs.target_admin import abort
 
 
 @click.command("abort", short_help="Give up an unfinished transfer.")

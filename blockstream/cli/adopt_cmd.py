@@ -6,7 +6,7 @@ import click
 
 from blockstream.cli.console import event, say
 from blockstream.cli.options import with_json, with_state_dir
-from blockstream.jobs.upkeep import adopt
+from blockstream.jobs.target_admin import adopt
 
 
 @click.command("adopt", short_help="Say which state a target holds.")

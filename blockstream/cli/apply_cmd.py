@@ -6,7 +6,7 @@ import click
 
 from blockstream.cli.console import event, say
 from blockstream.cli.options import with_json, with_state_dir
-from blockstream.jobs.upkeep import apply_spool
+from blockstream.jobs.target_admin import apply_spool
 
 
 @click.command("apply", short_help="Finish a staged transfer, without the sender.")

@@ -7,17 +7,17 @@ import click
 
 from blockstream.cli.console import event, say
 from blockstream.cli.options import cleared
-from blockstream.cli.places import Places
-from blockstream.cli.voice import Voice
+from blockstream.cli.send_arguments import Places
+from blockstream.cli.send_output import Voice
 from blockstream.errors import UsageError
-from blockstream.jobs.peer import PeerOptions
-from blockstream.jobs.receive import ReceiveRequest
-from blockstream.jobs.send import SendPlan, SendRequest
 from blockstream.locations import Remote
+from blockstream.transfers.receive import ReceiveRequest
+from blockstream.transfers.remote_command import PeerOptions
+from blockstream.transfers.send import SendPlan, SendRequest
 
 if TYPE_CHECKING:
     from blockstream.interfaces import Source, Target
-    from blockstream.jobs.copy import Check
+    from blockstream.transfers.copy import Check
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -59,7 +59,7 @@ def refuse_check_base(
 
 def check_here(request: SendRequest, disk: "Source", voice: Voice) -> "Check":
     """Return what reads a target of this host, once it is held."""
-    from blockstream.jobs.base_check import check_base_here  # numpy, and rarely used
+    from blockstream.transfers.base_check import check_base_here  # numpy, and rarely used
 
     _check_increment(request)
 
@@ -78,7 +78,7 @@ async def checked_there(
     Raises:
         BlockstreamError: If it is not the base.
     """
-    from blockstream.jobs.base_check import check_base_there  # numpy, and rarely used
+    from blockstream.transfers.base_check import check_base_there  # numpy, and rarely used
 
     _check_increment(request)
     checked = await check_base_there(request, disk, host, peer, voice.run)

@@ -8,7 +8,7 @@ import click
 from blockstream.cli.console import event, say
 from blockstream.cli.options import with_json, with_state_dir
 from blockstream.errors import OutcomeUnknownError, UsageError
-from blockstream.jobs.sent import SentTransfers, parse_receipt
+from blockstream.transfers.sender_journal import SentTransfers, parse_receipt
 
 _RECEIPT_BYTES = 64 << 10
 

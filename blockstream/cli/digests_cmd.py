@@ -6,8 +6,8 @@ import click
 
 from blockstream.cli.foreground import done
 from blockstream.cli.options import refuse_terminal, with_state_dir
-from blockstream.jobs.digests import send_digests
 from blockstream.run import Run
+from blockstream.transfers.digests import send_digests
 from blockstream_protocol import DEVICE_BYTES
 
 _STDOUT = 1

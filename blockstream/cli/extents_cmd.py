@@ -6,8 +6,9 @@ from pathlib import Path
 import click
 
 from blockstream.cli.console import show
-from blockstream.cli.exports import with_certificates, with_export_options
 from blockstream.cli.foreground import Reporter, done
+from blockstream.cli.lvm_options import with_vmdk_options
+from blockstream.cli.nbd_options import with_certificates, with_export_options
 from blockstream.cli.options import (
     ProgressWish,
     parse_size,
@@ -16,16 +17,15 @@ from blockstream.cli.options import (
     with_progress,
     with_state_dir,
 )
-from blockstream.cli.volumes import with_vmdk_options
 from blockstream.errors import UsageError
 from blockstream.extents import ExtentMap
 from blockstream.formats.extent_lists import Meaning, written
 from blockstream.interfaces import Source
-from blockstream.jobs.compare import changes
 from blockstream.jobs.snapshots import stored_changes, tracked_changes
 from blockstream.jobs.vmdk import listed
 from blockstream.locations import is_nbd, open_export, open_source, vmdk_path
 from blockstream.run import Run
+from blockstream.transfers.compare import changes
 
 _STORE = "cow:"
 

@@ -17,7 +17,7 @@ from blockstream.cli.options import (
 )
 from blockstream.errors import NotFoundError, StaleViewError, UsageError
 from blockstream.formats.foreign.names import READ
-from blockstream.jobs.foreign.whose import beginning, is_ours
+from blockstream.jobs.foreign.detect import beginning, is_ours
 from blockstream.jobs.inspect import MAP_CELLS, Inspection, inspect
 from blockstream.run import Run
 from blockstream.words import counted, moment_text, size_text

@@ -2,7 +2,7 @@
 
 import click
 
-from blockstream.linux.meeting import heard_token, join
+from blockstream.linux.stream_join import heard_token, join
 
 _STDIN = 0
 

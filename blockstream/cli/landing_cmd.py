@@ -6,7 +6,7 @@ import click
 
 from blockstream.cli.console import show
 from blockstream.cli.options import with_state_dir
-from blockstream.jobs.migration.landing import LandingWish, land, landing_line
+from blockstream.jobs.migration.target_volume import LandingWish, land, landing_line
 
 
 @click.command("landing", hidden=True)

@@ -8,23 +8,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from blockstream.cli.options import cleared
-from blockstream.cli.peers import peer_options
 from blockstream.cli.recv_cmd import show_received
+from blockstream.cli.remote_options import peer_options
+from blockstream.cli.send_output import Voice, show_sent
 from blockstream.cli.stores import opened_store, show_saved
-from blockstream.cli.voice import Voice, show_sent
 from blockstream.errors import StaleViewError, UsageError
 from blockstream.interfaces import Source
-from blockstream.jobs.compare import changes
-from blockstream.jobs.copy import copy
-from blockstream.jobs.disk_set import push_set
 from blockstream.jobs.holdings import held_here, held_there
-from blockstream.jobs.peer import PeerOptions, compared, push
-from blockstream.jobs.receive import ReceiveRequest
-from blockstream.jobs.stores.memory import Memory
-from blockstream.jobs.stores.repository import Repository
-from blockstream.jobs.stores.save import save
 from blockstream.locations import MachinePlace, Remote, StorePlace, open_source, remote, store_place
+from blockstream.repository.memory import Memory
+from blockstream.repository.repository import Repository
 from blockstream.run import Run
+from blockstream.transfers.compare import changes
+from blockstream.transfers.copy import copy
+from blockstream.transfers.digests import compared
+from blockstream.transfers.disk_set import push_set
+from blockstream.transfers.push import push
+from blockstream.transfers.receive import ReceiveRequest
+from blockstream.transfers.remote_command import PeerOptions
+from blockstream.transfers.save import save
 
 if TYPE_CHECKING:
     from blockstream.extents import ExtentMap  # numpy: 60 ms

@@ -2,8 +2,8 @@
 
 import click
 
+from blockstream.cli.convert_common import made_of
 from blockstream.cli.foreign import with_stream_options
-from blockstream.cli.making import made_of
 from blockstream.errors import UsageError
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import click
 
+from blockstream.cli.bwlimit import limiter_for
 from blockstream.cli.console import event, say
 from blockstream.cli.options import (
     ProgressWish,
@@ -17,13 +18,12 @@ from blockstream.cli.options import (
     with_progress,
     with_state_dir,
 )
-from blockstream.cli.peers import PEER_OPTIONS, peer_options, with_peer_options
-from blockstream.cli.rates import limiter_for
-from blockstream.cli.voice import Voice
+from blockstream.cli.remote_options import PEER_OPTIONS, peer_options, with_peer_options
+from blockstream.cli.send_output import Voice
 from blockstream.errors import NotFoundError, UsageError
+from blockstream.jobs.migration.convergence import Round
 from blockstream.jobs.migration.domain import DomainGuest, Leaving
 from blockstream.jobs.migration.guests import CommandGuest, FarHost, Guest
-from blockstream.jobs.migration.landing import LandingWish
 from blockstream.jobs.migration.live import LiveGuest
 from blockstream.jobs.migration.marks import places_of
 from blockstream.jobs.migration.migrate import (
@@ -32,8 +32,8 @@ from blockstream.jobs.migration.migrate import (
     MigrationRequest,
     report_values,
 )
-from blockstream.jobs.migration.note import MigrationNote
-from blockstream.jobs.migration.rounds import Round
+from blockstream.jobs.migration.state import MigrationNote
+from blockstream.jobs.migration.target_volume import LandingWish
 from blockstream.jobs.migration.volume import Means, Move, moved_to
 from blockstream.linux import lvm
 from blockstream.locations import USER, Remote

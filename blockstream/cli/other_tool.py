@@ -9,11 +9,11 @@ import click
 from blockstream.cli.console import event, saving_text, say
 from blockstream.cli.foreign import parse_pool_chunk, with_pool_chunk
 from blockstream.cli.options import cleared, refuse_terminal, warn
-from blockstream.cli.voice import Voice
+from blockstream.cli.send_output import Voice
 from blockstream.errors import UsageError
 from blockstream.formats.foreign.names import WRITTEN
-from blockstream.jobs.send import SendRequest, planned
 from blockstream.jobs.snapshots import SnapshotWish, opened_in
+from blockstream.transfers.send import SendRequest, planned
 
 F = TypeVar("F", bound=Callable[..., Any])
 _STDOUT = 1

@@ -21,7 +21,7 @@ from blockstream.cli.stores import (
 )
 from blockstream.errors import NotFoundError, StaleViewError, StoreDamagedError, UsageError
 from blockstream.formats.point import Point
-from blockstream.jobs.stores.repository import VERIFIED, StoredDisk
+from blockstream.repository.repository import VERIFIED, StoredDisk
 from blockstream.words import duration_text, moment_text, size_text, time_text
 
 

@@ -13,7 +13,7 @@ import click
 from blockstream.cli.console import event, saving_text, say
 from blockstream.cli.foreground import done
 from blockstream.cli.foreign import show_foreign, wish_given, with_foreign_options
-from blockstream.cli.meeting import meeting_of, with_meeting
+from blockstream.cli.join_options import meeting_of, with_meeting
 from blockstream.cli.options import (
     ProgressWish,
     refuse_terminal,
@@ -28,16 +28,16 @@ from blockstream.errors import (
     UsageError,
 )
 from blockstream.formats.foreign.wrappings import wrapping
-from blockstream.jobs.apply_modes import ApplyMode
-from blockstream.jobs.foreign.whose import beginning, is_ours
-from blockstream.jobs.receive import (
+from blockstream.jobs.foreign.detect import beginning, is_ours
+from blockstream.linux.files import write_durably
+from blockstream.run import Run
+from blockstream.transfers.apply_modes import ApplyMode
+from blockstream.transfers.receive import (
     ReceiveRequest,
     ReceiveResult,
     receive,
     receive_sessions,
 )
-from blockstream.linux.files import write_durably
-from blockstream.run import Run
 from blockstream.words import OURS, duration_text, moment_text, size_text
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ def _write_receipt(path: str, result: ReceiveResult) -> None:
     """
     if result.committed is None:
         return
-    from blockstream.jobs.sent import receipt_line
+    from blockstream.transfers.sender_journal import receipt_line
 
     line = receipt_line(result.committed) + "\n"
     try:

@@ -9,8 +9,9 @@ import click
 
 from blockstream.cli.console import event, saving_text, say
 from blockstream.cli.options import ProgressWish, cleared, reporters, with_progress, with_state_dir
-from blockstream.cli.peers import peer_options, refuse_peer_options, with_peer_options
 from blockstream.cli.recv_cmd import TARGET_FLAGS, show_received, with_target_options
+from blockstream.cli.remote_options import peer_options, refuse_peer_options, with_peer_options
+from blockstream.cli.send_output import Voice
 from blockstream.cli.stores import (
     StoreAccess,
     check_doubts,
@@ -19,17 +20,17 @@ from blockstream.cli.stores import (
     place_of,
     with_store_access,
 )
-from blockstream.cli.voice import Voice
 from blockstream.errors import StoreDamagedError
 from blockstream.formats.point import Point
-from blockstream.jobs.copy import copy
-from blockstream.jobs.peer import PeerOptions, push
-from blockstream.jobs.receive import ReceiveRequest
-from blockstream.jobs.send import SendRequest
-from blockstream.jobs.stores.repository import Repository, StoredDisk
-from blockstream.jobs.stores.restore import opened_point
 from blockstream.locations import Remote, StorePlace, of_this_host, remote
+from blockstream.repository.repository import Repository, StoredDisk
+from blockstream.repository.restore import opened_point
 from blockstream.sources.point import PointSource
+from blockstream.transfers.copy import copy
+from blockstream.transfers.push import push
+from blockstream.transfers.receive import ReceiveRequest
+from blockstream.transfers.remote_command import PeerOptions
+from blockstream.transfers.send import SendRequest
 from blockstream.words import duration_text
 
 

@@ -16,10 +16,11 @@ from blockstream.cli.base_check import (
     refuse_check_base,
     with_check_base,
 )
+from blockstream.cli.bwlimit import limiter_for
 from blockstream.cli.console import event, say
-from blockstream.cli.exports import with_certificates, with_export_options
-from blockstream.cli.machines import send_machine, with_machine_options
-from blockstream.cli.meeting import meeting_of, with_meeting
+from blockstream.cli.join_options import meeting_of, with_meeting
+from blockstream.cli.lvm_options import wish_of, with_snapshot_options, with_vmdk_options
+from blockstream.cli.nbd_options import with_certificates, with_export_options
 from blockstream.cli.options import (
     ProgressWish,
     cleared,
@@ -34,28 +35,28 @@ from blockstream.cli.other_tool import (
     send_to_other_tool,
     with_other_tool,
 )
-from blockstream.cli.peers import peer_options, with_peer_options
-from blockstream.cli.places import Places, check_places
-from blockstream.cli.rates import limiter_for
 from blockstream.cli.recv_cmd import TARGET_FLAGS, show_received, with_target_options
+from blockstream.cli.remote_options import peer_options, with_peer_options
+from blockstream.cli.send_arguments import Places, check_places
+from blockstream.cli.send_output import Voice, show_plan, show_sent
 from blockstream.cli.stores import StoreAccess, opened_store, show_saved, with_store_access
-from blockstream.cli.voice import Voice, show_plan, show_sent
-from blockstream.cli.volumes import wish_of, with_snapshot_options, with_vmdk_options
+from blockstream.cli.vsphere_options import send_machine, with_machine_options
 from blockstream.errors import UsageError
-from blockstream.jobs.apply_modes import ApplyMode
-from blockstream.jobs.copy import copy
-from blockstream.jobs.disk_set import push_set
-from blockstream.jobs.peer import pull, push, push_differing
-from blockstream.jobs.receive import ReceiveRequest
-from blockstream.jobs.rehearsal import rehearsed_here, rehearsed_there
-from blockstream.jobs.send import SendPlan, SendRequest, planned, send
-from blockstream.jobs.session import send_session
 from blockstream.jobs.snapshots import SnapshotWish, opened_in
-from blockstream.jobs.stores.memory import Memory
-from blockstream.jobs.stores.save import SaveEstimate, estimated, from_last, save
 from blockstream.locations import Remote, StorePlace
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.token import ResumeToken
+from blockstream.repository.memory import Memory
+from blockstream.transfers.apply_modes import ApplyMode
+from blockstream.transfers.copy import copy
+from blockstream.transfers.disk_set import push_set
+from blockstream.transfers.dry_run import rehearsed_here, rehearsed_there
+from blockstream.transfers.pull import pull
+from blockstream.transfers.push import push, push_differing
+from blockstream.transfers.receive import ReceiveRequest
+from blockstream.transfers.save import SaveEstimate, estimated, from_last, save
+from blockstream.transfers.send import SendPlan, SendRequest, planned, send
+from blockstream.transfers.session import send_session
 from blockstream.words import size_text
 
 _STDIN = 0

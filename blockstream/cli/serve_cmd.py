@@ -15,7 +15,7 @@ from blockstream.errors import BlockstreamError, UsageError
 from blockstream.jobs.serve import Grant, key_line, load_policy, serve
 from blockstream.linux.identity import Identity
 from blockstream.locations import open_source
-from blockstream.pipeline.faults import discreet
+from blockstream.pipeline.error_map import discreet
 from blockstream.run import Run
 from blockstream.words import printable
 

@@ -7,8 +7,8 @@ import click
 from blockstream.cli.console import result, say, show
 from blockstream.cli.options import with_json, with_state_dir
 from blockstream.errors import UsageError
-from blockstream.jobs.targets import TargetStatus
-from blockstream.jobs.upkeep import all_statuses, forget, status
+from blockstream.jobs.target_admin import all_statuses, forget, status
+from blockstream.transfers.opened_target import TargetStatus
 from blockstream.words import moment_text, size_text, time_text
 from blockstream_protocol import Clean, Dirty
 

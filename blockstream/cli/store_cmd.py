@@ -36,18 +36,18 @@ from blockstream.errors import (
     UsageError,
 )
 from blockstream.interfaces import Source
-from blockstream.jobs.stores.compaction import Compacted, compact
-from blockstream.jobs.stores.healing import heal
-from blockstream.jobs.stores.keys import StoreKeys
-from blockstream.jobs.stores.memory import Memory
-from blockstream.jobs.stores.pins import Pins
-from blockstream.jobs.stores.policy import Role, policy
-from blockstream.jobs.stores.prune import Pruned, prune
-from blockstream.jobs.stores.repair import Repaired, repair
-from blockstream.jobs.stores.repository import Repository, StoredDisk, now_text
-from blockstream.jobs.stores.retention import parse_rules
-from blockstream.jobs.stores.verify import Verified, verify_disk
 from blockstream.locations import open_source, store_place
+from blockstream.repository.compaction import Compacted, compact
+from blockstream.repository.healing import heal
+from blockstream.repository.keys import StoreKeys
+from blockstream.repository.memory import Memory
+from blockstream.repository.pins import Pins
+from blockstream.repository.policy import Role, policy
+from blockstream.repository.prune import Pruned, prune
+from blockstream.repository.repair import Repaired, repair
+from blockstream.repository.repository import Repository, StoredDisk, now_text
+from blockstream.repository.retention import parse_rules
+from blockstream.repository.verify import Verified, verify_disk
 from blockstream.run import Run
 from blockstream.words import counted, size_text
 

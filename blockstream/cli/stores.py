@@ -14,13 +14,13 @@ from blockstream.cli.console import event, saving_text, say
 from blockstream.errors import NotFoundError, StaleViewError, StoreDamagedError, UsageError
 from blockstream.formats.store_names import began
 from blockstream.interfaces import Objects
-from blockstream.jobs.stores.keys import StoreHeader
-from blockstream.jobs.stores.memory import Memory
-from blockstream.jobs.stores.pins import Pins
-from blockstream.jobs.stores.repository import Repository, StoredDisk
-from blockstream.jobs.stores.save import SaveResult
 from blockstream.linux.state_directory import check_owner, default_state_directory
 from blockstream.locations import StorePlace, open_objects, store_place
+from blockstream.repository.keys import StoreHeader
+from blockstream.repository.memory import Memory
+from blockstream.repository.pins import Pins
+from blockstream.repository.repository import Repository, StoredDisk
+from blockstream.transfers.save import SaveResult
 from blockstream.words import counted, duration_text, moment_text, size_text, time_text
 
 

@@ -6,7 +6,7 @@ import click
 
 from blockstream.cli.console import event, say
 from blockstream.cli.options import with_json, with_state_dir
-from blockstream.jobs.upkeep import undo_target
+from blockstream.jobs.target_admin import undo_target
 
 
 @click.command("undo", short_help="Bring a target back to before the last transfer.")

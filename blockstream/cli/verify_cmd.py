@@ -9,15 +9,16 @@ import click
 from blockstream.cli.console import event, say
 from blockstream.cli.foreground import done
 from blockstream.cli.options import ProgressWish, reporters, with_progress, with_state_dir
-from blockstream.cli.peers import peer_options, refuse_peer_options, with_peer_options
+from blockstream.cli.remote_options import peer_options, refuse_peer_options, with_peer_options
 from blockstream.errors import IntegrityError
-from blockstream.jobs.digests import Comparison
-from blockstream.jobs.peer import PeerOptions, compared, push_differing
-from blockstream.jobs.receive import ReceiveRequest
-from blockstream.jobs.send import SendRequest
 from blockstream.jobs.snapshots import SnapshotWish, opened_in
 from blockstream.locations import Remote, of_this_host, open_source, remote
 from blockstream.run import Run
+from blockstream.transfers.digests import Comparison, compared
+from blockstream.transfers.push import push_differing
+from blockstream.transfers.receive import ReceiveRequest
+from blockstream.transfers.remote_command import PeerOptions
+from blockstream.transfers.send import SendRequest
 from blockstream.words import size_text
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ async def _here(
     source: str, target: str, state_dir: Path, run: Run, *, repair: bool
 ) -> tuple[Comparison, str]:
     """Return what differs on this host, and the state that the target holds after a repair."""
-    from blockstream.jobs.verify_here import compared_here, repaired_here  # numpy
+    from blockstream.transfers.verify_here import compared_here, repaired_here  # numpy
 
     if not repair:
         async with run.within(_opened(source), harmless=True) as disk:

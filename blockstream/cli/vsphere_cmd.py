@@ -8,8 +8,8 @@ import click
 from blockstream.cli.command_group import CommandGroup
 from blockstream.cli.console import event, result, say, show
 from blockstream.cli.foreground import done
-from blockstream.cli.machines import opened_vsphere, password_of, with_password_option
 from blockstream.cli.options import warn, with_json
+from blockstream.cli.vsphere_options import opened_vsphere, password_of, with_password_option
 from blockstream.errors import UsageError
 from blockstream.locations import machine_place
 from blockstream.run import Run

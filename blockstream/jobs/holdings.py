@@ -5,11 +5,12 @@ import json
 from pathlib import Path
 
 from blockstream.errors import ConnectionLostError, ExitStatus, NotFoundError, UsageError
-from blockstream.jobs.peer import PeerOptions, explained, remote_command
-from blockstream.jobs.targets import TargetStatus, status_at
 from blockstream.linux.streams import WakeableReader
 from blockstream.locations import Remote, open_link
 from blockstream.run import Run
+from blockstream.transfers.opened_target import TargetStatus, status_at
+from blockstream.transfers.remote_command import PeerOptions, remote_command
+from blockstream.transfers.remote_errors import explained
 from blockstream_protocol import Clean, Dirty
 
 _PIECE = 1 << 16

@@ -5,9 +5,9 @@ import threading
 from dataclasses import dataclass, field
 
 from blockstream.errors import BlockstreamError
-from blockstream.jobs.looking import Looking
 from blockstream.linux.streams import widen_pipe
 from blockstream.run import Run
+from blockstream.transfers.stream_scan import StreamScan
 from blockstream_protocol import (
     Codec,
     Frame,
@@ -82,7 +82,7 @@ async def inspect(fd: int, ahead: bytes, run: Run) -> Inspection:
 
 def _inspected(fd: int, ahead: bytes, run: Run) -> Inspection:
     widen_pipe(fd)
-    with contextlib.closing(Looking(fd, ahead, run)) as stream:
+    with contextlib.closing(StreamScan(fd, ahead, run)) as stream:
         found, lock = Inspection(stream.opening), threading.Lock()
 
         def look(_seq: int, frame: Frame, table: Table) -> None:

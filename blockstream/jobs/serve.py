@@ -9,23 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blockstream.errors import BlockstreamError, NotFoundError, RefusedError, UsageError
-from blockstream.jobs.apply_modes import ApplyMode
-from blockstream.jobs.digests import digests_sent
-from blockstream.jobs.receive import (
+from blockstream.linux.streams import WakeableReader
+from blockstream.pipeline.error_map import discreet
+from blockstream.pipeline.limiter import Limiter
+from blockstream.pipeline.receiver import FrameReader
+from blockstream.run import Run
+from blockstream.transfers.apply_modes import ApplyMode
+from blockstream.transfers.digests import digests_sent
+from blockstream.transfers.receive import (
     Answering,
     ReceiveRequest,
     greeting_in_time,
     receive_frames,
 )
-from blockstream.linux.streams import WakeableReader
-from blockstream.pipeline.faults import discreet
-from blockstream.pipeline.limiter import Limiter
-from blockstream.pipeline.receiver import FrameReader
-from blockstream.run import Run
+from blockstream.transfers.remote_command import PEER_COMMAND
 from blockstream_protocol import DEVICE_BYTES
 
-# The one thing that a peer may ask a forced command for; it is compared, never parsed.
-PEER_COMMAND = "blockstream-peer 1"
 RECEIVE, VERIFY = "recv", "verify"
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")

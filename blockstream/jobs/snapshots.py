@@ -32,7 +32,6 @@ from blockstream.formats import thin_delta
 from blockstream.formats.exception_store import exceptions, read_with
 from blockstream.formats.extent_lists import ExtentList, Meaning
 from blockstream.interfaces import Source
-from blockstream.jobs.send import SendRequest, listing_of
 from blockstream.jobs.vmdk import opened_vmdk
 from blockstream.linux import lvm
 from blockstream.linux.files import kept_file
@@ -41,6 +40,7 @@ from blockstream.linux.state_directory import make_directory
 from blockstream.locations import is_nbd, open_export, open_source, vmdk_path
 from blockstream.run import Run
 from blockstream.sources.volume import VolumeSource, changed_since, flush
+from blockstream.transfers.send import SendRequest, listing_of
 from blockstream.words import duration_text
 from blockstream_protocol import DEVICE_BYTES, Kind
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 from blockstream.errors import UsageError
 from blockstream.formats.extent_lists import ExtentList, Meaning
 from blockstream.interfaces import Source
-from blockstream.jobs.send import SendRequest
 from blockstream.sources.vmdk import VmdkSource
+from blockstream.transfers.send import SendRequest
 from blockstream_protocol import PLAN_EXTENTS
 
 

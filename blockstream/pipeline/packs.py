@@ -154,7 +154,7 @@ def _joined(parts: list[np.ndarray], kind: type) -> np.ndarray:
     return np.concatenate(parts).astype(kind) if parts else np.empty(0, kind)
 
 
-class PackOutlet:
+class PackSink:
     """Writes a sender's messages into packs. Any thread, but one after the other.
 
     Attributes:

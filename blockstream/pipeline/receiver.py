@@ -12,11 +12,11 @@ from blockstream.errors import BlockstreamError, RefusedError
 from blockstream.linux.buffers import aligned_buffer
 from blockstream.linux.streams import WakeableReader
 from blockstream.pipeline.compression import Decompressor
-from blockstream.pipeline.crew import Crew, CrewStoppedError, Turnstile, default_workers
+from blockstream.pipeline.error_map import code_of, discreet, error_for, translated
 from blockstream.pipeline.failpoints import failpoint
-from blockstream.pipeline.faults import code_of, discreet, error_for, translated
 from blockstream.pipeline.progress import Progress
 from blockstream.pipeline.samples import BaseCheck
+from blockstream.pipeline.workers import Turnstile, Workers, WorkersStoppedError, default_workers
 from blockstream_protocol import (
     EXTENTS_BYTES,
     MAGIC,
@@ -195,7 +195,7 @@ class Applying:
             try:
                 self.perform(self.event(self.session.drained))
                 break
-            except (BlockstreamError, RemoteProtocolError, CrewStoppedError) as later:
+            except (BlockstreamError, RemoteProtocolError, WorkersStoppedError) as later:
                 errors.append(later)
                 self._tell(later)
         if not any(code_of(error) in {Code.TARGET, Code.BUG} for error in errors):
@@ -435,7 +435,7 @@ class ReceiveEngine:
         self._turnstile = Turnstile()
         self._first: int | None = None
         self._taken = 0  # number of the next frame
-        self._crew = Crew(self._wake)
+        self._crew = Workers(self._wake)
         self._stopped = ""
         self._heard = 0
         self._listening = False

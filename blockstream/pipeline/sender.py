@@ -11,14 +11,14 @@ from itertools import islice
 from blockstream.errors import BlockstreamError, InterruptedTransferError
 from blockstream.extents import ExtentMap, Piece
 from blockstream.interfaces import Source
-from blockstream.pipeline.ahead import ReadAhead
 from blockstream.pipeline.compression import CompressionChoice, Compressor, LevelControl
-from blockstream.pipeline.crew import Crew, Turnstile, default_workers
+from blockstream.pipeline.error_map import code_of, translated
 from blockstream.pipeline.failpoints import failpoint
-from blockstream.pipeline.faults import code_of, translated
-from blockstream.pipeline.outlet import Outlet
+from blockstream.pipeline.frame_sink import FrameSink
 from blockstream.pipeline.packer import PackedFrame, Packer, data_of
 from blockstream.pipeline.progress import Progress
+from blockstream.pipeline.read_ahead import ReadAhead
+from blockstream.pipeline.workers import Turnstile, Workers, default_workers
 from blockstream_protocol import (
     Ack,
     Checkpoint,
@@ -83,7 +83,7 @@ class SendEngine:
         session: Sender,
         source: Source,
         extents: ExtentMap,
-        outlet: Outlet,
+        outlet: FrameSink,
         progress: Progress,
         options: SendOptions,
     ) -> None:
@@ -106,7 +106,7 @@ class SendEngine:
         self._pinging = threading.Thread()
         self._marks: deque[tuple[int, int]] = deque()
         self.finish: Finish | None = None
-        self._crew = Crew(self._wake)
+        self._crew = Workers(self._wake)
 
     def run(self) -> Finish:
         """Send everything; blocks until the session is over.

@@ -12,11 +12,11 @@ import blake3
 
 from blockstream.errors import RefusedError
 from blockstream.linux.files import kept_file, sync_directory
-from blockstream.pipeline.crew import Turnstile
 from blockstream.pipeline.direct import DirectApplier
 from blockstream.pipeline.failpoints import failpoint
 from blockstream.pipeline.journal import Journal
 from blockstream.pipeline.samples import BaseCheck
+from blockstream.pipeline.workers import Turnstile
 from blockstream_protocol import (
     MAGIC,
     Clean,

@@ -12,7 +12,7 @@ import numpy as np
 
 from blockstream.errors import NotFoundError, SourceError
 from blockstream.extents import ExtentMap
-from blockstream.linux.batch import FEWEST, batch
+from blockstream.linux.aio import FEWEST, batch
 from blockstream.linux.block import data_ranges, logical_block_of, size_of
 from blockstream.linux.buffers import aligned_buffer, read_all
 from blockstream.linux.identity import Identity, Node, identity_of, node_of, users_of

@@ -16,7 +16,7 @@ from blockstream.formats.extent_rows import ExtentList, Meaning
 from blockstream.formats.nbd import ALLOCATION, BITMAP, CAN_MULTI_CONN, READ_ONLY
 from blockstream.formats.nbd_replies import Request
 from blockstream.linux.identity import Identity, Node
-from blockstream.sources.nbd_line import Line, LineLostError, Patience, Place
+from blockstream.sources.nbd_connection import Line, LineLostError, Patience, Place
 from blockstream_protocol import Kind
 
 _SECTOR: Final = 512  # what frames are made of

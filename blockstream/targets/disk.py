@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from blockstream.errors import BusyError, RefusedError, TargetError
-from blockstream.linux.batch import FEWEST, batch
+from blockstream.linux.aio import FEWEST, batch
 from blockstream.linux.block import (
     UNSUPPORTED,
     QueueLimits,

@@ -16,7 +16,7 @@ from blockstream.errors import (
     StoreDamagedError,
     StoreError,
 )
-from blockstream.jobs.stores.repository import Repository
+from blockstream.repository.repository import Repository
 from blockstream.stores import s3, s3_client
 from blockstream.stores.s3 import S3Objects, s3_objects
 from tests.rotation import share

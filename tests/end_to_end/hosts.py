@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from blockstream.errors import BlockstreamError
-from blockstream.jobs.targets import status_at
-from blockstream.jobs.upkeep import adopt
+from blockstream.jobs.target_admin import adopt
 from blockstream.pipeline.token import ResumeToken
+from blockstream.transfers.opened_target import status_at
 from blockstream_protocol import HEAD_BYTES, MAGIC, FrameType
 
 ROOT = Path(__file__).parents[2]

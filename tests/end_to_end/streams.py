@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from blockstream.errors import NotFoundError
-from blockstream.jobs.receive import ReceiveRequest, ReceiveResult, receive
-from blockstream.jobs.send import SendRequest, send
-from blockstream.jobs.targets import read_status
 from blockstream.locations import open_source
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.run import Run
+from blockstream.transfers.opened_target import read_status
+from blockstream.transfers.receive import ReceiveRequest, ReceiveResult, receive
+from blockstream.transfers.send import SendRequest, send
 from blockstream_protocol import HEAD_BYTES, MAGIC, Clean, Dirty, FrameType
 
 

@@ -19,9 +19,9 @@ import zstandard
 from blake3 import blake3
 
 from blockstream.errors import BlockstreamError, NotFoundError
-from blockstream.jobs.receive import ReceiveRequest, receive
-from blockstream.pipeline.crew import Crew
+from blockstream.pipeline.workers import Workers
 from blockstream.run import Run
+from blockstream.transfers.receive import ReceiveRequest, receive
 from blockstream_protocol import (
     EXTENTS_BYTES,
     HEAD_BYTES,
@@ -167,13 +167,13 @@ def test_nothing_is_read_behind_a_message_that_was_refused(
     stream, target = small(quick)
     checkpoint = stream.index(b'{"chain"')
     assert count_messages(stream[: checkpoint - HEAD_BYTES], FrameType.EXTENTS) == 1
-    fail = Crew.fail
+    fail = Workers.fail
 
-    def hesitate(self: Crew, error: BaseException) -> None:
+    def hesitate(self: Workers, error: BaseException) -> None:
         time.sleep(0.1)  # time enough for another thread to read on
         fail(self, error)
 
-    monkeypatch.setattr(Crew, "fail", hesitate)
+    monkeypatch.setattr(Workers, "fail", hesitate)
     status, message = run_here(quick, target, flipped(stream, checkpoint + 20))
     assert (status, "CHECKPOINT" in message) == (12, True), (status, message)
     assert known_state(quick, target) == "dirty"

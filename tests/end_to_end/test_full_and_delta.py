@@ -23,14 +23,14 @@ from blockstream.errors import BusyError
 from blockstream.extents import ExtentMap
 from blockstream.formats.extent_lists import ExtentList, Meaning
 from blockstream.interfaces import Target
-from blockstream.jobs.copy import copy
-from blockstream.jobs.receive import ReceiveRequest
-from blockstream.jobs.send import SendPlan, SendRequest
 from blockstream.linux.streams import PIPE_BYTES
 from blockstream.pipeline.samples import sampled_ranges
 from blockstream.run import Run
 from blockstream.sources.disk import DiskSource
 from blockstream.targets.disk import DiskTarget
+from blockstream.transfers.copy import copy
+from blockstream.transfers.receive import ReceiveRequest
+from blockstream.transfers.send import SendPlan, SendRequest
 from blockstream_protocol import FrameType, Kind
 from tests.end_to_end.hosts import (
     COMMAND,

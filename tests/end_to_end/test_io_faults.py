@@ -24,9 +24,9 @@ from blockstream.errors import (
     SourceError,
     TargetError,
 )
-from blockstream.jobs.receive import ReceiveRequest
-from blockstream.jobs.send import SendRequest
-from blockstream.jobs.targets import TargetStatus, read_status
+from blockstream.transfers.opened_target import TargetStatus, read_status
+from blockstream.transfers.receive import ReceiveRequest
+from blockstream.transfers.send import SendRequest
 from blockstream_protocol import Clean, Dirty
 from tests.devices import Rigged, rigged
 from tests.end_to_end.streams import checkpoints_every, stored, taken, taken_with_barriers

@@ -11,7 +11,7 @@ import pytest
 
 from blockstream.linux.qmp import Qmp, connected
 from blockstream.locations import open_source
-from blockstream.pipeline.crew import default_workers
+from blockstream.pipeline.workers import default_workers
 from tests.devices import run
 from tests.end_to_end.hosts import Host, content
 from tests.machine import BLOCK, BOOT, DISK_BYTES, Machine, machine

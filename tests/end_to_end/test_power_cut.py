@@ -16,14 +16,14 @@ import blake3
 import pytest
 
 from blockstream.errors import BlockstreamError
-from blockstream.jobs.receive import ReceiveRequest
-from blockstream.jobs.send import SendRequest
 from blockstream.linux.identity import Identity
 from blockstream.linux.state_directory import JournalFiles
 from blockstream.pipeline.direct import DirectApplier
 from blockstream.pipeline.journal import SLOT_BYTES, Journal
 from blockstream.pipeline.token import ResumeToken
 from blockstream.targets.disk import DiskTarget
+from blockstream.transfers.receive import ReceiveRequest
+from blockstream.transfers.send import SendRequest
 from blockstream_protocol import Clean, Dirty, TargetState
 from tests.devices import loop_device, mounted, rigged, run, tmpfs
 from tests.disk_log import Logged, lose_power, read_log

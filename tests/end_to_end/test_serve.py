@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from blockstream.errors import BlockstreamError, UsageError
-from blockstream.jobs.serve import PEER_COMMAND, key_line, load_policy
+from blockstream.jobs.serve import key_line, load_policy
+from blockstream.transfers.remote_command import PEER_COMMAND
 from tests.end_to_end.hosts import COMMAND, ROOT, Ended, Host
 from tests.ssh_server import SshServer
 

@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 
 from blockstream.errors import InterruptedTransferError
-from blockstream.jobs.copy import copy
-from blockstream.jobs.peer import PeerOptions, push
-from blockstream.jobs.receive import ReceiveRequest
-from blockstream.jobs.send import SendRequest
-from blockstream.jobs.targets import status_at
 from blockstream.locations import Remote, Way
 from blockstream.run import Run
 from blockstream.sources.disk import DiskSource
+from blockstream.transfers.copy import copy
+from blockstream.transfers.opened_target import status_at
+from blockstream.transfers.push import push
+from blockstream.transfers.receive import ReceiveRequest
+from blockstream.transfers.remote_command import PeerOptions
+from blockstream.transfers.send import SendRequest
 from blockstream_protocol import Clean, Dirty
 from tests.end_to_end.far_host import far_command, far_status
 from tests.end_to_end.hosts import Host

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from blockstream.errors import BlockstreamError
-from blockstream.jobs.stores.repository import Repository
-from blockstream.jobs.stores.restore import opened_point
 from blockstream.linux.buffers import aligned_buffer
+from blockstream.repository.repository import Repository
+from blockstream.repository.restore import opened_point
 from blockstream.stores import folder as folder_store
 from blockstream.stores.folder import FolderObjects
 from tests.devices import loop_device, mounted, rigged, run, tmpfs
 from tests.disk_log import Logged, lose_power, read_log
-from tests.jobs.stores.test_prune import Model
+from tests.repository.test_prune import Model
 
 pytestmark = [
     pytest.mark.root,

@@ -13,8 +13,8 @@ import pytest
 
 from blockstream.formats.point import Pack, Point
 from blockstream.interfaces import Objects
-from blockstream.jobs.stores.repository import FOLDERS
 from blockstream.locations import open_objects
+from blockstream.repository.repository import FOLDERS
 from tests.end_to_end.hosts import Ended, Host, Words, wait_until
 from tests.rotation import share
 from tests.s3_proxy import Answer, Fault, Rule, proxy

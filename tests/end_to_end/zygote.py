@@ -92,10 +92,11 @@ def execute(order: dict[str, Any]) -> None:
 
 def small_packs(size: int) -> None:
     """Let packs of a store end after so many bytes."""
-    from blockstream.jobs.stores import compaction, save
     from blockstream.pipeline import packs
+    from blockstream.repository import compaction
+    from blockstream.transfers import save
 
-    packs.PackOutlet.__init__.__defaults__ = (size,)
+    packs.PackSink.__init__.__defaults__ = (size,)
     compaction.compact.__kwdefaults__ = {"worth": compaction.WORTH, "pack_bytes": size}
     vars(save)["PACK_BYTES"] = size
 

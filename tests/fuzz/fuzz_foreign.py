@@ -7,7 +7,7 @@ import os
 
 from tests.fuzz.engine import fuzz, instrumented
 
-with instrumented("blockstream.formats.foreign", "blockstream.sources.intake"):
+with instrumented("blockstream.formats.foreign", "blockstream.sources.foreign_stream"):
     from blockstream.errors import BlockstreamError
     from blockstream.formats.foreign.layers import ZEROS
     from tests.foreign_streams import intake, read

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from blockstream.errors import SourceError
-from blockstream.jobs.send import SendRequest
 from blockstream.jobs.vmdk import opened_vmdk
 from blockstream.linux.buffers import aligned_buffer
+from blockstream.transfers.send import SendRequest
 from tests.vmdk_files import cowd, write_delta, write_flat
 
 

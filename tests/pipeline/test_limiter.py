@@ -7,8 +7,8 @@ from bisect import bisect_left
 
 import pytest
 
+from blockstream.pipeline.frame_sink import PipeSink
 from blockstream.pipeline.limiter import Limiter
-from blockstream.pipeline.outlet import PipeOutlet
 from blockstream.pipeline.progress import Progress
 from blockstream_protocol import Ping
 
@@ -116,7 +116,7 @@ def test_an_outlet_that_stops_lets_go_and_leaves_the_limit_to_the_next() -> None
     limiter.delay(1 << 20)  # the line is taken for days
     reading, writing = os.pipe()
     try:
-        outlet = PipeOutlet(writing, limiter, Progress())
+        outlet = PipeSink(writing, limiter, Progress())
         waiting = threading.Thread(target=outlet.send, args=(Ping(),), daemon=True)
         waiting.start()
         outlet.stop()

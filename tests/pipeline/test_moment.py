@@ -7,8 +7,8 @@ from contextlib import ExitStack, closing
 import pytest
 
 from blockstream.linux.streams import WakeableReader
+from blockstream.pipeline.frame_sink import PipeSink
 from blockstream.pipeline.limiter import Limiter
-from blockstream.pipeline.outlet import PipeOutlet
 from blockstream.pipeline.progress import Progress
 from blockstream.pipeline.receiver import FrameReader
 from blockstream_protocol import FrameType, Hello, Message, Moment, Open, Ping
@@ -25,7 +25,7 @@ def heard(lanes: int) -> Iterator[FrameType]:
         for fd in (fd for pipe in pipes for fd in pipe):
             stack.callback(os.close, fd)
         reading, writing = zip(*pipes, strict=True)
-        with closing(PipeOutlet(writing[0], Limiter(None), Progress(), *writing[1:])) as outlet:
+        with closing(PipeSink(writing[0], Limiter(None), Progress(), *writing[1:])) as outlet:
             for message in SAID:
                 outlet.send(message)
         readers = [stack.enter_context(closing(WakeableReader(fd))) for fd in reading]

@@ -11,15 +11,15 @@ import pytest
 from blockstream.formats.point_index import PointIndex
 from blockstream.formats.point_map import merged
 from blockstream.jobs.inspect import inspect
-from blockstream.jobs.send import SendRequest, planned
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.limiter import Limiter
-from blockstream.pipeline.packs import TRAILER, TRAILER_MAGIC, PackOutlet
+from blockstream.pipeline.packs import TRAILER, TRAILER_MAGIC, PackSink
 from blockstream.pipeline.progress import Progress
 from blockstream.pipeline.sender import SendEngine, SendOptions
 from blockstream.run import Run
 from blockstream.sources.disk import DiskSource
 from blockstream.stores.folder import FolderObjects
+from blockstream.transfers.send import SendRequest, planned
 from blockstream_protocol import HEAD_BYTES, Sender
 
 MIB = 1 << 20
@@ -32,7 +32,7 @@ def test_packs_are_the_stream(tmp_path: Path, pack_bytes: int) -> None:
     path.write_bytes(content + random.Random(2).randbytes(3 * MIB))  # noqa: S311
     objects = FolderObjects(tmp_path / "store")
     request = SendRequest(str(path), tmp_path / "state", goal="a")
-    outlet = PackOutlet(objects, "pack/id/", 10 * MIB, Limiter(None), Progress(), pack_bytes)
+    outlet = PackSink(objects, "pack/id/", 10 * MIB, Limiter(None), Progress(), pack_bytes)
     with closing(DiskSource(str(path))) as source:
         what = planned(request, source)
         session = Sender(what.opening, what.plan, new_digest=blake3.blake3, duplex=False, now=0.0)

@@ -12,8 +12,8 @@ import pytest
 
 from blockstream.errors import BlockstreamError, ConnectionLostError
 from blockstream.linux.streams import widen_pipe
+from blockstream.pipeline.frame_sink import PipeSink
 from blockstream.pipeline.limiter import Limiter
-from blockstream.pipeline.outlet import PipeOutlet
 from blockstream.pipeline.progress import Progress
 from blockstream.pipeline.sender import SendEngine, SendOptions
 from blockstream.sources.disk import DiskSource
@@ -31,7 +31,7 @@ def pipe() -> Iterator[tuple[int, int]]:
         os.close(fd)
 
 
-def engine_for(source: DiskSource, outlet: PipeOutlet) -> tuple[SendEngine, Sender]:
+def engine_for(source: DiskSource, outlet: PipeSink) -> tuple[SendEngine, Sender]:
     extents = source.extents().filled(Kind.DATA)
     plan = extents.plan()
     digest = plan.digest(blake3.blake3).hex()
@@ -52,7 +52,7 @@ def test_a_peer_that_takes_nothing_and_says_nothing_is_given_up(
     failed: list[BaseException] = []
     with (
         closing(DiskSource(str(disk))) as source,
-        closing(PipeOutlet(pipe[1], Limiter(None), Progress())) as outlet,
+        closing(PipeSink(pipe[1], Limiter(None), Progress())) as outlet,
     ):
         engine, session = engine_for(source, outlet)
 
@@ -93,7 +93,7 @@ def test_a_source_that_cannot_change_is_read_again_unless_it_is_surely_the_same(
     widen_pipe(pipe[1])
     with (
         closing(DiskSource(str(disk))) as source,
-        closing(PipeOutlet(pipe[1], Limiter(None), Progress())) as outlet,
+        closing(PipeSink(pipe[1], Limiter(None), Progress())) as outlet,
     ):
         source.immutable = True
         engine, _ = engine_for(source, outlet)
@@ -116,7 +116,7 @@ def test_a_peer_that_greets_twice_breaks_a_rule(tmp_path: Path, pipe: tuple[int,
     disk.write_bytes(bytes(SIZE))
     with (
         closing(DiskSource(str(disk))) as source,
-        closing(PipeOutlet(pipe[1], Limiter(None), Progress())) as outlet,
+        closing(PipeSink(pipe[1], Limiter(None), Progress())) as outlet,
     ):
         engine, session = engine_for(source, outlet)
         engine._options.choose = lambda _hello: session._opening

@@ -127,7 +127,7 @@ def evidence_of(disk: Disk, *, traced: bool) -> Evidence:
     return Evidence("00" * 32, json.dumps({"kind": "device", "life": "boot:1", "counts": counts}))
 
 
-class Outlet:
+class FrameSink:
     """Puts messages on a pipe, the magic before the first."""
 
     def __init__(self, pipe: Pipe) -> None:
@@ -167,7 +167,7 @@ class ReceiverDriver:
             now=world.now,
         )
         self.decoder = FrameDecoder()
-        self._outlet = Outlet(world.back)
+        self._outlet = FrameSink(world.back)
         self._verifies: deque[Verify] = deque()
         self.writes: list[Write] = []
         self.jobs: list[tuple[Job, int]] = []
@@ -415,7 +415,7 @@ class SenderDriver:
         self.goal = self.opening.goal
         self._generation = world.source.generation
         self._decoder = FrameDecoder()
-        self._outlet = Outlet(world.forward)
+        self._outlet = FrameSink(world.forward)
         self._next: int | None = None
         self._resume = 0
         self._settling = False

@@ -23,7 +23,7 @@ from blockstream.errors import (
 )
 from blockstream.linux.buffers import aligned_buffer
 from blockstream.sources.nbd import NbdSource
-from blockstream.sources.nbd_line import Patience, Place
+from blockstream.sources.nbd_connection import Patience, Place
 from blockstream.sources.nbd_tls import SecuredSocket
 from blockstream_protocol import Kind
 from tests.contracts.disks import content_of, open_descriptors

@@ -18,16 +18,16 @@ from blockstream.errors import (
 )
 from blockstream.extents import ExtentMap
 from blockstream.formats.extent_lists import ExtentList, Meaning
-from blockstream.jobs.send import SendRequest
-from blockstream.jobs.stores.repository import Repository, StoredDisk
-from blockstream.jobs.stores.restore import opened_point
-from blockstream.jobs.stores.save import save
 from blockstream.linux.buffers import aligned_buffer
 from blockstream.pipeline.compression import CompressionChoice
+from blockstream.repository.repository import Repository, StoredDisk
+from blockstream.repository.restore import opened_point
 from blockstream.run import Run
 from blockstream.sources.disk import DiskSource
 from blockstream.sources.point import PointSource
 from blockstream.stores.folder import FolderObjects
+from blockstream.transfers.save import save
+from blockstream.transfers.send import SendRequest
 from blockstream_protocol import Kind
 
 MIB = 1 << 20

@@ -22,7 +22,7 @@ from blockstream.errors import (
 )
 from blockstream.linux.buffers import aligned_buffer
 from blockstream.locations import MachinePlace, machine_place, open_vsphere, remote, server_of
-from blockstream.pipeline.ahead import ReadAhead
+from blockstream.pipeline.read_ahead import ReadAhead
 from blockstream.sources.datastore import Datastore, DatastorePath
 from blockstream.sources.virtual_disk import DatastoreFile, VirtualDiskSource, chain_of
 from blockstream.sources.vsphere import VSphere

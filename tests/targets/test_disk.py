@@ -15,7 +15,7 @@ import pytest
 
 from blockstream.errors import BusyError, RefusedError, TargetError
 from blockstream.linux import block
-from blockstream.linux.batch import Batch
+from blockstream.linux.aio import Batch
 from blockstream.linux.block import QueueLimits
 from blockstream.linux.device_mapper import Thin
 from blockstream.linux.identity import Node

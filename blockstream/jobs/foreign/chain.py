@@ -26,18 +26,18 @@ from blockstream.formats.foreign.layers import ZEROS, Layers
 from blockstream.formats.foreign.names import OURS
 from blockstream.formats.foreign.table import HEAD_BYTES, by_name, chosen
 from blockstream.formats.foreign.wrappings import wrapping
+from blockstream.jobs.foreign.detect import beginning, is_ours
 from blockstream.jobs.foreign.receive import UNVERIFIED, base_of, told_whole
 from blockstream.jobs.foreign.unpacking import packed_ours, unpacking
-from blockstream.jobs.foreign.whose import beginning, is_ours
-from blockstream.jobs.looking import Looking
-from blockstream.jobs.send import SendPlan, SendRequest, planned
 from blockstream.linux.buffers import write_all
 from blockstream.linux.descriptors import allow_descriptors
 from blockstream.linux.streams import WakeableReader, widen_pipe
 from blockstream.pipeline.receiver import FrameReader
 from blockstream.run import Run
-from blockstream.sources.intake import Intake, unnamed
+from blockstream.sources.foreign_stream import ForeignStream, unnamed
 from blockstream.sources.layered import LayeredSource
+from blockstream.transfers.send import SendPlan, SendRequest, planned
+from blockstream.transfers.stream_scan import StreamScan
 from blockstream_protocol import (
     ALIGNMENT,
     Codec,
@@ -278,7 +278,7 @@ class _Chain:
     def _foreign(self, name: str, fd: int, head: bytes) -> Link:
         packed = wrapping(head)
         folder, number = self._request.state_dir, len(self._fds)
-        intake = Intake(
+        intake = ForeignStream(
             fd,
             ahead=head,
             wrapping=packed,
@@ -320,7 +320,7 @@ class _Chain:
         origin = os.lseek(fd, 0, os.SEEK_CUR) - len(head) if regular else 0
         places: list[int] = []
         with contextlib.closing(
-            Looking(fd, head, self._run, lambda reader: _NotingReader(reader, places))
+            StreamScan(fd, head, self._run, lambda reader: _NotingReader(reader, places))
         ) as stream:
             opening = stream.opening
             if self._links and self._size is not None and opening.size > self._size:

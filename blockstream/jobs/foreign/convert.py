@@ -15,11 +15,11 @@ from blockstream.formats.foreign.events import Format, Head, Writer
 from blockstream.interfaces import Source
 from blockstream.jobs.foreign.chain import Combined
 from blockstream.linux.streams import WakeableWriter, widen_pipe
-from blockstream.pipeline.ahead import ReadAhead
 from blockstream.pipeline.compression import CompressionChoice
+from blockstream.pipeline.frame_sink import PipeSink
 from blockstream.pipeline.limiter import Limiter
-from blockstream.pipeline.outlet import PipeOutlet
 from blockstream.pipeline.packer import PackedFrame, Packer, data_of
+from blockstream.pipeline.read_ahead import ReadAhead
 from blockstream.pipeline.sender import SendEngine, SendOptions
 from blockstream.run import Run
 from blockstream_protocol import (
@@ -121,7 +121,7 @@ def _written(made: Combined, compression: CompressionChoice, fd: int, run: Run) 
     what, source, progress = made.what, made.source, run.count_anew()
     progress.size, progress.total = source.size, what.opening.total
     widen_pipe(fd)
-    with contextlib.closing(PipeOutlet(fd, Limiter(None), progress)) as outlet:
+    with contextlib.closing(PipeSink(fd, Limiter(None), progress)) as outlet:
         session = Sender(
             what.opening,
             what.plan,

@@ -10,7 +10,7 @@ from blockstream.jobs.foreign.receive import told_whole
 from blockstream.jobs.inspect import MAP_CELLS, into_cells
 from blockstream.linux.streams import widen_pipe
 from blockstream.run import Run
-from blockstream.sources.intake import Intake
+from blockstream.sources.foreign_stream import ForeignStream
 
 
 @dataclass(slots=True)
@@ -76,7 +76,7 @@ async def inspect_foreign(fd: int, head: bytes, given: str, run: Run) -> Foreign
 def _inspected(fd: int, head: bytes, given: str, run: Run) -> ForeignInspection:
     packed = wrapping(head)
     widen_pipe(fd)
-    made = Intake(fd, ahead=head, wrapping=packed, folder=None, tell=run.progress.look)
+    made = ForeignStream(fd, ahead=head, wrapping=packed, folder=None, tell=run.progress.look)
     with contextlib.closing(made) as intake, run.heeding(intake.stop):
         how = chosen(intake.head(HEAD_BYTES), given)
         found = ForeignInspection(how.name, how.title, packed, unchecked=how.unchecked)

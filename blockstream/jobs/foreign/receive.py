@@ -18,17 +18,17 @@ from blockstream.formats.extent_lists import ExtentList, Meaning
 from blockstream.formats.foreign.events import Format
 from blockstream.formats.foreign.table import HEAD_BYTES, chosen
 from blockstream.formats.foreign.wrappings import wrapping
-from blockstream.jobs.copy import copy
-from blockstream.jobs.foreign.foretold import can_digest, foretold
-from blockstream.jobs.receive import ReceiveRequest, ReceiveResult
-from blockstream.jobs.rehearsal import rehearsed_here
-from blockstream.jobs.send import SendRequest, planned
-from blockstream.jobs.targets import LOCK_POLL_SECONDS, patiently, status_at
+from blockstream.jobs.foreign.expected_digest import can_digest, foretold
 from blockstream.linux.streams import widen_pipe
 from blockstream.locations import open_target
 from blockstream.run import Run
-from blockstream.sources.intake import Intake, Taken
+from blockstream.sources.foreign_stream import ForeignStream, StreamContents
 from blockstream.sources.layered import LayeredSource
+from blockstream.transfers.copy import copy
+from blockstream.transfers.dry_run import rehearsed_here
+from blockstream.transfers.opened_target import LOCK_POLL_SECONDS, patiently, status_at
+from blockstream.transfers.receive import ReceiveRequest, ReceiveResult
+from blockstream.transfers.send import SendRequest, planned
 from blockstream_protocol import Clean, Dirty, TargetState, Unknown, is_id
 
 # What a target is called whose content nobody ever checked.
@@ -73,7 +73,7 @@ class ForeignResult:
 
     received: ReceiveResult
     how: Format
-    taken: Taken
+    taken: StreamContents
     unchecked: tuple[str, ...]
     open_ended: bool
     compared: str
@@ -100,7 +100,7 @@ async def receive_foreign(
     packed = wrapping(head)
     widen_pipe(fd)
     tell = run.progress.look
-    made = Intake(fd, ahead=head, wrapping=packed, folder=request.state_dir, tell=tell)
+    made = ForeignStream(fd, ahead=head, wrapping=packed, folder=request.state_dir, tell=tell)
     with contextlib.closing(made) as intake:
         seen = await run.carry(lambda: _looked_through(request, wish, intake, packed, run))
         how, taken, what = seen.how, seen.taken, seen.what
@@ -128,7 +128,7 @@ class _Seen:
     """
 
     how: Format
-    taken: Taken
+    taken: StreamContents
     request: ReceiveRequest
     what: SendRequest
     source: LayeredSource
@@ -137,7 +137,7 @@ class _Seen:
 
 
 def _looked_through(
-    request: ReceiveRequest, wish: ForeignWish, intake: Intake, packed: str, run: Run
+    request: ReceiveRequest, wish: ForeignWish, intake: ForeignStream, packed: str, run: Run
 ) -> _Seen:
     size = None
     if not request.create:
@@ -194,7 +194,7 @@ def _size_of_target(request: ReceiveRequest) -> int:
 def _compared(
     request: ReceiveRequest,
     how: Format,
-    taken: Taken,
+    taken: StreamContents,
     source: LayeredSource,
     run: Run,
 ) -> str:
@@ -233,7 +233,7 @@ def _state_of(request: ReceiveRequest) -> TargetState:
         return Unknown()
 
 
-def _check_count(how: Format, wish: ForeignWish, taken: Taken) -> None:
+def _check_count(how: Format, wish: ForeignWish, taken: StreamContents) -> None:
     if wish.expect_bytes is not None and taken.data != wish.expect_bytes:
         raise InterruptedTransferError(
             f"{how.title} has {taken.data} bytes of data in {taken.records} records, and "
@@ -242,7 +242,7 @@ def _check_count(how: Format, wish: ForeignWish, taken: Taken) -> None:
 
 
 def _prepared(
-    request: ReceiveRequest, wish: ForeignWish, how: Format, intake: Intake, size: int | None
+    request: ReceiveRequest, wish: ForeignWish, how: Format, intake: ForeignStream, size: int | None
 ) -> tuple[SendRequest, LayeredSource]:
     """Return what is to be copied."""
     taken = intake.found
@@ -302,7 +302,12 @@ def _blind(request: ReceiveRequest, what: SendRequest) -> bool:
 
 
 def _goal(
-    request: ReceiveRequest, wish: ForeignWish, how: Format, taken: Taken, *, open_ended: bool
+    request: ReceiveRequest,
+    wish: ForeignWish,
+    how: Format,
+    taken: StreamContents,
+    *,
+    open_ended: bool,
 ) -> str:
     """Return the name of the state that comes of it."""
     if wish.goal or (taken.goal and is_id(taken.goal)):
@@ -314,7 +319,9 @@ def _goal(
     return kind + str(uuid.uuid4())
 
 
-def _ends(how: Format, wish: ForeignWish, taken: Taken, size: int | None, packed: str) -> bool:
+def _ends(
+    how: Format, wish: ForeignWish, taken: StreamContents, size: int | None, packed: str
+) -> bool:
     """Tell whether anything says that a stream was whole."""
     said = wish.accept_open_end or wish.expect_bytes is not None
     return said or told_whole(how, packed, taken.size, size)

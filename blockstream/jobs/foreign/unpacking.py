@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 from blockstream.errors import BlockstreamError, IntegrityError
 from blockstream.formats.foreign.wrappings import wrapping
-from blockstream.jobs.foreign.whose import some_of
+from blockstream.jobs.foreign.detect import some_of
 from blockstream.linux.buffers import write_stream
 from blockstream.linux.streams import widen_pipe
-from blockstream.sources.unwrapped import Unwrapped
+from blockstream.sources.decompressed import Decompressed
 from blockstream_protocol import MAGIC
 
 # A block of zstd is unpacked whole, and has at most 128 KiB.
@@ -74,7 +74,7 @@ def unpacking(fd: int, kind: str, head: bytes) -> Iterator[int]:
     """
     reading, writing = os.pipe()
     widen_pipe(writing)
-    packed = Unwrapped(fd, kind, head)
+    packed = Decompressed(fd, kind, head)
     failures: list[BlockstreamError] = []
     came = False
 

@@ -34,7 +34,6 @@ from blockstream.jobs.machines.snapshots import (
     ident_of,
     patiently,
 )
-from blockstream.jobs.send import SendRequest
 from blockstream.linux.state_directory import locked, make_directory
 from blockstream.locations import MachinePlace, Way
 from blockstream.run import Run
@@ -49,6 +48,7 @@ from blockstream.sources.inventory import (
 )
 from blockstream.sources.virtual_disk import VirtualDiskSource
 from blockstream.sources.vsphere import VSphere
+from blockstream.transfers.send import SendRequest
 from blockstream_protocol import Kind
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")

@@ -11,11 +11,11 @@ from typing import Final, Protocol
 
 from blockstream.errors import BlockstreamError, ConnectionLostError, InterruptedTransferError
 from blockstream.interfaces import Link
-from blockstream.jobs.peer import PeerOptions
 from blockstream.linux.buffers import write_stream
 from blockstream.linux.children import run_guarded
 from blockstream.locations import Remote, open_link
 from blockstream.run import Run
+from blockstream.transfers.remote_command import PeerOptions
 
 _NO_CONNECTION: Final = 255
 _PIECE: Final = 65_536

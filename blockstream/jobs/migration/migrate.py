@@ -16,18 +16,18 @@ from blockstream.errors import (
     RefusedError,
     SourceError,
 )
+from blockstream.jobs.migration.convergence import Next, Round, decide_next, projected
 from blockstream.jobs.migration.downtime import Downtime, Watch
 from blockstream.jobs.migration.guests import Guest
-from blockstream.jobs.migration.landing import Landing
 from blockstream.jobs.migration.marks import places_of
-from blockstream.jobs.migration.note import MigrationNote, Phase
-from blockstream.jobs.migration.rounds import Next, Round, decide_next, projected
+from blockstream.jobs.migration.state import MigrationNote, Phase
+from blockstream.jobs.migration.target_volume import Landing
 from blockstream.jobs.migration.volume import Means, Move, MovingVolume, moved_to
-from blockstream.jobs.send import SendResult
 from blockstream.jobs.snapshots import volume_held
 from blockstream.linux import lvm
 from blockstream.pipeline.failpoints import failpoint
 from blockstream.run import Run
+from blockstream.transfers.send import SendResult
 from blockstream.words import duration_text, size_text
 
 _MOST_OVERFLOWS = 3

@@ -9,11 +9,11 @@ import time
 from dataclasses import replace
 
 from blockstream.formats.extent_lists import ExtentList
-from blockstream.jobs.compare import differing
-from blockstream.jobs.send import SendResult
 from blockstream.linux.lvm import Volume
 from blockstream.run import Run
 from blockstream.sources.volume import VolumeSource
+from blockstream.transfers.compare import differing
+from blockstream.transfers.send import SendResult
 from blockstream_protocol import Kind
 
 

@@ -18,19 +18,9 @@ from blockstream.errors import (
     RefusedError,
 )
 from blockstream.formats.extent_lists import ExtentList
-from blockstream.jobs.migration.landing import Landing, LandingWish, ask
 from blockstream.jobs.migration.marks import made_for, tag_of
 from blockstream.jobs.migration.narrowing import Narrowing
-from blockstream.jobs.peer import (
-    PeerOptions,
-    Standing,
-    compared,
-    push,
-    push_differing,
-    standing,
-)
-from blockstream.jobs.receive import ReceiveRequest
-from blockstream.jobs.send import SendRequest, SendResult
+from blockstream.jobs.migration.target_volume import Landing, LandingWish, ask
 from blockstream.jobs.snapshots import (
     changes_between,
     ident_of,
@@ -48,6 +38,12 @@ from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.limiter import Limiter
 from blockstream.run import Run
 from blockstream.sources.volume import VolumeSource, flush
+from blockstream.transfers.digests import compared
+from blockstream.transfers.push import push, push_differing
+from blockstream.transfers.receive import ReceiveRequest
+from blockstream.transfers.remote_command import PeerOptions
+from blockstream.transfers.reusable_receiver import ReusableReceiver, standing
+from blockstream.transfers.send import SendRequest, SendResult
 
 # Of the volumes of a guest, two would take the same room of their group for theirs.
 _MAKING = threading.Lock()
@@ -104,7 +100,7 @@ class _Pass:
 
     newer: Volume
     older: Volume | None
-    line: Standing | None = None
+    line: ReusableReceiver | None = None
     compare: bool = False
 
 
@@ -135,7 +131,7 @@ class MovingVolume:
         self._ident = ident_of(volume, str(move.where))
         self._held: Volume | None = None  # None before the whole copy
         self._room = 0
-        self._line: Standing | None = None  # a receiver that takes round after round
+        self._line: ReusableReceiver | None = None  # a receiver that takes round after round
         self._spent: Volume | None = None  # a snapshot that nothing is counted from any more
         self._made_there = False
         self._narrowing = Narrowing()
@@ -357,7 +353,7 @@ class MovingVolume:
         name = name_of(self._ident, number_of(self._held) + 1)
         return lvm.make_snapshot(self.volume, name, self._room)
 
-    def _standing(self) -> Standing:
+    def _standing(self) -> ReusableReceiver:
         if self._line is None or not self._line.usable:
             self.close()
             what = ReceiveRequest(self.where.path, self._means.state_dir)

@@ -34,7 +34,6 @@ from blockstream.jobs.machines.snapshots import (
     Quiesce,
     enable_tracking,
 )
-from blockstream.jobs.send import SendRequest, planned
 from blockstream.linux.buffers import aligned_buffer
 from blockstream.locations import Way, machine_place, open_vsphere, server_of
 from blockstream.run import Run
@@ -47,6 +46,7 @@ from blockstream.sources.inventory import (
     Snapshot,
 )
 from blockstream.sources.vsphere import VSphere, id_of
+from blockstream.transfers.send import SendRequest, planned
 from blockstream.words import Secret
 from blockstream_protocol import Kind
 from tests.devices import process

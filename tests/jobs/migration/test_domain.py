@@ -13,9 +13,9 @@ import pytest
 from blockstream.errors import InterruptedTransferError
 from blockstream.jobs.migration.domain import DomainGuest, Leaving
 from blockstream.jobs.migration.guests import FarHost
-from blockstream.jobs.peer import PeerOptions
 from blockstream.locations import Remote, Way
 from blockstream.run import Run
+from blockstream.transfers.remote_command import PeerOptions
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("virsh", "libvirtd")]
 

@@ -7,9 +7,9 @@ import pytest
 
 from blockstream.errors import ConnectionLostError, InterruptedTransferError
 from blockstream.jobs.migration.guests import CommandGuest, FarHost
-from blockstream.jobs.peer import PeerOptions
 from blockstream.locations import Remote, Way
 from blockstream.run import Run
+from blockstream.transfers.remote_command import PeerOptions
 
 pytestmark = pytest.mark.slow
 

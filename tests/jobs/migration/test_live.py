@@ -11,10 +11,10 @@ import pytest
 from blockstream.errors import InterruptedTransferError
 from blockstream.jobs.migration.guests import FarHost
 from blockstream.jobs.migration.live import LiveGuest
-from blockstream.jobs.peer import PeerOptions
 from blockstream.linux.qmp import connected
 from blockstream.locations import Remote, Way
 from blockstream.run import Run
+from blockstream.transfers.remote_command import PeerOptions
 from tests.machine import BOOT, DISK_BYTES, IDLE_BOOT, Machine, machine, wrong_records
 
 pytestmark = [

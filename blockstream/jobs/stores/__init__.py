@@ -1,6 +1,0 @@
-"""Stores: restore points of disks, kept where nobody answers.
-
-repository   which disks and points a store holds, and how a new one becomes visible
-save         a disk, or its changes, becomes a point
-restore      a point becomes a disk again: `sources/point.py` is read as any source
-"""

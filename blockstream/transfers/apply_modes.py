@@ -1,0 +1,109 @@
+"""The ways in which a stream comes onto a target, and what each keeps until it is committed."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from enum import StrEnum
+
+from blockstream.errors import StaleViewError
+from blockstream.pipeline.direct import DirectApplier
+from blockstream.pipeline.receiver import Applier
+from blockstream.pipeline.staged import SPOOL_POSITION, StagedApplier
+from blockstream.run import Run
+from blockstream.transfers.opened_target import OpenedTarget
+from blockstream.transfers.stored_stream import finish_staged, spool_facts, undo_dropper
+from blockstream_protocol import Dirty, Open, Plan, ReceiverPolicy, TargetState
+
+# Whether a transfer of that identity is continued here.
+Continues = Callable[[str], bool]
+
+
+class ApplyMode(StrEnum):
+    """How a stream comes onto the target."""
+
+    DIRECT = "direct"
+    UNDO = "undo"
+    STAGE = "stage"
+
+
+def applier_for(
+    mode: ApplyMode,
+    everything: OpenedTarget,
+    policy: ReceiverPolicy,
+    facts: dict[str, str],
+    continues: Continues,
+    run: Run,
+) -> tuple[TargetState, Applier]:
+    """Return the state to decide by, and what executes the effects.
+
+    Args:
+        mode: How it is to be applied.
+        everything: The target.
+        policy: What is allowed.
+        facts: What a journal keeps beside the state.
+        continues: Tells whether the transfer in the spool is the one that comes.
+        run: Stops it.
+    """
+    target, journal = everything.target, everything.journal
+    direct = DirectApplier(target, journal, _undo_saver(mode, everything))
+    if mode is not ApplyMode.STAGE or policy.dry_run:
+        return journal.state, direct
+
+    def complete() -> None:
+        finish_staged(everything, run)
+
+    staged = StagedApplier(everything.spool_path, everything.spool, direct, complete)
+    everything.spool.facts = facts | spool_facts(policy)
+    if not _spool_is_there(everything):
+        everything.drop_spool()
+    spooled = everything.spool.state
+    if isinstance(spooled, Dirty) and continues(spooled.transfer):
+        return spooled, staged
+    return _as_spool_sees(journal.state), staged
+
+
+def unfinished(mode: ApplyMode, everything: OpenedTarget) -> TargetState:
+    """Return the state in which an earlier run left what comes in this way."""
+    return (everything.spool if mode is ApplyMode.STAGE else everything.journal).state
+
+
+def check_undo_kept(mode: ApplyMode, everything: OpenedTarget) -> None:
+    """Look, after something was written, whether what it overwrote is still there.
+
+    Raises:
+        StaleViewError: If it is not.
+    """
+    if mode is ApplyMode.UNDO and not everything.undo_path.exists():
+        raise StaleViewError(
+            f"{everything.target.name} is committed, but cannot be undone: somebody has taken away "
+            f"{everything.undo_path}, which held what it overwrote"
+        )
+
+
+def _spool_is_there(everything: OpenedTarget) -> bool:
+    """Tell whether there is as much in an unfinished spool as its journal promises."""
+    promised = int(everything.spool.entry.facts.get(SPOOL_POSITION, 0))
+    if not isinstance(everything.spool.state, Dirty) or not promised:
+        return True
+    try:
+        return everything.spool_path.stat().st_size >= promised
+    except OSError:
+        return False
+
+
+def _as_spool_sees(state: TargetState) -> TargetState:
+    """Return the target's state without a resume point: nothing of the stream is in the spool."""
+    if not isinstance(state, Dirty):
+        return state
+    return replace(state, transfer="", frames=0, chain="", end=0, covered=0)
+
+
+def _undo_saver(mode: ApplyMode, everything: OpenedTarget) -> Callable[[Open, Plan, bool], None]:
+    """Return what keeps the first pre-images, or what forgets those of an earlier transfer."""
+
+    def save(opening: Open, plan: Plan, resumed: bool) -> None:
+        from blockstream.transfers.undo import save_undo  # heavy, and rarely used
+
+        save_undo(everything, opening, plan, resumed=resumed)
+        everything.drop_spool()
+
+    return save if mode is ApplyMode.UNDO else undo_dropper(everything)

@@ -1,0 +1,310 @@
+"""`send SOURCE TARGET` on one host: both sessions in one process, the bytes digested once."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import blake3
+
+from blockstream import __version__
+from blockstream.errors import BlockstreamError, InterruptedTransferError, RefusedError, SourceError
+from blockstream.interfaces import Source, Target
+from blockstream.locations import open_target
+from blockstream.pipeline.compression import CompressionChoice
+from blockstream.pipeline.packer import PackedFrame
+from blockstream.pipeline.receiver import Applying
+from blockstream.pipeline.sender import SendEngine, SendOptions
+from blockstream.pipeline.staged import StagedApplier
+from blockstream.run import Run
+from blockstream.targets.disk import DiskTarget
+from blockstream.transfers.apply_modes import applier_for, check_undo_kept, unfinished
+from blockstream.transfers.opened_target import (
+    OpenedTarget,
+    absolute_path,
+    made_before,
+    opened_or_removed,
+)
+from blockstream.transfers.receive import ReceiveRequest, ReceiveResult, advised
+from blockstream.transfers.send import SendPlan, SendRequest, absolute, planned
+from blockstream.transfers.sender_journal import Intent, SentTransfers
+from blockstream.transfers.stored_stream import finish_staged
+from blockstream_protocol import (
+    Abort,
+    Clean,
+    Committed,
+    Dirty,
+    Extent,
+    Extents,
+    Finish,
+    Frame,
+    Message,
+    Receiver,
+    Sender,
+    Table,
+    Verify,
+    Write,
+)
+
+# Looks at a target that is held, in a thread.
+Check = Callable[[SendPlan, Target], None]
+
+
+class LocalSink:
+    """Gives a sender's messages to a receiver in the same process."""
+
+    def __init__(self, applying: Applying) -> None:
+        self._applying = applying
+
+    def send(self, message: Message) -> None:
+        """Let the receiver take a message, and do what follows from it."""
+        if isinstance(message, Abort):
+            return  # the same process knows already
+        session = self._applying.session
+        effects = self._applying.event(lambda: session.receive(message, time.monotonic()))
+        self._applying.perform(effects)
+
+    def stop(self) -> None:
+        """Nothing waits here for longer than the target's own writes."""
+
+    def send_frame(self, frame: Frame, packed: PackedFrame) -> Callable[[], None] | None:
+        """Let the receiver take a frame; the write is left to be done out of order.
+
+        The bytes are those that were digested a moment ago, in the same memory, so they are not
+        digested again.
+        """
+        session, applying = self._applying.session, self._applying
+        extents = list(
+            map(
+                Extent,
+                packed.offsets.tolist(),
+                packed.lengths.tolist(),
+                packed.kinds.tolist(),
+            )
+        )
+        table = Table(extents, packed.data)
+        writes: list[Write] = []
+        for effect in applying.event(lambda: session.receive(Extents(frame))):
+            if isinstance(effect, Verify):
+                seq = effect.seq
+                for following in applying.event(lambda: session.verified(seq, extents)):  # noqa: B023
+                    if isinstance(following, Write):
+                        writes.append(following)
+                    else:
+                        applying.perform([following])
+        return lambda: self._write(writes, frame, table)
+
+    def _write(self, writes: list[Write], frame: Frame, table: Table) -> None:
+        for effect in writes:
+            self._applying.write(effect, frame, table)
+        self._applying.count(table, 0)
+
+
+async def copy(
+    what: SendRequest,
+    source: Source,
+    where: ReceiveRequest,
+    run: Run,
+    check: Check | None = None,
+) -> ReceiveResult:
+    """Copy a disk, or its changes, on this host.
+
+    Args:
+        what: What to send.
+        source: The disk.
+        where: Where it goes.
+        run: Counts, and stops it.
+        check: Looks whether the target is the base, in place of the journal, once it is held.
+
+    Raises:
+        BlockstreamError: As for `send` and `recv`, or as `check` raises.
+    """
+    return await run.carry(lambda: _copied(what, source, where, run, check))
+
+
+def _copied(
+    what: SendRequest,
+    source: Source,
+    where: ReceiveRequest,
+    run: Run,
+    check: Check | None,
+) -> ReceiveResult:
+    target = _target(what, where, source)
+    with opened_or_removed(target, where.state_dir) as everything:
+        path = absolute_path(where.target)
+        facts = {"path": path, "apply": str(where.apply)}
+        everything.journal.facts = facts
+        if everything.spool_complete:
+            finish_staged(everything, run)
+        try:
+            return _Copying(where, source, everything, facts, run, check).done(what)
+        except RefusedError as error:
+            raise advised(error, where.target) from error
+        except InterruptedTransferError as error:
+            if not isinstance(unfinished(where.apply, everything), Dirty):
+                raise
+            state = "half-written" if isinstance(everything.journal.state, Dirty) else "as it was"
+            raise type(error)(
+                f"{error}; {where.target} is {state}; the same command again goes on"
+            ) from error
+
+
+def _target(what: SendRequest, where: ReceiveRequest, source: Source) -> DiskTarget:
+    """Open the target, or make it if that is wished and no earlier run did."""
+    create = None
+    if where.create and not made_before(
+        where.target, where.state_dir, lambda clean: clean.id == what.goal
+    ):
+        create = source.size
+    return open_target(
+        where.target, create=create, force_in_use=where.force_in_use, sources=source.nodes
+    )
+
+
+def _remember(what: SendRequest, plan: SendPlan, held: Committed, *, confirmed: bool) -> None:
+    """Note what the target will hold, or holds, where it may be asked for as the last base."""
+    if what.target:
+        source, base = absolute(what.source), plan.opening.base
+        SentTransfers(what.state_dir).record(Intent(held, source, base, confirmed, what.target))
+
+
+@dataclass(frozen=True, slots=True)
+class _Copying:
+    """One copy onto a target that is held. See `copy`."""
+
+    where: ReceiveRequest
+    source: Source
+    everything: OpenedTarget
+    facts: dict[str, str]
+    run: Run
+    check: Check | None
+
+    def done(self, what: SendRequest) -> ReceiveResult:
+        """Continue an unfinished copy of the same source if there is one; else begin."""
+        began = time.monotonic()
+        self._settle(what)
+        goal = what.goal or self._begun(what)
+        try:
+            finish, plan, sampled = self._session(what, goal)
+        except SourceError:
+            if what.goal or not goal:
+                raise
+            # The source is not what it was: the unfinished copy is of no use.
+            finish, plan, sampled = self._session(what, "")
+        committed = finish.committed
+        if not isinstance(committed, Committed):
+            raise InterruptedTransferError("the copy ended before it was committed")
+        _remember(what, plan, committed, confirmed=True)
+        if finish.written:
+            check_undo_kept(self.where.apply, self.everything)
+        return ReceiveResult(
+            opening=plan.opening,
+            committed=committed,
+            written=finish.written,
+            counts=self.run.progress.snapshot(),
+            seconds=time.monotonic() - began,
+            untouched_tail=self.everything.target.size - self.source.size,
+            sampled=sampled,
+            moment=plan.moment,
+        )
+
+    def _begun(self, what: SendRequest) -> str:
+        """Return the goal of an unfinished copy by the same command; its name was invented."""
+        state = unfinished(self.where.apply, self.everything)
+        if not isinstance(state, Dirty) or not what.target or state.base != what.base:
+            return ""
+        sent = SentTransfers(what.state_dir)
+        begun = sent.begun(absolute(what.source), what.target, what.base)
+        return begun if begun == state.goal else ""
+
+    def _settle(self, what: SendRequest) -> None:
+        """Note that the target holds what an earlier run brought, and was killed right after."""
+        state, sent = self.everything.journal.state, SentTransfers(what.state_dir)
+        if isinstance(state, Clean):
+            intent = sent.find(state.transfer, what.target)
+            if intent is not None and not intent.confirmed:
+                sent.confirm(intent.expected, what.target)
+
+    def _session(self, what: SendRequest, goal: str) -> tuple[Finish, SendPlan, str]:
+        """Run both ends.
+
+        Args:
+            what: What to send.
+            goal: What to call it; empty to invent a name.
+
+        Returns:
+            How it ended, what was sent, and why only samples told that the target was the base.
+        """
+        everything = self.everything
+        plan, policy = planned(replace(what, goal=goal), self.source), self.where.policy
+        if self.check is not None:
+            self.check(plan, everything.target)
+            policy = replace(policy, force_base=True)
+        if what.target and not what.goal:
+            sent, opening = SentTransfers(what.state_dir), plan.opening
+            sent.begin(absolute(what.source), what.target, opening.base, opening.goal)
+        progress = self.run.count_anew()
+        progress.size, progress.total = self.source.size, plan.opening.total
+        engines: list[SendEngine] = []
+
+        def answer(message: Message) -> None:
+            if not failed:
+                engines[0].receive(message)
+
+        def record_intent(expected: Committed) -> None:
+            _remember(what, plan, expected, confirmed=False)
+
+        failed: list[BlockstreamError] = []
+        identity = plan.opening.identity(blake3.blake3).hex()
+        state, applier = applier_for(
+            self.where.apply,
+            everything,
+            policy,
+            self.facts,
+            lambda transfer: transfer == identity,
+            self.run,
+        )
+        receiver = Receiver(
+            size=everything.target.size,
+            state=state,
+            new_digest=blake3.blake3,
+            policy=policy,
+            software=f"blockstream {__version__}",
+        )
+        applying = Applying(
+            receiver,
+            applier,
+            progress,
+            answer,
+            keep_frames=self.where.verify,
+        )
+        sender = Sender(
+            plan.opening,
+            plan.plan,
+            new_digest=blake3.blake3,
+            duplex=True,
+            software=f"blockstream {__version__}",
+            moment=plan.moment,
+            now=time.monotonic(),
+        )
+        engine = SendEngine(
+            sender,
+            self.source,
+            plan.extents,
+            LocalSink(applying),
+            progress,
+            SendOptions(compression=CompressionChoice(0), record_intent=record_intent),
+        )
+        engines.append(engine)
+        try:
+            with self.run.heeding(engine.stop):
+                finish = engine.run()
+        except BlockstreamError as error:
+            failed.append(error)  # the sender has ended, and hears nothing any more
+            if applying.finish is not None:
+                raise
+            # What has arrived is made durable, so that the next run continues from there.
+            raise applying.given_up(engine.errors) from error
+        finally:
+            if isinstance(applier, StagedApplier):
+                applier.close()
+        return finish, plan, applying.sampled

@@ -1,0 +1,104 @@
+"""Several disks sent as one set: none is committed before all of them are durable there."""
+
+import functools
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from blockstream.errors import BlockstreamError, InterruptedTransferError, PartlyDoneError
+from blockstream.interfaces import Source
+from blockstream.locations import Remote
+from blockstream.run import Run
+from blockstream.transfers.push import Push
+from blockstream.transfers.receive import ReceiveRequest
+from blockstream.transfers.remote_command import PeerOptions, target_options
+from blockstream.transfers.send import SendRequest, SendResult
+from blockstream.transfers.session import Sending
+from blockstream_protocol import Committed
+
+_ANOTHER_FAILED = "another disk of the set failed"
+
+
+def _waiting(barrier: threading.Barrier, run: Run) -> Callable[[], None]:
+    """Return what a disk waits with for the others; after a cut behind it, it waits no more."""
+    passed = False
+
+    def before_end() -> None:
+        nonlocal passed
+        try:
+            with run.heeding(lambda _reason: barrier.abort()):
+                if not passed:
+                    barrier.wait()
+        except threading.BrokenBarrierError:
+            raise InterruptedTransferError(run.stopped or _ANOTHER_FAILED) from None
+        passed = True
+
+    return before_end
+
+
+async def push_set(
+    requests: list[SendRequest],
+    sources: list[Source],
+    places: list[Remote],
+    what: ReceiveRequest,
+    options: PeerOptions,
+    run: Run,
+    creating: Sequence[bool] = (),
+) -> list[SendResult]:
+    """Send several disks to another host.
+
+    Args:
+        requests: What to send.
+        sources: The disks.
+        places: Where each goes.
+        what: How they may be written; its own target is not looked at.
+        options: How the other host is reached.
+        run: Counts the sum of them, and stops them.
+        creating: Of each, whether it is made there; else all are as `what` says.
+
+    Raises:
+        BlockstreamError: The first error; nothing was committed then.
+        PartlyDoneError: If some were committed and others not; the same command finishes them.
+    """
+    barrier = threading.Barrier(len(requests))
+    parts = run.parts(len(requests), _ANOTHER_FAILED)
+    making = creating or [what.create] * len(requests)
+    pushes, sendings = [], []
+    for request, source, place, part, create in zip(
+        requests, sources, places, parts, making, strict=True
+    ):
+        asked, waiting = replace(request, target=place.key), _waiting(barrier, part)
+        sending = await run.carry(functools.partial(Sending, asked, source, part, waiting))
+        sendings.append(sending)
+        words = target_options(replace(what, create=create))
+        pushes.append(Push(sending, place, words, options, part))
+    began, done = run.now(), dict[int, Committed]()
+    try:
+        await run.side_by_side([_one(number, push, done) for number, push in enumerate(pushes)])
+    except BlockstreamError as error:
+        if not done:
+            raise
+        committed = ", ".join(requests[number].source for number in sorted(done))
+        raise PartlyDoneError(
+            f"{error}; {committed} had been committed by then, the others are durable there but "
+            "not committed; the same command finishes them"
+        ) from error
+    # Only now, so that a set of which a part was committed is finished without that part
+    # travelling again.
+    for number, sending in enumerate(sendings):
+        await run.settle(functools.partial(sending.confirm, done[number]))
+    seconds = run.now() - began
+    return [
+        SendResult(
+            done[number],
+            part.progress.snapshot(),
+            seconds,
+            confirmed=True,
+            moment=sendings[number].what.moment,
+        )
+        for number, part in enumerate(parts)
+    ]
+
+
+async def _one(number: int, push: Push, done: dict[int, Committed]) -> None:
+    done[number] = await push.done()

@@ -1,0 +1,83 @@
+"""What would become of a transfer: its opening is shown to the target, and nothing follows."""
+
+import contextlib
+import os
+from dataclasses import replace
+
+from blockstream.errors import ConnectionLostError, InterruptedTransferError
+from blockstream.interfaces import Source
+from blockstream.locations import Remote, open_link
+from blockstream.pipeline.frame_sink import PipeSink
+from blockstream.pipeline.limiter import Limiter
+from blockstream.pipeline.progress import Progress
+from blockstream.run import Run
+from blockstream.transfers.receive import ReceiveRequest, ReceiveResult, received
+from blockstream.transfers.remote_command import PeerOptions, remote_command, target_options
+from blockstream.transfers.remote_errors import explained
+from blockstream.transfers.send import SendPlan, one_way
+from blockstream_protocol import Send
+
+_PIECE = 4096
+
+
+async def rehearsed_here(
+    plan: SendPlan, source: Source, what: ReceiveRequest, run: Run
+) -> ReceiveResult:
+    """Ask a target of this host.
+
+    Raises:
+        BlockstreamError: As the transfer would be refused.
+    """
+    return await run.carry(lambda: rehearsed(plan, source, what, run))
+
+
+def rehearsed(plan: SendPlan, source: Source, what: ReceiveRequest, run: Run) -> ReceiveResult:
+    """Ask a target of this host, in a thread. See `rehearsed_here`."""
+    fd = os.memfd_create("opening")
+    try:
+        _announce(plan, source, fd)
+        os.lseek(fd, 0, os.SEEK_SET)
+        return received(replace(what, dry_run=True), fd, run)
+    finally:
+        os.close(fd)
+
+
+async def rehearsed_there(
+    plan: SendPlan,
+    source: Source,
+    what: ReceiveRequest,
+    where: Remote,
+    options: PeerOptions,
+    run: Run,
+) -> str:
+    """Ask a target of another host; return its words.
+
+    Raises:
+        BlockstreamError: As the transfer would be refused, or the host is not reached.
+    """
+    return await run.ask(lambda: _rehearsed_there(plan, source, what, where, options))
+
+
+def _rehearsed_there(
+    plan: SendPlan, source: Source, what: ReceiveRequest, where: Remote, options: PeerOptions
+) -> str:
+    command = remote_command(options, ["recv", "--dry-run", *target_options(what)], where)
+    with contextlib.closing(open_link(where, command, options.way)) as link:
+        with contextlib.suppress(InterruptedTransferError):  # its status says more
+            _announce(plan, source, link.to_peer)
+        link.hang_up()
+        while os.read(link.from_peer, _PIECE):
+            pass  # until it has ended
+        status, words = link.ended()
+        if status:
+            raise explained(ConnectionLostError("it ended"), [link], greeted=False)
+        return f"{link.name}: {words}"
+
+
+def _announce(plan: SendPlan, source: Source, fd: int) -> None:
+    """Write what a stream begins with: HELLO, OPEN and the plan."""
+    session = one_way(plan, source)
+    with contextlib.closing(PipeSink(fd, Limiter(None), Progress())) as outlet:
+        for effect in session.start():
+            if isinstance(effect, Send):
+                outlet.send(effect.message)

@@ -1,0 +1,347 @@
+"""`send SOURCE STORE/DISK`: a disk, or what changed of it, becomes a restore point."""
+
+import contextlib
+import time
+from dataclasses import dataclass, replace
+
+import blake3
+import numpy as np
+
+from blockstream import __version__
+from blockstream.errors import (
+    BaseMismatchError,
+    BlockstreamError,
+    BusyError,
+    InterruptedTransferError,
+    NotFoundError,
+    RefusedError,
+    StoreDamagedError,
+    StoreError,
+)
+from blockstream.extents import ExtentMap
+from blockstream.formats.extent_lists import ExtentList, Meaning
+from blockstream.formats.point import Kind as PointKind
+from blockstream.formats.point import Parent, Point, rooted
+from blockstream.formats.point_index import PointIndex, index_bytes
+from blockstream.interfaces import PART_BYTES, Source
+from blockstream.pipeline.failpoints import failpoint
+from blockstream.pipeline.frame_sink import FrameSink
+from blockstream.pipeline.packer import PackedFrame
+from blockstream.pipeline.packs import PACK_BYTES, PackSink
+from blockstream.pipeline.progress import Progress, Snapshot
+from blockstream.pipeline.sender import SendEngine, SendOptions
+from blockstream.repository.alive import alive
+from blockstream.repository.audit import Audit, audit
+from blockstream.repository.repository import StoredDisk, new_id, now_text
+from blockstream.run import Run
+from blockstream.transfers.send import SendPlan, SendRequest, one_way, planned
+from blockstream_protocol import (
+    HEAD_BYTES,
+    ROW_BYTES,
+    Committed,
+    Frame,
+    Kind,
+    Message,
+    table_bytes,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SaveEstimate:
+    """What a new point would cost at most, before compression.
+
+    Attributes:
+        bytes: Bytes that would be stored.
+        requests: Requests that write; those that read are a few.
+    """
+
+    bytes: int
+    requests: int
+
+
+def estimated(request: SendRequest, source: Source, disk: StoredDisk) -> SaveEstimate:
+    """Say what `save` would do, and check that it could.
+
+    Zeros that are found by looking count as data.
+
+    Raises:
+        BaseMismatchError: As for `save`.
+        BlockstreamError: As the source or the store fails.
+    """
+    what = planned(from_last(request, disk), source)
+    if what.opening.base:
+        _check_base(what, disk.last(), disk)
+    frames = rows = 0
+    for piece in what.extents.pieces():
+        frames, rows = frames + 1, rows + len(piece.offsets)
+    if not frames:
+        return SaveEstimate(0, 2)
+    stream = what.data_bytes + len(what.extents) * ROW_BYTES
+    stream += frames * (HEAD_BYTES + table_bytes(0)) + rows * (table_bytes(1) - table_bytes(0))
+    index = index_bytes(frames, rows)
+    packs = -(-stream // PACK_BYTES)
+    sizes = [PACK_BYTES] * (packs - 1) + [stream - (packs - 1) * PACK_BYTES]
+    # Each pack ends with its part of the index. Then the whole index, and the manifest; and a sign
+    # of life, once a minute.
+    requests = sum(_requests(size + index // packs) for size in sizes) + _requests(0) * 3
+    return SaveEstimate(stream + 2 * index, requests)
+
+
+def _requests(size: int) -> int:
+    """Return how many requests write an object: it is begun, sent in parts and completed."""
+    return 1 if size < PART_BYTES else 2 + -(-size // PART_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class SaveResult:
+    """What was saved.
+
+    Attributes:
+        point: The new point.
+        counts: Final counters.
+        audit: What the audit found, if there was one.
+        existed: Whether an earlier run had saved it, which was not heard of.
+    """
+
+    point: Point
+    counts: Snapshot
+    audit: Audit | None = None
+    existed: bool = False
+
+
+async def save(
+    request: SendRequest, source: Source, disk: StoredDisk, run: Run, audit_cycle: int = 0
+) -> SaveResult:
+    """Send a disk into a store; when this returns, the point can be restored.
+
+    Args:
+        request: What to send.
+        source: The disk.
+        disk: Where to.
+        run: Counts, and stops it.
+        audit_cycle: In how many increments all that is called unchanged is compared with the
+            newest point, a part each time; 0 for never. What differs is sent as well.
+
+    Raises:
+        BaseMismatchError: If an increment does not go onto the newest point.
+        BlockstreamError: As the source or the store fails; then nothing is visible.
+    """
+    return await run.carry(lambda: _saved(request, source, disk, run, audit_cycle))
+
+
+def _saved(
+    request: SendRequest, source: Source, disk: StoredDisk, run: Run, audit_cycle: int
+) -> SaveResult:
+    last = disk.last()
+    request = from_last(request, disk)
+    what = planned(request, source)
+    if last is not None and last.state == what.opening.goal:
+        _check_same(request, what, source, disk, last, run)
+        return SaveResult(last, run.progress.snapshot(), existed=True)
+    disk.check_free(last.seq + 1 if last is not None else 1)
+    began, found = time.monotonic(), None
+    parent = _check_base(what, last, disk) if what.opening.base else None
+    if parent is not None and audit_cycle:
+        found = audit(source, disk, parent, what.extents, audit_cycle, run)
+        what = _with_missed(what, request, source, found.missed)
+    identity, progress = new_id(), run.count_anew()
+    with alive(disk, identity):
+        outlet = PackSink(
+            disk.objects, f"{disk.folder}pack/{identity}/", source.size, request.limiter, progress
+        )
+        try:
+            committed = _streamed(request, what, source, outlet, run)
+            key, digest = _put_index(outlet.finish(), disk, identity)
+            counts = progress.snapshot()
+            point = Point(
+                disk=disk.name,
+                seq=last.seq + 1 if last is not None else 1,
+                kind=PointKind.INCREMENT if parent is not None else PointKind.FULL,
+                id=identity,
+                created=now_text(),
+                state=committed.goal,
+                base=what.opening.base,
+                parent=Parent(parent.seq, parent.digest) if parent is not None else None,
+                size=source.size,
+                source={"name": source.name, "identity": source.identity.key},
+                transfer=committed.transfer,
+                frames=committed.frames,
+                chain=committed.chain,
+                total=committed.total,
+                data=counts.data,
+                index=key,
+                index_digest=digest,
+                packs=tuple(outlet.packs),
+                root=rooted(parent, committed.chain),
+                milliseconds=round((time.monotonic() - began) * 1000),
+                software=f"blockstream {__version__}",
+                missed=found.missed.total() if found is not None else 0,
+                audits=(last.audits if last is not None else 0) + (found is not None),
+                moment=what.moment,
+            )
+        except BaseException:
+            _discard(outlet, disk, identity)
+            raise
+        failpoint("store.before_commit")
+        try:
+            disk.commit(point)
+        except (BusyError, StoreError):
+            _discard(outlet, disk, identity)
+            raise
+        failpoint("store.after_commit")
+    return SaveResult(point, counts, found)
+
+
+def _put_index(index: PointIndex, disk: StoredDisk, identity: str) -> tuple[str, str]:
+    """Store an index, if there is anything in it; return its key and digest."""
+    failpoint("store.before_index")
+    if not len(index.frames):
+        return "", ""
+    key, encoded = f"index/{identity}.index", index.encode()
+    disk.objects.put(disk.folder + key, encoded)
+    return key, blake3.blake3(encoded).hexdigest()
+
+
+def _with_missed(
+    what: SendPlan, request: SendRequest, source: Source, missed: ExtentMap
+) -> SendPlan:
+    """Return a plan that sends what was missed as well."""
+    if not len(missed):
+        return what
+    opening, extents = what.opening, what.extents.overlaid(missed.without(what.extents))
+    changes = ExtentList(extents, Meaning.CHANGED, "audit", source.size)
+    again = replace(request, base=opening.base, goal=opening.goal, extents="", changes=changes)
+    return planned(again, source)
+
+
+def _discard(outlet: PackSink, disk: StoredDisk, identity: str) -> None:
+    with contextlib.suppress(BlockstreamError):
+        outlet.abort()
+    disk.discard(identity, outlet.packs)
+
+
+def _check_same(
+    request: SendRequest,
+    what: SendPlan,
+    source: Source,
+    disk: StoredDisk,
+    last: Point,
+    run: Run,
+) -> None:
+    """Check that the newest point is what would be sent: an earlier run was not heard of.
+
+    What the source holds is read and digested, unless it cannot have changed. A point that was made
+    of others, as by `compact`, is of no transfer: its disk is compared.
+
+    Raises:
+        RefusedError: If it is not.
+    """
+    same = what.opening.identity(blake3.blake3).hex() == last.transfer
+    if last.kind is PointKind.SYNTHETIC:
+        nothing = ExtentMap.empty(source.size)
+        compared = audit(source, disk, last, nothing, 1, run)
+        same = source.size == last.size and not len(compared.missed)
+    elif same and not source.immutable:
+        nowhere = _Nowhere(run.count_anew())
+        same = _streamed(request, what, source, nowhere, run).chain == last.chain
+    if not same:
+        raise RefusedError(
+            f"point {last.seq} of {last.disk} is state {last.state!r} already, with another "
+            "content; nothing was sent; leave --goal out or name it otherwise"
+        )
+
+
+class _Nowhere:
+    """Takes a stream of which only the chain is wanted."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def send(self, message: Message) -> None:
+        """Take a message."""
+
+    def send_frame(self, frame: Frame, packed: PackedFrame) -> None:
+        """Take a data frame."""
+        self._progress.frame(data=len(packed.data), covered=packed.covered, wire=0)
+
+    def stop(self) -> None:
+        """Nothing waits."""
+
+
+def from_last(request: SendRequest, disk: StoredDisk) -> SendRequest:
+    """Return the request with the newest point for its base, if it asked for that.
+
+    Raises:
+        NotFoundError: If there is none.
+    """
+    if request.base != "last":
+        return request
+    last = disk.last()
+    if last is None:
+        raise NotFoundError(
+            f"{disk.objects.name} has no point of {disk.name}, so there is no last base; nothing "
+            "was sent; send all, without --base"
+        )
+    return replace(request, base=last.state)
+
+
+def _check_base(what: SendPlan, last: Point | None, disk: StoredDisk) -> Point:
+    """Refuse an increment that does not go onto the newest point; return that.
+
+    Raises:
+        BaseMismatchError: If it starts from another state.
+        StoreDamagedError: If what that point goes onto is missing.
+        RefusedError: If the disk has grown, and the changes do not say by what.
+    """
+    base, size = what.opening.base, what.opening.size
+    if last is None or last.state != base:
+        holds = f"state {last.state!r}" if last is not None else "no point"
+        raise BaseMismatchError(
+            f"{disk.objects.name} holds {holds} of {disk.name} last, and not the base {base!r}; "
+            "nothing was sent; send the changes since that one, or all, without --base"
+        )
+    try:
+        disk.chain(last)
+    except StoreDamagedError as error:
+        raise StoreDamagedError(
+            f"{error}; an increment onto point {last.seq} could not be restored; nothing was sent; "
+            "send a full copy, or put back what is missing with `blockstream store repair "
+            f"{disk.objects.name} --from COPY`"
+        ) from error
+    if size > last.size:
+        tail = ExtentMap.from_columns(
+            np.array([last.size]), np.array([size - last.size]), Kind.DATA, size
+        )
+        if tail.without(what.extents).total():
+            raise RefusedError(
+                f"the disk has grown from {last.size} to {size} bytes, and the list of changes "
+                "does not have what it grew by; nothing was sent; send a full copy"
+            )
+    return last
+
+
+def _streamed(
+    request: SendRequest,
+    what: SendPlan,
+    source: Source,
+    outlet: FrameSink,
+    run: Run,
+) -> Committed:
+    """Let the stream go where it is to go; return what it holds."""
+    progress = run.progress
+    progress.size, progress.total = source.size, what.opening.total
+    session = one_way(what, source)
+    # What is stored is kept, and often paid for, so it is packed however fast the way there is.
+    compression = replace(request.compression, least=1)
+    options = SendOptions(compression=compression, check_packing=True)
+    engine = SendEngine(session, source, what.extents, outlet, progress, options)
+
+    def stop(reason: str) -> None:
+        engine.stop(f"{reason}; no point was made, and the same command begins anew")
+        outlet.stop()
+
+    with run.heeding(stop):
+        finish = engine.run()
+    if finish.committed is None:
+        raise InterruptedTransferError("the session ended without saying what was sent")
+    return finish.committed
