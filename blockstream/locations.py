@@ -1,12 +1,13 @@
 """From what people type to the thing that it names: one line a kind of source or target."""
 
+import contextlib
 import importlib.util
 import re
 import shlex
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,6 +79,21 @@ def open_source(location: str, *, from_medium: bool = False) -> Source:
     disk = DiskSource(of_this_host(location), from_medium=from_medium)
     disk.look_for_an_image()
     return disk
+
+
+@contextlib.contextmanager
+def opened_source(location: str, *, from_medium: bool = False) -> Iterator[Source]:
+    """Open what `location` names, and close it. See `open_source`."""
+    with contextlib.closing(open_source(location, from_medium=from_medium)) as source:
+        yield source
+
+
+def absolute(location: str) -> str:
+    """Return the name of a source that means the same in every directory."""
+    if is_nbd(location):
+        return location
+    image = vmdk_path(location)
+    return str(Path(location).absolute()) if image is None else f"{_VMDK}{Path(image).absolute()}"
 
 
 def is_nbd(location: str) -> bool:

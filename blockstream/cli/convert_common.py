@@ -12,9 +12,10 @@ from blockstream.errors import StaleViewError, UsageError
 from blockstream.formats.foreign.names import OURS
 from blockstream.formats.foreign.table import by_name
 from blockstream.jobs.foreign.chain import Combined, ConvertRequest, combined
-from blockstream.jobs.foreign.convert import lost, write_foreign, write_ours
+from blockstream.jobs.foreign.convert import write_ours
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.run import Run
+from blockstream.transfers.write_foreign import lost, write_foreign
 
 _STDIN = 0
 _STDOUT = 1

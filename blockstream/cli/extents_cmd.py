@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from blockstream.captures.lvm_changes import stored_changes, tracked_changes
+from blockstream.captures.vmdk_chain import listed
 from blockstream.cli.console import show
 from blockstream.cli.foreground import Reporter, done
 from blockstream.cli.lvm_options import with_vmdk_options
@@ -21,8 +23,6 @@ from blockstream.errors import UsageError
 from blockstream.extents import ExtentMap
 from blockstream.formats.extent_lists import Meaning, written
 from blockstream.interfaces import Source
-from blockstream.jobs.snapshots import stored_changes, tracked_changes
-from blockstream.jobs.vmdk import listed
 from blockstream.locations import is_nbd, open_export, open_source, vmdk_path
 from blockstream.run import Run
 from blockstream.transfers.compare import changes

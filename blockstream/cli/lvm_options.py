@@ -5,9 +5,9 @@ from typing import Any, TypeVar
 
 import click
 
+from blockstream.captures.options import LvmOptions, VmdkOptions
 from blockstream.cli.options import parse_size
 from blockstream.errors import UsageError
-from blockstream.jobs.snapshots import SnapshotWish
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -67,23 +67,25 @@ def with_vmdk_options(function: F) -> F:
     return function
 
 
-def wish_of(options: Mapping[str, Any], target: str) -> SnapshotWish:
-    """Return what was asked for.
+def lvm_options(options: Mapping[str, Any]) -> LvmOptions:
+    """Return how a logical volume is read.
 
     Raises:
         UsageError: If the size is none.
     """
-    store = parse_size(options["snapshot_size"]) if options["snapshot_size"] else 0
-    return SnapshotWish(
+    size = parse_size(options["snapshot_size"]) if options["snapshot_size"] else 0
+    return LvmOptions(
         since=options["since"],
         quiesced=options["quiesced"],
-        store=-(-store // 512) * 512,
+        snapshot_bytes=-(-size // 512) * 512,
         rotate=options["rotate"],
-        target=target,
-        delta=options["delta"],
-        outside=options["allow_outside"],
         base_or_nothing=_base_or_nothing(options),
     )
+
+
+def vmdk_options(options: Mapping[str, Any]) -> VmdkOptions:
+    """Return how a VMDK is read."""
+    return VmdkOptions(options["delta"], options["allow_outside"])
 
 
 def _base_or_nothing(options: Mapping[str, Any]) -> bool:

@@ -176,6 +176,7 @@ def command(  # one an option
         _write_receipt(receipt, result)
     if found is not None:
         show_foreign(found, as_json=as_json, quiet=quiet)
+    result.check()
 
 
 async def _taken(

@@ -3,23 +3,26 @@
 import contextlib
 import functools
 import platform
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from blockstream.cli.base_check import (
-    check_here,
-    checked_there,
-    refuse_check_base,
-    with_check_base,
-)
+from blockstream.captures.interface import Capture
+from blockstream.captures.options import CaptureOptions, StateOptions
+from blockstream.captures.registry import capture_of
+from blockstream.captures.together import Together
+from blockstream.cli.base_check import refuse_check_base, with_check_base
 from blockstream.cli.bwlimit import limiter_for
-from blockstream.cli.console import event, say
 from blockstream.cli.join_options import meeting_of, with_meeting
-from blockstream.cli.lvm_options import wish_of, with_snapshot_options, with_vmdk_options
+from blockstream.cli.lvm_options import (
+    lvm_options,
+    vmdk_options,
+    with_snapshot_options,
+    with_vmdk_options,
+)
 from blockstream.cli.nbd_options import with_certificates, with_export_options
 from blockstream.cli.options import (
     ProgressWish,
@@ -30,34 +33,27 @@ from blockstream.cli.options import (
     with_progress,
     with_state_dir,
 )
-from blockstream.cli.other_tool import (
-    other_tool,
-    send_to_other_tool,
-    with_other_tool,
-)
+from blockstream.cli.other_tool import OtherTool, other_tool, with_other_tool
 from blockstream.cli.recv_cmd import TARGET_FLAGS, show_received, with_target_options
 from blockstream.cli.remote_options import peer_options, with_peer_options
-from blockstream.cli.send_arguments import Places, check_places
-from blockstream.cli.send_output import Voice, show_plan, show_sent
-from blockstream.cli.stores import StoreAccess, opened_store, show_saved, with_store_access
-from blockstream.cli.vsphere_options import send_machine, with_machine_options
+from blockstream.cli.send_arguments import SendArguments, check_arguments
+from blockstream.cli.send_output import SendOutput, Voice, show_rehearsal
+from blockstream.cli.stores import captured_point, doubts_text, open_store, with_store_access
+from blockstream.cli.vsphere_options import machine_capture, with_machine_options
+from blockstream.destinations.interface import Destination
+from blockstream.destinations.registry import DestinationOptions, opened_destination
 from blockstream.errors import UsageError
-from blockstream.jobs.snapshots import SnapshotWish, opened_in
-from blockstream.locations import Remote, StorePlace
+from blockstream.jobs.transfer import ChangeOptions, rehearse, transfer
+from blockstream.locations import Remote, absolute
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.token import ResumeToken
-from blockstream.repository.memory import Memory
 from blockstream.transfers.apply_modes import ApplyMode
-from blockstream.transfers.copy import copy
-from blockstream.transfers.disk_set import push_set
-from blockstream.transfers.dry_run import rehearsed_here, rehearsed_there
 from blockstream.transfers.pull import pull
-from blockstream.transfers.push import push, push_differing
 from blockstream.transfers.receive import ReceiveRequest
-from blockstream.transfers.save import SaveEstimate, estimated, from_last, save
-from blockstream.transfers.send import SendPlan, SendRequest, planned, send
-from blockstream.transfers.session import send_session
-from blockstream.words import size_text
+from blockstream.transfers.send import TransferOptions
+
+if TYPE_CHECKING:
+    from blockstream.captures.vsphere.capture import MachineCapture  # pyVmomi: 0.2 s
 
 _STDIN = 0
 _STDOUT = 1
@@ -215,8 +211,8 @@ def command(  # one an option
       blockstream send --since vm-snap /dev/vg/vm --format thin-send | ssh OLD thin_recv vg/vm
     """  # noqa: D301
     receipt_seconds = _receipt_seconds(receipt_wait, wanted=require_receipt)
-    where_to = Places.of(with_certificates(places, options["tls_certificates"]))
-    check_places(where_to, options)
+    given = SendArguments.of(with_certificates(places, options["tls_certificates"]))
+    check_arguments(given, options)
     pipe = {
         "--compress": compress != "auto",
         "--bwlimit": bwlimit,
@@ -227,17 +223,16 @@ def command(  # one an option
         "--require-receipt": require_receipt,
         "--rotate": options["rotate"],
     }
-    other = other_tool(options, where_to.target, [name for name, given in pipe.items() if given])
-    source, target, from_host = where_to.source, where_to.target, where_to.from_host
+    other = other_tool(options, given.target, [name for name, is_set in pipe.items() if is_set])
     shown = reporters("send", as_json=as_json, quiet=quiet or session, progress=progress)
     voice = Voice(shown, as_json=as_json, quiet=quiet or session)
     where = ReceiveRequest(
-        target=target or "",
+        target=given.target or "",
         state_dir=state_dir,
         apply=ApplyMode(options["apply"]),
         **{name: options[name] for name in TARGET_FLAGS},
     )
-    if from_host is not None:
+    if given.from_host is not None:
         if receipt_seconds or resume or dry_run or compare:
             raise UsageError(f"--require-receipt, --resume, --compare and -n {_NO_EFFECT}")
         words = _words(base=base, goal=goal, extents=extents, compress=compress, bwlimit=bwlimit)
@@ -245,45 +240,34 @@ def command(  # one an option
             **{name: options[name] for name in ("since", "snapshot_size", "on_lost_base")}
         )
         words += [f"--{name}" for name in ("quiesced", "rotate") if options[name]]
-        words += _words(on_behalf_of=f"{platform.node()}:{where_to.key}")
-        voice.done(_fetch(from_host, words, where, options, voice))
+        words += _words(on_behalf_of=f"{platform.node()}:{given.keys[0]}")
+        voice.done(_fetch(given.from_host, words, where, options, voice))
         return
     limiter, followers = limiter_for(bwlimit, as_json=as_json)
-    request = SendRequest(
-        source=source,
+    voice.shown += followers
+    token = ResumeToken.parse(resume) if resume else None
+    states = StateOptions(base, goal, extents, token)
+    how = TransferOptions(
         state_dir=state_dir,
-        base=base,
-        goal=goal,
-        extents=extents,
-        resume=ResumeToken.parse(resume) if resume else None,
         compression=CompressionChoice.parse(compress),
         limiter=limiter,
+        resume=token,
         receipt_seconds=receipt_seconds,
-        bitmap=options["bitmap"],
-        target=on_behalf_of or where_to.key,
+        target=on_behalf_of,
     )
-    voice.shown += followers
-    _refuse_compare(where_to, request, where, options, compare=compare, dry_run=dry_run)
-    refuse_check_base(where_to, where, options, compare=compare, dry_run=dry_run)
-    if where_to.machine:
-        _refuse_for_machine(dry_run=dry_run, compare=compare, session=session)
-        _refuse_pipe_options(where_to, compress, bwlimit, resume, receipt_seconds)
-        send_machine(places, request, where, options, voice)
-        return
-    wish = wish_of(options, request.target)
+    _refuse(given, states, where, how, options, compare=compare, dry_run=dry_run, session=session)
+    _refuse_pipe_options(given, pipe)
+    sending = _Sending(given, states, where, how, other, options, voice)
     if dry_run:
-        voice.done(_rehearse(request, wish, where_to, where, options, voice))
-    elif where_to.hosts:
-        voice.done(_push(request, wish, where_to, where, options, voice, compare=compare))
-    elif where_to.store is not None:
-        voice.done(_save(request, wish, where_to.store, options, voice))
-    elif target is not None:
-        _refuse_pipe_options(where_to, compress, bwlimit, resume, receipt_seconds)
-        voice.done(_copy(request, wish, where, voice, check_base=options["check_base"]))
-    elif other is not None:
-        voice.done(send_to_other_tool(request, wish, other, voice))
-    else:
-        voice.done(_to_stdout(request, wish, voice, session=session, meeting=meeting))
+        voice.done(sending.rehearsed())
+        return
+    if given.target is None:
+        refuse_terminal(_STDOUT, "standard output")
+        if session:
+            refuse_terminal(_STDIN, "standard input")
+    output = SendOutput(voice, sending.machine)
+    changes = ChangeOptions(compare=compare, recheck=options["verify_cbt"])
+    output.done(sending.done(output, changes, session=session, meeting=meeting))
 
 
 def _receipt_seconds(wait: float | None, *, wanted: bool) -> float:
@@ -293,142 +277,191 @@ def _receipt_seconds(wait: float | None, *, wanted: bool) -> float:
     return (wait or _RECEIPT_SECONDS) if wanted else 0.0
 
 
-def _refuse_for_machine(*, dry_run: bool, compare: bool, session: bool) -> None:
-    """An option without effect is an error."""
-    if dry_run or compare or session:
+def _refuse(
+    given: SendArguments,
+    states: StateOptions,
+    where: ReceiveRequest,
+    how: TransferOptions,
+    options: Mapping[str, Any],
+    *,
+    compare: bool,
+    dry_run: bool,
+    session: bool,
+) -> None:
+    """An option without effect is an error.
+
+    Raises:
+        UsageError: If one has none.
+    """
+    _refuse_compare(given, states, where, options, compare=compare, dry_run=dry_run)
+    refuse_check_base(given, where, options, compare=compare, dry_run=dry_run)
+    if options["check_base"] and not states.base:
+        raise UsageError("--check-base is for an increment: a full copy needs no base")
+    if given.machine is not None and (dry_run or compare or session):
         raise UsageError(
             "-n, --compare and --session are not for a machine of VMware: only a snapshot tells "
             "what would be sent; `blockstream vsphere ls` changes nothing"
         )
+    if given.machine is not None and how.receipt_seconds:
+        raise UsageError("--require-receipt is not for a machine: its target says what it holds")
+    if given.hosts and (how.receipt_seconds or how.resume):
+        raise UsageError(f"--require-receipt and --resume {_NO_EFFECT}")
+    if given.is_in_store and (how.receipt_seconds or how.resume):
+        raise UsageError("--require-receipt and --resume have no effect on a store")
+    if len(given.sources) > 1 and (states.extents or states.base or states.goal):
+        raise UsageError("--base, --goal and --extents are for one disk at a time")
+    if given.target is None and options["rotate"] and not (session or how.receipt_seconds):
+        raise UsageError(
+            "--rotate turns over when the target is committed, which nobody tells over a plain "
+            "pipe: give a TARGET, or --require-receipt"
+        )
 
 
 def _refuse_compare(
-    places: Places,
-    request: SendRequest,
+    given: SendArguments,
+    states: StateOptions,
     where: ReceiveRequest,
     options: Mapping[str, Any],
     *,
     compare: bool,
     dry_run: bool,
 ) -> None:
-    """Only a TARGET of another host is compared, and nothing but a comparison says what to send."""
+    """Nothing but a comparison says what to send."""
     if options["delta"] and (compare or options["audit"]):
         raise UsageError("--delta reads no parent: leave out --compare and --audit")
-    told = request.base or request.extents or where.create
-    if compare and (len(places.hosts) != 1 or dry_run or told):
+    told = states.base or states.extents or options["since"] or options["bitmap"] or where.create
+    if compare and (given.target is None or len(given.sources) > 1 or dry_run or told):
         raise UsageError(
-            "--compare finds out what changed on a TARGET of another host: leave out --base, "
-            "--extents, --create and -n"
+            "--compare finds out what changed since TARGET was written: leave out --base, "
+            "--extents, --since, --bitmap, --create and -n, and send one disk at a time"
         )
 
 
-async def _copy(
-    request: SendRequest,
-    wish: SnapshotWish,
-    where: ReceiveRequest,
-    voice: Voice,
-    *,
-    check_base: bool,
-) -> None:
-    async with opened_in(voice.run, request, wish) as (disk, asked):
-        voice.warn_of(disk)
-        check = check_here(asked, disk, voice) if check_base else None
-        result = await copy(asked, disk, where, voice.run, check)
-    cleared(voice.shown)
-    show_received(result, where.target, as_json=voice.as_json, quiet=voice.quiet)
+def _refuse_pipe_options(given: SendArguments, pipe: Mapping[str, Any]) -> None:
+    """An option without effect is an error."""
+    if not given.within_one_host:
+        return
+    for name in ("--compress", "--bwlimit", "--resume", "--require-receipt"):
+        if pipe[name]:
+            raise UsageError(
+                f"{name} has no effect on a copy within one host; an interrupted copy continues "
+                "by itself when the same command is run again"
+            )
 
 
-async def _to_stdout(
-    request: SendRequest, wish: SnapshotWish, voice: Voice, *, session: bool, meeting: int
-) -> None:
-    if wish.rotate and not (session or request.receipt_seconds):
-        raise UsageError(
-            "--rotate turns over when the target is committed, which nobody tells over a plain "
-            "pipe: give a TARGET, or --require-receipt"
-        )
-    refuse_terminal(_STDOUT, "standard output")
-    if session:
-        refuse_terminal(_STDIN, "standard input")
-    run = voice.run
-    async with opened_in(run, request, wish) as (source, asked):
-        if session:
+@dataclass(slots=True)
+class _Sending:
+    """Disks of this host on their way, as the command line says."""
+
+    given: SendArguments
+    states: StateOptions
+    where: ReceiveRequest
+    how: TransferOptions
+    other: OtherTool | None
+    options: Mapping[str, Any]
+    voice: Voice
+    machine: "MachineCapture | None" = None
+    doubts: str = ""
+
+    def __post_init__(self) -> None:
+        if self.given.machine is not None:
+            # A terminal is asked for the password here, where nothing else runs.
+            way = peer_options(self.options, as_json=self.voice.as_json).way
+            self.machine = machine_capture(
+                self.given.machine,
+                self.given.target or "",
+                self.states,
+                self.where.state_dir,
+                way,
+                self.options,
+            )
+
+    async def done(
+        self, output: SendOutput, changes: ChangeOptions, *, session: bool, meeting: int
+    ) -> None:
+        """Send them."""
+        run = self.voice.run
+        if changes.compare:
+            run.tell("comparing first: both sides are read whole, only what differs travels")
+        async with (
+            self._destination(session=session, meeting=meeting) as destination,
+            self._capture(destination) as capture,
+        ):
+            await transfer(capture, destination, run, output, changes)
+        output.doubt(self.doubts)
+
+    async def rehearsed(self) -> None:
+        """Say what would be sent, and what the target says of it. Nothing is made."""
+        async with (
+            self._destination(session=False, meeting=0) as destination,
+            self._capture(destination, rehearsal=True) as capture,
+        ):
+            shown = functools.partial(show_rehearsal, voice=self.voice)
+            await rehearse(capture, destination, self.voice.run, shown)
+
+    @contextlib.asynccontextmanager
+    async def _destination(self, *, session: bool, meeting: int) -> AsyncIterator[Destination]:
+        given, run = self.given, self.voice.run
+        if self.other is not None:
+            from blockstream.destinations.other_tool import OtherToolDestination
+            from blockstream.formats.foreign.table import by_name
+
+            how = by_name(self.other.format)
+            yield OtherToolDestination(how, self.other.pool_chunk, self.how, _STDOUT)
+        elif given.target is None:
+            from blockstream.destinations.stdout import StreamDestination
+
             async with run.within(meeting_of(meeting), harmless=True) as guests:
                 lanes = [_STDOUT, *(writing for _, writing in guests)]
-                await send_session(asked, source, _STDIN, lanes, run)
-            return
-        voice.warn_of(source)
-        sent = await send(asked, source, _STDOUT, run)
-    cleared(voice.shown)
-    show_sent(sent, voice, full=not asked.base)
-
-
-async def _push(
-    request: SendRequest,
-    wish: SnapshotWish,
-    places: Places,
-    where: ReceiveRequest,
-    options: Mapping[str, Any],
-    voice: Voice,
-    *,
-    compare: bool,
-) -> None:
-    if request.receipt_seconds or request.resume:
-        raise UsageError(f"--require-receipt and --resume {_NO_EFFECT}")
-    peer = peer_options(options, as_json=voice.as_json)
-    if compare:
-        peer.tell("comparing first: both hosts read all of their disk, only what differs travels")
-    single = places.hosts[0]
-    if len(places.hosts) > 1 and (request.extents or request.base):
-        raise UsageError("--base and --extents are for one disk at a time")
-    run = voice.run
-    async with contextlib.AsyncExitStack() as stack:
-        stack.callback(cleared, voice.shown)
-        requests, disks = [], []
-        for each, host in zip(places.sources, places.hosts, strict=True):
-            asked = replace(request, source=each, target=host.key)
-            opening = opened_in(run, asked, replace(wish, target=host.key))
-            disk, asked = await stack.enter_async_context(opening)
-            requests.append(asked)
-            disks.append(disk)
-        if options["check_base"]:
-            for number, (asked, disk, host) in enumerate(
-                zip(requests, disks, places.hosts, strict=True)
-            ):
-                requests[number] = await checked_there(asked, disk, host, peer, voice)
-        request, disk = requests[0], disks[0]
-        if len(places.hosts) > 1:
-            sent = await push_set(requests, disks, list(places.hosts), where, peer, run)
-        elif compare:
-            sent = [(await push_differing(request, disk, single, where, peer, run))[0]]
+                yield StreamDestination(self.how, lanes, _STDIN if session else None)
         else:
-            sent = [await push(request, disk, single, where, peer, run)]
-    full = not request.base and not compare
-    for host, result in zip(places.hosts, sent, strict=True):
-        show_sent(result, voice, full=full, target=str(host))
+            access = self.options["access"]
+            options = DestinationOptions(
+                where=self.where,
+                how=self.how,
+                peer=peer_options(self.options, as_json=self.voice.as_json),
+                open_store=functools.partial(open_store, access),
+                audit_cycle=self.options["audit"],
+                check_base=self.options["check_base"],
+            )
+            opening = opened_destination(given.target, given.naming, options, run)
+            async with opening as destination:
+                yield destination
 
-
-async def _save(
-    request: SendRequest,
-    wish: SnapshotWish,
-    place: StorePlace,
-    options: Mapping[str, Any],
-    voice: Voice,
-) -> None:
-    if request.receipt_seconds or request.resume:
-        raise UsageError("--require-receipt and --resume have no effect on a store")
-    run, opening = voice.run, opened_store(place.store, options["access"], place.disk)
-    async with (
-        run.within(opening, harmless=True) as store,
-        opened_in(run, request, wish) as (disk, request),
-    ):
-        voice.warn_of(disk)
-        where, cycle = store.disk(place.disk), options["audit"]
-        memory = Memory(options["access"].state_dir)
-        await run.ask(lambda: memory.check(where))
-        saved = await save(request, disk, where, run, audit_cycle=cycle)
-        await run.settle(lambda: memory.remember(where, saved.point))
-    cleared(voice.shown)
-    show_saved(saved, place, as_json=voice.as_json, quiet=voice.quiet)
+    @contextlib.asynccontextmanager
+    async def _capture(
+        self, destination: Destination, *, rehearsal: bool = False
+    ) -> AsyncIterator[Capture]:
+        given, run, options = self.given, self.voice.run, self.options
+        if self.machine is not None:
+            yield self.machine
+            return
+        if given.point is not None:
+            target = given.target or "the stream"
+            opening = captured_point(
+                given.point, target, options["access"], run, increments=given.is_in_store
+            )
+            async with opening as (capture, doubts):
+                yield capture
+                self.doubts = doubts_text(doubts)
+            return
+        captures = []
+        for source, name, key in zip(given.sources, given.names, given.keys, strict=True):
+            states = self.states
+            if states.base == "last":
+                last = await destination.last(absolute(source), run)
+                states = replace(states, base=last)
+            asked = CaptureOptions(
+                state_dir=self.how.state_dir,
+                states=states,
+                lvm=lvm_options(options),
+                vmdk=vmdk_options(options),
+                bitmap=options["bitmap"],
+                target=self.how.target or key,
+                name=name if len(given.sources) > 1 else "",
+            )
+            captures.append(await capture_of(source, asked, run, rehearsal=rehearsal))
+        yield captures[0] if len(captures) == 1 else Together(captures)
 
 
 async def _fetch(
@@ -440,91 +473,10 @@ async def _fetch(
     finally:
         cleared(voice.shown)
     show_received(result, where.target, as_json=voice.as_json, quiet=voice.quiet)
+    result.check()
 
 
 def _words(**given: str | None) -> list[str]:
     """Return options for the other host's command line."""
     pairs = [(f"--{name.replace('_', '-')}", value) for name, value in given.items() if value]
     return [word for pair in pairs for word in pair]
-
-
-def _refuse_pipe_options(
-    places: Places, compress: str, bwlimit: str | None, resume: str, receipt_seconds: float
-) -> None:
-    """An option without effect is an error."""
-    if not places.within_one_host:
-        return
-    for name, given in (
-        ("--compress", compress != "auto"),
-        ("--bwlimit", bwlimit is not None),
-        ("--resume", bool(resume)),
-        ("--require-receipt", bool(receipt_seconds)),
-    ):
-        if given:
-            raise UsageError(
-                f"{name} has no effect on a copy within one host; an interrupted copy continues "
-                "by itself when the same command is run again"
-            )
-
-
-async def _rehearse(
-    request: SendRequest,
-    wish: SnapshotWish,
-    places: Places,
-    where: ReceiveRequest,
-    options: Mapping[str, Any],
-    voice: Voice,
-) -> None:
-    """Say what would be sent, and what the target says of it."""
-    if places.store is not None:
-        await _rehearse_saving(request, wish, places.store, options["access"], voice)
-        return
-    peer, run = peer_options(options, as_json=voice.as_json), voice.run
-    for number, each in enumerate(places.sources):
-        # Nothing is made, so a volume is looked at as it is.
-        asked = replace(request, source=each)
-        if places.hosts:
-            asked = replace(asked, target=places.hosts[number].key)
-            wish = replace(wish, target=places.hosts[number].key)
-        async with opened_in(run, asked, wish, rehearsal=True) as (source, asked):
-            plan = await run.carry(functools.partial(planned, asked, source))
-            show_plan(each, plan, as_json=voice.as_json)
-            if places.hosts and places.hosts[number].name:
-                say(f"{places.hosts[number]} is not asked: its policy tells only a real transfer")
-            elif places.hosts:
-                host = places.hosts[number]
-                text = await rehearsed_there(plan, source, where, host, peer, run)
-                if voice.as_json:
-                    event("would-apply", target=str(places.hosts[number]), message=text)
-                else:
-                    say(text)
-            elif places.target is not None:
-                result = await rehearsed_here(plan, source, where, run)
-                show_received(result, places.target, as_json=voice.as_json, quiet=False)
-
-
-async def _rehearse_saving(
-    request: SendRequest, wish: SnapshotWish, place: StorePlace, access: StoreAccess, voice: Voice
-) -> None:
-    """Say what would be sent, and what that would cost in the store."""
-    run = voice.run
-    async with (
-        run.within(opened_store(place.store, access, place.disk), harmless=True) as store,
-        opened_in(run, request, wish, rehearsal=True) as (source, asked),
-    ):
-        disk = store.disk(place.disk)
-
-        def looked() -> tuple[SendPlan, SaveEstimate]:
-            Memory(access.state_dir).check(disk)
-            what = from_last(asked, disk)
-            return planned(what, source), estimated(what, source, disk)
-
-        plan, cost = await run.ask(looked)
-    show_plan(request.source, plan, as_json=voice.as_json)
-    if voice.as_json:
-        event("would-store", **asdict(cost))
-    else:
-        say(
-            f"  {size_text(cost.bytes)} at most would be stored, with about {cost.requests} "
-            "requests that write"
-        )

@@ -1,17 +1,28 @@
 """How a `send` speaks: what it says of its source, of its plan, and of what was sent."""
 
 import os
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+from blockstream.captures.interface import Captured
 from blockstream.cli.console import event, saving_text, say
 from blockstream.cli.foreground import Reporter, done
 from blockstream.cli.options import cleared, warn
-from blockstream.interfaces import Source
+from blockstream.cli.recv_cmd import show_received
+from blockstream.cli.stores import missed_text, show_saved
+from blockstream.destinations.interface import Delivered, Rehearsal
+from blockstream.errors import BlockstreamError, StaleViewError
 from blockstream.run import Run
+from blockstream.transfers.digests import Comparison
+from blockstream.transfers.receive import ReceiveResult
+from blockstream.transfers.save import SaveEstimate
 from blockstream.transfers.send import SendPlan, SendResult
+from blockstream.transfers.write_foreign import WriteResult
 from blockstream.words import counted, duration_text, moment_text, size_text
+
+if TYPE_CHECKING:
+    from blockstream.captures.vsphere.capture import MachineCapture  # pyVmomi: 0.2 s
 
 T = TypeVar("T")
 
@@ -46,10 +57,135 @@ class Voice:
         cleared(self.shown)
         warn(text, as_json=self.as_json)
 
-    def warn_of(self, source: Source) -> None:
-        """Say what people should know of what is sent."""
-        for text in source.warnings:
-            warn(text, as_json=self.as_json)
+
+class SendOutput:
+    """Says what becomes of disks that are sent, and keeps what has to be looked at for the end."""
+
+    def __init__(self, voice: Voice, machine: "MachineCapture | None" = None) -> None:
+        """Begin.
+
+        Args:
+            voice: How to speak.
+            machine: The machine that is sent, if it is one.
+        """
+        self._voice = voice
+        self._machine = machine
+        self._missed: dict[str, int] = {}
+        self._doubts: list[str] = []
+
+    def captured(self, disks: Sequence[Captured]) -> None:
+        """See `Onlooker`."""
+        if self._machine is not None and self._voice.as_json:
+            frozen = self._machine.frozen
+            event(
+                "machine",
+                machine=frozen.machine.path,
+                snapshot=frozen.snapshot.name,
+                quiesced=frozen.quiesced,
+                whole=len([each for each in disks if each.why_whole]),
+                disks=[_described(each) for each in disks],
+            )
+            return
+        for each in disks:
+            if each.why_whole:
+                size = size_text(each.source.size)
+                self._voice.tell(f"{each.name}: all of its {size}, because {each.why_whole}")
+
+    def compared(self, disk: Captured, found: Comparison) -> None:
+        """See `Onlooker`."""
+        cleared(self._voice.shown)
+
+    def missed(self, disk: Captured, count: int) -> None:
+        """See `Onlooker`."""
+        cleared(self._voice.shown)
+        if self._voice.as_json:
+            event("verified", name=disk.name, missed=count)
+        if count:
+            self._missed[disk.name] = count
+
+    def delivered(self, what: Delivered) -> None:
+        """See `Onlooker`."""
+        voice, result = self._voice, what.result
+        cleared(voice.shown)
+        if what.base_checked and voice.as_json:
+            event("base-checked", target=what.place)
+        elif what.base_checked and not voice.quiet:
+            say(f"{what.place} held the base: all that was not sent was read, and was equal")
+        if isinstance(result, ReceiveResult):
+            show_received(result, what.place, as_json=voice.as_json, quiet=voice.quiet)
+            self.doubt(result.undo_lost)
+        elif isinstance(result, SendResult):
+            show_sent(result, voice, full=not what.disk.base, target=what.place)
+        elif isinstance(result, WriteResult):
+            show_written(result, voice, full=not what.disk.base)
+        else:
+            show_saved(result, what.place, as_json=voice.as_json, quiet=voice.quiet)
+            self.doubt(missed_text(result, what.place))
+
+    def doubt(self, text: str) -> None:
+        """Say in the end what has to be looked at, if it is anything."""
+        self._doubts += [text] if text else []
+
+    def done(self, job: Coroutine[object, object, T]) -> T:
+        """Do a job in the foreground; say in the end what has to be looked at.
+
+        Raises:
+            StaleViewError: If there is anything.
+            BlockstreamError: As the job fails.
+        """
+        try:
+            result = self._voice.done(job)
+        except BlockstreamError:
+            # What ended it has the status; this has to be known, too.
+            for text in self._texts():
+                self._voice.tell(text)
+            raise
+        if texts := self._texts():
+            raise StaleViewError("; ".join(texts))
+        return result
+
+    def _texts(self) -> list[str]:
+        if not self._missed:
+            return self._doubts
+        missed = ", ".join(f"{size_text(count)} of {name}" for name, count in self._missed.items())
+        return [
+            *self._doubts,
+            f"what arrived is right, but change tracking had missed {missed}: what other targets "
+            "hold may lack them; send them full copies, and do not trust this tracker before it "
+            "was switched off and on",
+        ]
+
+
+def _described(disk: Captured) -> dict[str, object]:
+    return {
+        "name": disk.name,
+        "key": int(disk.name.rpartition("-")[2]),
+        "size": disk.source.size,
+        "base": disk.base,
+        "goal": disk.state,
+        "why_whole": disk.why_whole,
+    }
+
+
+def show_rehearsal(source: str, found: Rehearsal, voice: Voice) -> None:
+    """Say what would be sent, and what the place says of it."""
+    show_plan(source, found.plan, as_json=voice.as_json)
+    answer = found.answer
+    if isinstance(answer, ReceiveResult):
+        show_received(answer, found.place, as_json=voice.as_json, quiet=False)
+    elif isinstance(answer, SaveEstimate) and voice.as_json:
+        event("would-store", **asdict(answer))
+    elif isinstance(answer, SaveEstimate):
+        say(
+            f"  {size_text(answer.bytes)} at most would be stored, with about {answer.requests} "
+            "requests that write"
+        )
+    elif answer is not None and voice.as_json:
+        event("would-apply", target=found.place, message=answer)
+    elif answer is not None:
+        say(answer)
+    elif found.place:
+        say(f"{found.place} is not asked: its policy tells only a real transfer")
 
 
 def show_plan(source: str, plan: SendPlan, *, as_json: bool) -> None:
@@ -98,3 +234,12 @@ def show_sent(result: SendResult, voice: Voice, *, full: bool, target: str = "")
             say("confirmed: the receiver committed it")
         elif not os.isatty(_STDOUT):
             say("sent, not confirmed: the receiver's exit status decides")
+
+
+def show_written(result: WriteResult, voice: Voice, *, full: bool) -> None:
+    """Say what was written for another tool."""
+    if voice.as_json:
+        event("written", format=result.format, counts=asdict(result.counts))
+    elif not voice.quiet:
+        text = saving_text(result.counts, full=full)
+        say(f"sent: {text}; whether it was received, only that tool tells")

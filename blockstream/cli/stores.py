@@ -2,10 +2,11 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -20,8 +21,12 @@ from blockstream.repository.keys import StoreHeader
 from blockstream.repository.memory import Memory
 from blockstream.repository.pins import Pins
 from blockstream.repository.repository import Repository, StoredDisk
+from blockstream.run import Run
 from blockstream.transfers.save import SaveResult
 from blockstream.words import counted, duration_text, moment_text, size_text, time_text
+
+if TYPE_CHECKING:
+    from blockstream.captures.point import PointCapture  # numpy: 60 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,61 @@ def opened_store(store: str, access: StoreAccess, disk: str = "") -> Iterator[Re
         yield repository
 
 
+def open_store(access: StoreAccess, store: str, disk: str) -> AbstractContextManager[Repository]:
+    """See `opened_store`."""
+    return opened_store(store, access, disk)
+
+
+@contextlib.asynccontextmanager
+async def captured_point(
+    place: StorePlace, target: str, access: StoreAccess, run: Run, *, increments: bool = False
+) -> "AsyncIterator[tuple[PointCapture, list[str]]]":
+    """Open a restore point as what is sent.
+
+    Args:
+        place: The point.
+        target: Where it goes, for people.
+        access: How its store is reached.
+        run: Stops it.
+        increments: See `PointCapture`.
+
+    Yields:
+        The point, and why newer ones may be missing.
+
+    Raises:
+        StoreDamagedError: If the store is, at any time; with what to do.
+    """
+    from blockstream.captures.point import PointCapture  # numpy
+
+    def found(store: Repository) -> tuple[PointCapture, list[str]]:
+        disk = store.disk(place.disk)
+        point = disk.find(place.point)
+        newest = not place.point.isdecimal() and point.seq == disk.numbers()[-1]
+        doubts = doubts_of(disk, access, newest=newest)
+        return PointCapture(disk, point, increments=increments), doubts
+
+    opening = opened_store(place.store, access, place.disk)
+    async with run.within(opening, harmless=True) as store:
+        with _what_next(place, target):
+            capture, doubts = await run.ask(functools.partial(found, store))
+            for each in doubts:
+                run.tell(f"newer points may be missing: {each}")
+            yield capture, doubts
+
+
+@contextlib.contextmanager
+def _what_next(place: StorePlace, target: str) -> Iterator[None]:
+    """Say what becomes of the target, and what to do, where the store is damaged."""
+    try:
+        yield
+    except StoreDamagedError as error:
+        raise StoreDamagedError(
+            f"{error}; {target} does not hold the point, at most a part of it; "
+            f"`blockstream store verify {place.store}/{place.disk}` says which points are "
+            "whole, and `store repair` takes what is damaged from a copy of the store"
+        ) from error
+
+
 def _explain(store: str, disk: str, access: StoreAccess) -> None:
     """Say what was meant, where what was given as STORE/DISK is a store, or deep in one.
 
@@ -165,6 +225,11 @@ def missing_disks(repository: Repository, access: StoreAccess) -> list[str]:
     return [f"{repository.objects.name}/{name} is gone, which this host has seen" for name in gone]
 
 
+def doubts_text(doubts: Sequence[str]) -> str:
+    """Say what may be missing; empty for nothing."""
+    return f"newer points may be missing: {'; and '.join(doubts)}" if doubts else ""
+
+
 def check_doubts(doubts: Sequence[str]) -> None:
     """End with what may be missing.
 
@@ -172,7 +237,7 @@ def check_doubts(doubts: Sequence[str]) -> None:
         StaleViewError: If there is anything.
     """
     if doubts:
-        raise StaleViewError(f"newer points may be missing: {'; and '.join(doubts)}")
+        raise StaleViewError(doubts_text(doubts))
 
 
 def show_strays(keys: Iterable[str]) -> None:
@@ -212,12 +277,8 @@ def whole_store(word: str) -> str:
     return place.store
 
 
-def show_saved(result: SaveResult, place: StorePlace, *, as_json: bool, quiet: bool) -> None:
-    """Say what was saved.
-
-    Raises:
-        StaleViewError: If an audit found what the list of changes had missed.
-    """
+def show_saved(result: SaveResult, place: str, *, as_json: bool, quiet: bool) -> None:
+    """Say what was saved."""
     point, audit = result.point, result.audit
     if as_json:
         audited = audit.checked if audit is not None else 0
@@ -230,21 +291,26 @@ def show_saved(result: SaveResult, place: StorePlace, *, as_json: bool, quiet: b
         )
     elif result.existed:
         if not quiet:
-            where = f"{place.store}/{place.disk}@{point.seq}"
-            say(f"already saved: {where} is {point.state}; nothing was stored")
+            say(f"already saved: {place}@{point.seq} is {point.state}; nothing was stored")
     elif not quiet:
         saving = saving_text(result.counts, full=not point.base)
         say(
-            f"saved: {place.store}/{place.disk}@{point.seq} is {point.state}: {saving}, "
+            f"saved: {place}@{point.seq} is {point.state}: {saving}, "
             f"{size_text(point.stored)} in the store, in {duration_text(point.milliseconds / 1000)}"
         )
         if audit is not None and not point.missed:
             say(f"audited: {size_text(audit.checked)} that were called unchanged are")
-    if point.missed and audit is not None:
-        first = int(audit.missed.offsets[0])
-        raise StaleViewError(
-            f"{place.store}/{place.disk}@{point.seq} is right, but the list of changes had missed "
-            f"{size_text(point.missed)}, first at offset {first}: an audit found them; the points "
-            "before may lack them, and more may be missing in parts that were not audited yet; "
-            "send a full copy, and do not trust what made the list"
-        )
+
+
+def missed_text(result: SaveResult, place: str) -> str:
+    """Say what an audit found that the list of changes had missed; empty for nothing."""
+    point, audit = result.point, result.audit
+    if not point.missed or audit is None:
+        return ""
+    first = int(audit.missed.offsets[0])
+    return (
+        f"{place}@{point.seq} is right, but the list of changes had missed "
+        f"{size_text(point.missed)}, first at offset {first}: an audit found them; the points "
+        "before may lack them, and more may be missing in parts that were not audited yet; "
+        "send a full copy, and do not trust what made the list"
+    )

@@ -1,30 +1,30 @@
 """`blockstream verify`."""
 
-import contextlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from blockstream.captures.interface import Captured
+from blockstream.captures.options import CaptureOptions
+from blockstream.captures.registry import capture_of
 from blockstream.cli.console import event, say
-from blockstream.cli.foreground import done
 from blockstream.cli.options import ProgressWish, reporters, with_progress, with_state_dir
 from blockstream.cli.remote_options import peer_options, refuse_peer_options, with_peer_options
+from blockstream.cli.send_output import Voice
+from blockstream.destinations.interface import Delivered
+from blockstream.destinations.places import OneDisk
+from blockstream.destinations.registry import DestinationOptions, opened_destination
 from blockstream.errors import IntegrityError
-from blockstream.jobs.snapshots import SnapshotWish, opened_in
-from blockstream.locations import Remote, of_this_host, open_source, remote
+from blockstream.jobs.transfer import ChangeOptions, transfer
+from blockstream.locations import of_this_host, opened_source, remote
 from blockstream.run import Run
-from blockstream.transfers.digests import Comparison, compared
-from blockstream.transfers.push import push_differing
-from blockstream.transfers.receive import ReceiveRequest
+from blockstream.transfers.digests import Comparison
+from blockstream.transfers.receive import ReceiveRequest, ReceiveResult
 from blockstream.transfers.remote_command import PeerOptions
-from blockstream.transfers.send import SendRequest
+from blockstream.transfers.send import SendResult, TransferOptions
 from blockstream.words import size_text
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from blockstream.interfaces import Source
 
 _SHOWN = 5
 
@@ -61,58 +61,67 @@ def command(
     if where is None:
         of_this_host(target)
         refuse_peer_options(options)
+    peer = peer_options(options, as_json=as_json) if where is not None else PeerOptions()
+    taking = DestinationOptions(
+        where=ReceiveRequest(target, state_dir, force_larger=True),
+        how=TransferOptions(state_dir),
+        peer=peer,
+    )
     shown = reporters("verify", as_json=as_json, quiet=quiet, progress=progress)
-    run = Run()
-    if where is None:
-        job = _here(source, target, state_dir, run, repair=repair)
-    else:
-        peer = peer_options(options, as_json=as_json)
-        job = _there(source, target, where, state_dir, peer, run, repair=repair)
-    found, goal = done(job, run, shown)
-    _show(found, source, target, goal, as_json=as_json, quiet=quiet)
+    voice = Voice(shown, as_json=as_json, quiet=quiet)
+    verifying = _Repairing() if repair else _Comparing()
+    voice.done(verifying.done(source, target, taking, voice.run))
+    _show(verifying.found, source, target, verifying.state, as_json=as_json, quiet=quiet)
 
 
-async def _here(
-    source: str, target: str, state_dir: Path, run: Run, *, repair: bool
-) -> tuple[Comparison, str]:
-    """Return what differs on this host, and the state that the target holds after a repair."""
-    from blockstream.transfers.verify_here import compared_here, repaired_here  # numpy
+class _Comparing:
+    """Reads both sides.
 
-    if not repair:
-        async with run.within(_opened(source), harmless=True) as disk:
-            return await compared_here(disk, target, run), ""
-    request = SendRequest(source, state_dir)
-    what = ReceiveRequest(target, state_dir, force_larger=True)
-    async with opened_in(run, request, SnapshotWish()) as (disk, request):
-        repaired, found = await repaired_here(request, disk, what, run)
-    return found, repaired.committed.goal if repaired.committed is not None else ""
+    Attributes:
+        found: What differs.
+        state: What the target holds after a repair; empty without one.
+    """
 
+    def __init__(self) -> None:
+        self.found: Comparison
+        self.state = ""
 
-async def _there(
-    source: str,
-    target: str,
-    where: Remote,
-    state_dir: Path,
-    peer: PeerOptions,
-    run: Run,
-    *,
-    repair: bool,
-) -> tuple[Comparison, str]:
-    """Return what differs on another host, and the state that the target holds after a repair."""
-    if not repair:
-        async with run.within(_opened(source), harmless=True) as disk:
-            return await compared(disk, where, peer, run), ""
-    request = SendRequest(source, state_dir)
-    what = ReceiveRequest(target, state_dir, force_larger=True)
-    async with opened_in(run, request, SnapshotWish()) as (disk, request):
-        sent, found = await push_differing(request, disk, where, what, peer, run)
-    return found, sent.expected.goal
+    async def done(self, source: str, target: str, options: DestinationOptions, run: Run) -> None:
+        """Compare."""
+        opening = opened_source(source, from_medium=True)
+        async with (
+            run.within(opening, harmless=True) as disk,
+            opened_destination(target, OneDisk(), options, run) as destination,
+        ):
+            self.found = await destination.differing(Captured(disk.name, source, disk), run)
 
 
-@contextlib.contextmanager
-def _opened(location: str) -> "Iterator[Source]":
-    with contextlib.closing(open_source(location, from_medium=True)) as source:
-        yield source
+class _Repairing(_Comparing):
+    """Reads both sides, and sends what differs."""
+
+    async def done(self, source: str, target: str, options: DestinationOptions, run: Run) -> None:
+        """Compare, and send."""
+        capture = await capture_of(source, CaptureOptions(options.how.state_dir), run)
+        async with opened_destination(target, OneDisk(), options, run) as destination:
+            await transfer(capture, destination, run, self, ChangeOptions(compare=True))
+
+    def captured(self, disks: Sequence[Captured]) -> None:
+        """See `Onlooker`."""
+
+    def compared(self, disk: Captured, found: Comparison) -> None:
+        """See `Onlooker`."""
+        self.found = found
+
+    def missed(self, disk: Captured, count: int) -> None:
+        """See `Onlooker`."""
+
+    def delivered(self, what: Delivered) -> None:
+        """See `Onlooker`."""
+        result = what.result
+        if isinstance(result, SendResult):
+            self.state = result.expected.goal
+        elif isinstance(result, ReceiveResult) and result.committed is not None:
+            self.state = result.committed.goal
 
 
 def _show(

@@ -103,9 +103,9 @@ def enable_command(place: str, password_file: Path | None, as_json: bool) -> Non
     Example:
       blockstream vsphere enable-cbt vsphere://root@esxi.example.org/ha-datacenter/vm/mail
     """  # noqa: D301
-    from blockstream.jobs.machines.snapshots import (  # pyVmomi: 0.2 s
-        Care,
-        enable_tracking,
+    from blockstream.captures.vsphere.snapshots import (  # pyVmomi: 0.2 s
+        MachineSnapshots,
+        SnapshotPolicy,
         tell_untracked,
     )
 
@@ -123,8 +123,9 @@ def enable_command(place: str, password_file: Path | None, as_json: bool) -> Non
             machine = await run.carry(lambda: session.machine(found.path))
             if machine.tracked:
                 return machine, True
-            care = Care(run=run)
-            return await run.carry(lambda: enable_tracking(session, machine, care)), False
+            snapshots = MachineSnapshots(session, machine, SnapshotPolicy(), run)
+            await run.carry(snapshots.enable_tracking)
+            return snapshots.machine, False
 
     machine, already = done(enabled(), run)
     tell_untracked(machine, tell)

@@ -1,4 +1,4 @@
-"""What commands with machines of VMware have in common, and how `send` sends one."""
+"""What commands with machines of VMware have in common, and how `send` reads one."""
 
 import contextlib
 import getpass
@@ -9,30 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from blockstream.cli.console import event
-from blockstream.cli.machine_targets import MachineTarget, machine_target, refuse_target_options
-from blockstream.cli.options import cleared
-from blockstream.cli.remote_options import peer_options
-from blockstream.cli.send_output import Voice
-from blockstream.errors import (
-    AuthenticationError,
-    LeftoverError,
-    NotFoundError,
-    StaleViewError,
-    UsageError,
-)
-from blockstream.locations import (
-    MachinePlace,
-    machine_place,
-    open_vsphere,
-    server_of,
-)
-from blockstream.transfers.receive import ReceiveRequest
-from blockstream.transfers.send import SendRequest
-from blockstream.words import Secret, size_text
+from blockstream.captures.options import StateOptions
+from blockstream.errors import AuthenticationError, NotFoundError, UsageError
+from blockstream.locations import MachinePlace, Way, open_vsphere, server_of
+from blockstream.words import Secret
 
 if TYPE_CHECKING:
-    from blockstream.jobs.machines.send import Round
+    from blockstream.captures.vsphere.capture import MachineCapture
+    from blockstream.sources.datastore import Server  # ssl and http
     from blockstream.sources.vsphere import VSphere  # pyVmomi: 0.2 s
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -144,125 +128,52 @@ def password_of(place: MachinePlace, file: Path | None) -> Secret:
     )
 
 
-def send_machine(
-    words: tuple[str, ...],
-    request: SendRequest,
-    where: ReceiveRequest,
+def machine_capture(
+    place: MachinePlace,
+    target: str,
+    states: StateOptions,
+    state_dir: Path,
+    way: Way,
     options: Mapping[str, Any],
-    voice: Voice,
-) -> None:
-    """Send the disks of a machine.
+) -> "MachineCapture":
+    """Return how a machine is held still; whoever sits at the terminal may be asked to log in.
 
     Raises:
-        BlockstreamError: As the server, a disk or a target fails.
+        UsageError: If something was asked for that a machine has not.
+        AuthenticationError: If there is no password.
     """
-    from blockstream.jobs.machines.send import MachineWish, OnLoss, opened_machine
-    from blockstream.jobs.machines.snapshots import Care, Quiesce
+    from blockstream.captures.vsphere.capture import MachineCapture, MachineOptions, OnLoss
+    from blockstream.captures.vsphere.snapshots import Quiesce, SnapshotPolicy
 
-    if len(words) != 2:
-        raise UsageError("one machine goes to one TARGET: a folder, HOST:/FOLDER/, or STORE/NAME")
-    place = machine_place(words[0])
-    if not place.path:
-        raise UsageError(f"{place} names no machine; `blockstream vsphere ls` lists them")
-    _refuse(request, options)
-
-    wish: MachineWish = MachineWish(
-        care=Care(Quiesce(options["quiesce_guest"]), voice.run),
+    _refuse(states, options)
+    how = MachineOptions(
+        state_dir=state_dir,
+        target=target,
+        base=states.base,
+        snapshots=SnapshotPolicy(Quiesce(options["quiesce_guest"])),
         enable=options["enable_cbt"],
         on_loss=OnLoss(options["on_cbt_loss"]),
         allocated=options["allocated_from_cbt"],
-        way=peer_options(options, as_json=voice.as_json).way,
+        way=way,
     )
-    refuse_target_options(words[1], options)
-    # A terminal is asked here, where nothing else runs.
     password = password_of(place, options["password_file"])
 
-    async def sent() -> None:
-        missed: dict[str, int] = {}
-        run = voice.run
-        try:
-            async with contextlib.AsyncExitStack() as stack:
-                goes_to = await machine_target(words[1], place, where, options, voice, stack)
-                logged_in = run.within(opened_vsphere(place, password), harmless=True)
-                session = await stack.enter_async_context(logged_in)
-                server = await run.ask(lambda: server_of(place))
-                args = (session, server, place, request, wish, goes_to.held, words[1])
-                found = await stack.enter_async_context(run.within(opened_machine(*args)))
-                _show_round(found, voice)
-                missed = await _missed(found, goes_to, voice) if options["verify_cbt"] else {}
-                if found.disks:
-                    await goes_to.deliver(found.disks, run)
-        except LeftoverError:
-            # It has the status that somebody has to act on soonest; the other must be known, too.
-            if missed:
-                voice.tell(_missed_words(missed))
-            raise
-        if missed:
-            raise StaleViewError(_missed_words(missed))
+    @contextlib.contextmanager
+    def log_in() -> "Iterator[tuple[VSphere, Server]]":
+        with opened_vsphere(place, password) as session:
+            yield session, server_of(place)
 
-    voice.done(sent())
+    return MachineCapture(place, log_in, how)
 
 
-def _missed_words(missed: Mapping[str, int]) -> str:
-    return (
-        "what arrived is right, but change tracking had missed "
-        f"{', '.join(f'{size_text(count)} of {name}' for name, count in missed.items())}: what "
-        "other targets hold may lack them; send them full copies, and do not trust this tracker "
-        "before it was switched off and on"
-    )
-
-
-async def _missed(found: "Round", goes_to: "MachineTarget", voice: Voice) -> dict[str, int]:
-    """Compare without the tracker; return how many bytes it had missed, by disk."""
-    from blockstream.jobs.machines.send import add_missed
-
-    counts: dict[str, int] = {}
-    for each in found.disks:
-        if each.request.base:
-            differing = await goes_to.differing(each, voice.run)
-            missed = add_missed(each, differing).total()
-            cleared(voice.shown)
-            if voice.as_json:
-                event("verified", name=each.name, missed=missed)
-            if missed:
-                counts[each.name] = missed
-    return counts
-
-
-def _refuse(request: SendRequest, options: Mapping[str, Any]) -> None:
+def _refuse(states: StateOptions, options: Mapping[str, Any]) -> None:
     """Refuse what has no effect on a machine."""
-    if request.extents or request.resume or request.receipt_seconds or request.goal:
-        raise UsageError("--extents, --goal, --resume and --require-receipt are not for a machine")
-    if request.base == "last":
+    if states.extents or states.resume or states.goal:
+        raise UsageError("--extents, --goal and --resume are not for a machine")
+    if states.base == "last":
         raise UsageError("the target of a machine is asked what it holds: leave --base last out")
     if options["since"] or options["rotate"] or options["quiesced"] or options["snapshot_size"]:
         raise UsageError(
             "--since, --rotate, --quiesced and --snapshot-size are for logical volumes: of a "
             "machine, what changed since the target's state is sent without being asked for"
         )
-
-
-def _show_round(found: "Round", voice: Voice) -> None:
-    whole = [each for each in found.disks if each.why_full]
-    if voice.as_json:
-        event(
-            "machine",
-            machine=found.machine.path,
-            snapshot=found.snapshot.name,
-            quiesced=found.quiesced,
-            whole=len(whole),
-            disks=[
-                {
-                    "name": each.name,
-                    "key": each.disk.key,
-                    "size": each.disk.size,
-                    "base": each.request.base,
-                    "goal": each.request.goal,
-                    "why_whole": each.why_full,
-                }
-                for each in found.disks
-            ],
-        )
-        return
-    for each in whole:
-        voice.tell(f"{each.name}: all of its {size_text(each.disk.size)}, because {each.why_full}")

@@ -215,7 +215,7 @@ def _served(
             grant = granted(grants, hello.target, RECEIVE)
             frames.wait = Limiter(grant.rate).wait
             request = request_for(grant, state_dir)
-            receive_frames(request, frames, answering, run)
+            receive_frames(request, frames, answering, run).check()
         except BlockstreamError as error:
             answering.explain(type(error)(discreet(error)))
             raise

@@ -15,6 +15,7 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -117,32 +118,46 @@ class NbdkitReader:
             os.write(writing, self._password.reveal().encode())  # shorter than any pipe
             os.close(writing)
             words = [word.replace("{password}", str(reading)) for word in words]
-            process = subprocess.Popen(  # noqa: S603  # what the user asked to run
-                words,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                pass_fds=[reading],
-                # A Ctrl-C is for us: what is being read then must not fail for it.
-                process_group=0,
+            started: Future[subprocess.Popen[bytes]] = Future()
+            # It ends with the thread that starts it (PR_SET_PDEATHSIG of prctl(2)); this one lives
+            # for as long as it says anything.
+            self._listener = threading.Thread(
+                target=self._run, args=(words, reading, started), daemon=True
             )
+            self._listener.start()
+            return started.result()
         except OSError as error:
             raise NotFoundError(
                 f"{words[0]} cannot be started: {error.strerror}; nothing was sent; install nbdkit"
             ) from error
         finally:
             os.close(reading)
-        self._listener = threading.Thread(target=self._listen, args=(process,), daemon=True)
-        self._listener.start()
-        return process
 
-    def _listen(self, process: subprocess.Popen[bytes]) -> None:
+    def _run(
+        self, words: Sequence[str], password: int, started: "Future[subprocess.Popen[bytes]]"
+    ) -> None:
+        try:
+            process = subprocess.Popen(  # noqa: S603  # what the user asked to run
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=[password],
+                # A Ctrl-C is for us: what is being read then must not fail for it.
+                process_group=0,
+            )
+        except OSError as error:
+            started.set_exception(error)
+            return
+        started.set_result(process)
         if process.stderr is None:
             return
         with process.stderr as stderr:
             for line in stderr:
                 text = line.decode(errors="replace").rstrip()
                 self._said.append(text.replace(self._password.reveal(), "***"))
+        # Who closes what it says may serve on.
+        process.wait()
 
     def _wait(self, folder: Path) -> None:
         """Wait for the file that it writes when it listens."""

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from enum import StrEnum
 
-from blockstream.errors import StaleViewError
 from blockstream.pipeline.direct import DirectApplier
 from blockstream.pipeline.receiver import Applier
 from blockstream.pipeline.staged import SPOOL_POSITION, StagedApplier
@@ -66,17 +65,14 @@ def unfinished(mode: ApplyMode, everything: OpenedTarget) -> TargetState:
     return (everything.spool if mode is ApplyMode.STAGE else everything.journal).state
 
 
-def check_undo_kept(mode: ApplyMode, everything: OpenedTarget) -> None:
-    """Look, after something was written, whether what it overwrote is still there.
-
-    Raises:
-        StaleViewError: If it is not.
-    """
-    if mode is ApplyMode.UNDO and not everything.undo_path.exists():
-        raise StaleViewError(
-            f"{everything.target.name} is committed, but cannot be undone: somebody has taken away "
-            f"{everything.undo_path}, which held what it overwrote"
-        )
+def why_undo_lost(mode: ApplyMode, everything: OpenedTarget) -> str:
+    """Say, after something was written, why it cannot be undone; empty if it need not or can."""
+    if mode is not ApplyMode.UNDO or everything.undo_path.exists():
+        return ""
+    return (
+        f"{everything.target.name} is committed, but cannot be undone: somebody has taken away "
+        f"{everything.undo_path}, which held what it overwrote"
+    )
 
 
 def _spool_is_there(everything: OpenedTarget) -> bool:

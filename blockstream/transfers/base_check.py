@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from blockstream.captures.interface import Captured
 from blockstream.errors import RefusedError
 from blockstream.extents import ExtentMap
 from blockstream.formats.extent_lists import ExtentList, Meaning
@@ -18,7 +19,7 @@ from blockstream.locations import Remote
 from blockstream.run import Run
 from blockstream.transfers.digests import GRAIN, compared
 from blockstream.transfers.remote_command import PeerOptions
-from blockstream.transfers.send import SendPlan, SendRequest, planned
+from blockstream.transfers.send import SendPlan, TransferOptions, planned
 from blockstream_protocol import Kind
 
 _STEP = 1 << 20
@@ -45,16 +46,16 @@ def check_base_here(what: SendPlan, source: Source, target: Target, run: Run) ->
 
 
 async def check_base_there(
-    request: SendRequest, source: Source, where: Remote, options: PeerOptions, run: Run
-) -> SendRequest:
+    disk: Captured, how: TransferOptions, where: Remote, options: PeerOptions, run: Run
+) -> Captured:
     """Compare a target of another host with the source by digests, but for what is written.
 
     The target is held there while it is read, and then called by a name of its own, with what the
     kernel knows of it at that moment: an increment onto that is refused if anybody comes between.
 
     Args:
-        request: The increment.
-        source: The disk.
+        disk: The increment.
+        how: How it travels.
         where: The target.
         options: How its host is reached.
         run: Counts, and stops it.
@@ -67,16 +68,16 @@ async def check_base_there(
         RefusedError: If the target is not its base.
         BlockstreamError: With what the other end said.
     """
-    what = await run.carry(lambda: planned(request, source))
+    what = await run.carry(lambda: planned(disk, how))
     name = f"compared-{uuid.uuid4()}"
-    found = (await compared(source, where, options, run, adopt=name)).differing
+    found = (await compared(disk.source, where, options, run, adopt=name)).differing
     outside = found.without(what.extents.coverage().rounded(GRAIN))
     if len(outside):
         raise _differing(str(where), int(outside.offsets[0]))
     changes = ExtentList(
-        found.overlaid(what.extents), Meaning.CHANGED, "comparison with the base", source.size
+        found.overlaid(what.extents), Meaning.CHANGED, "comparison with the base", disk.source.size
     )
-    return replace(request, base=name, goal=what.opening.goal, extents="", changes=changes)
+    return replace(disk, base=name, state=what.opening.goal, changes=changes)
 
 
 def _first_difference(what: SendPlan, source: Source, target: Target, run: Run) -> int | None:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import blake3
 
 from blockstream import __version__
+from blockstream.captures.interface import Captured
 from blockstream.errors import BlockstreamError, InterruptedTransferError, RefusedError, SourceError
-from blockstream.interfaces import Source, Target
+from blockstream.interfaces import Target
 from blockstream.locations import open_target
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.packer import PackedFrame
@@ -17,7 +18,7 @@ from blockstream.pipeline.sender import SendEngine, SendOptions
 from blockstream.pipeline.staged import StagedApplier
 from blockstream.run import Run
 from blockstream.targets.disk import DiskTarget
-from blockstream.transfers.apply_modes import applier_for, check_undo_kept, unfinished
+from blockstream.transfers.apply_modes import applier_for, unfinished, why_undo_lost
 from blockstream.transfers.opened_target import (
     OpenedTarget,
     absolute_path,
@@ -25,12 +26,11 @@ from blockstream.transfers.opened_target import (
     opened_or_removed,
 )
 from blockstream.transfers.receive import ReceiveRequest, ReceiveResult, advised
-from blockstream.transfers.send import SendPlan, SendRequest, absolute, planned
+from blockstream.transfers.send import SendPlan, TransferOptions, planned
 from blockstream.transfers.sender_journal import Intent, SentTransfers
 from blockstream.transfers.stored_stream import finish_staged
 from blockstream_protocol import (
     Abort,
-    Clean,
     Committed,
     Dirty,
     Extent,
@@ -100,8 +100,8 @@ class LocalSink:
 
 
 async def copy(
-    what: SendRequest,
-    source: Source,
+    disk: Captured,
+    options: TransferOptions,
     where: ReceiveRequest,
     run: Run,
     check: Check | None = None,
@@ -109,8 +109,8 @@ async def copy(
     """Copy a disk, or its changes, on this host.
 
     Args:
-        what: What to send.
-        source: The disk.
+        disk: What to send.
+        options: Where that is remembered, and under what.
         where: Where it goes.
         run: Counts, and stops it.
         check: Looks whether the target is the base, in place of the journal, once it is held.
@@ -118,17 +118,17 @@ async def copy(
     Raises:
         BlockstreamError: As for `send` and `recv`, or as `check` raises.
     """
-    return await run.carry(lambda: _copied(what, source, where, run, check))
+    return await run.carry(lambda: _copied(disk, options, where, run, check))
 
 
 def _copied(
-    what: SendRequest,
-    source: Source,
+    disk: Captured,
+    options: TransferOptions,
     where: ReceiveRequest,
     run: Run,
     check: Check | None,
 ) -> ReceiveResult:
-    target = _target(what, where, source)
+    target = _target(disk, where)
     with opened_or_removed(target, where.state_dir) as everything:
         path = absolute_path(where.target)
         facts = {"path": path, "apply": str(where.apply)}
@@ -136,7 +136,7 @@ def _copied(
         if everything.spool_complete:
             finish_staged(everything, run)
         try:
-            return _Copying(where, source, everything, facts, run, check).done(what)
+            return _Copying(disk, options, where, everything, facts, run, check).done()
         except RefusedError as error:
             raise advised(error, where.target) from error
         except InterruptedTransferError as error:
@@ -148,102 +148,92 @@ def _copied(
             ) from error
 
 
-def _target(what: SendRequest, where: ReceiveRequest, source: Source) -> DiskTarget:
+def _target(disk: Captured, where: ReceiveRequest) -> DiskTarget:
     """Open the target, or make it if that is wished and no earlier run did."""
     create = None
     if where.create and not made_before(
-        where.target, where.state_dir, lambda clean: clean.id == what.goal
+        where.target, where.state_dir, lambda clean: clean.id == disk.state
     ):
-        create = source.size
+        create = disk.source.size
     return open_target(
-        where.target, create=create, force_in_use=where.force_in_use, sources=source.nodes
+        where.target, create=create, force_in_use=where.force_in_use, sources=disk.source.nodes
     )
-
-
-def _remember(what: SendRequest, plan: SendPlan, held: Committed, *, confirmed: bool) -> None:
-    """Note what the target will hold, or holds, where it may be asked for as the last base."""
-    if what.target:
-        source, base = absolute(what.source), plan.opening.base
-        SentTransfers(what.state_dir).record(Intent(held, source, base, confirmed, what.target))
 
 
 @dataclass(frozen=True, slots=True)
 class _Copying:
     """One copy onto a target that is held. See `copy`."""
 
+    disk: Captured
+    options: TransferOptions
     where: ReceiveRequest
-    source: Source
     everything: OpenedTarget
     facts: dict[str, str]
     run: Run
     check: Check | None
 
-    def done(self, what: SendRequest) -> ReceiveResult:
+    def done(self) -> ReceiveResult:
         """Continue an unfinished copy of the same source if there is one; else begin."""
         began = time.monotonic()
-        self._settle(what)
-        goal = what.goal or self._begun(what)
+        goal = self._begun()
         try:
-            finish, plan, sampled = self._session(what, goal)
+            finish, plan, sampled = self._session(goal)
         except SourceError:
-            if what.goal or not goal:
+            if not goal:
                 raise
             # The source is not what it was: the unfinished copy is of no use.
-            finish, plan, sampled = self._session(what, "")
+            finish, plan, sampled = self._session("")
         committed = finish.committed
         if not isinstance(committed, Committed):
             raise InterruptedTransferError("the copy ended before it was committed")
-        _remember(what, plan, committed, confirmed=True)
-        if finish.written:
-            check_undo_kept(self.where.apply, self.everything)
+        self._remember(committed, confirmed=True)
         return ReceiveResult(
             opening=plan.opening,
             committed=committed,
             written=finish.written,
             counts=self.run.progress.snapshot(),
             seconds=time.monotonic() - began,
-            untouched_tail=self.everything.target.size - self.source.size,
+            untouched_tail=self.everything.target.size - self.disk.source.size,
             sampled=sampled,
             moment=plan.moment,
+            undo_lost=why_undo_lost(self.where.apply, self.everything) if finish.written else "",
         )
 
-    def _begun(self, what: SendRequest) -> str:
+    def _begun(self) -> str:
         """Return the goal of an unfinished copy by the same command; its name was invented."""
+        disk, target = self.disk, self.options.target
         state = unfinished(self.where.apply, self.everything)
-        if not isinstance(state, Dirty) or not what.target or state.base != what.base:
+        if disk.state or not isinstance(state, Dirty) or not target or state.base != disk.base:
             return ""
-        sent = SentTransfers(what.state_dir)
-        begun = sent.begun(absolute(what.source), what.target, what.base)
+        begun = SentTransfers(self.options.state_dir).begun(disk.location, target, disk.base)
         return begun if begun == state.goal else ""
 
-    def _settle(self, what: SendRequest) -> None:
-        """Note that the target holds what an earlier run brought, and was killed right after."""
-        state, sent = self.everything.journal.state, SentTransfers(what.state_dir)
-        if isinstance(state, Clean):
-            intent = sent.find(state.transfer, what.target)
-            if intent is not None and not intent.confirmed:
-                sent.confirm(intent.expected, what.target)
+    def _remember(self, held: Committed, *, confirmed: bool) -> None:
+        """Note what the target will hold, or holds, where it may be asked for as the last base."""
+        disk, target = self.disk, self.options.target
+        if target:
+            intent = Intent(held, disk.location, disk.base, confirmed, target)
+            SentTransfers(self.options.state_dir).record(intent)
 
-    def _session(self, what: SendRequest, goal: str) -> tuple[Finish, SendPlan, str]:
+    def _session(self, goal: str) -> tuple[Finish, SendPlan, str]:
         """Run both ends.
 
         Args:
-            what: What to send.
-            goal: What to call it; empty to invent a name.
+            goal: What to call it, if it has no name; empty to invent one.
 
         Returns:
             How it ended, what was sent, and why only samples told that the target was the base.
         """
-        everything = self.everything
-        plan, policy = planned(replace(what, goal=goal), self.source), self.where.policy
+        everything, disk, options = self.everything, self.disk, self.options
+        plan, policy = planned(disk, options, goal), self.where.policy
         if self.check is not None:
             self.check(plan, everything.target)
             policy = replace(policy, force_base=True)
-        if what.target and not what.goal:
-            sent, opening = SentTransfers(what.state_dir), plan.opening
-            sent.begin(absolute(what.source), what.target, opening.base, opening.goal)
+        if options.target and not disk.state:
+            sent, opening = SentTransfers(options.state_dir), plan.opening
+            sent.begin(disk.location, options.target, opening.base, opening.goal)
         progress = self.run.count_anew()
-        progress.size, progress.total = self.source.size, plan.opening.total
+        progress.size, progress.total = disk.source.size, plan.opening.total
         engines: list[SendEngine] = []
 
         def answer(message: Message) -> None:
@@ -251,7 +241,7 @@ class _Copying:
                 engines[0].receive(message)
 
         def record_intent(expected: Committed) -> None:
-            _remember(what, plan, expected, confirmed=False)
+            self._remember(expected, confirmed=False)
 
         failed: list[BlockstreamError] = []
         identity = plan.opening.identity(blake3.blake3).hex()
@@ -288,7 +278,7 @@ class _Copying:
         )
         engine = SendEngine(
             sender,
-            self.source,
+            disk.source,
             plan.extents,
             LocalSink(applying),
             progress,

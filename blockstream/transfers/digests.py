@@ -54,11 +54,13 @@ class Comparison:
         size: How much was compared, in bytes.
         differing: The blocks that differ, as DATA.
         target_size: Bytes of the other disk.
+        base: What the other disk is called now; empty if it was not called anything.
     """
 
     size: int
     differing: ExtentMap
     target_size: int
+    base: str = ""
 
 
 class Digesting:

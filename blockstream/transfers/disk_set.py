@@ -5,14 +5,14 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from blockstream.captures.interface import Captured
 from blockstream.errors import BlockstreamError, InterruptedTransferError, PartlyDoneError
-from blockstream.interfaces import Source
 from blockstream.locations import Remote
 from blockstream.run import Run
 from blockstream.transfers.push import Push
 from blockstream.transfers.receive import ReceiveRequest
 from blockstream.transfers.remote_command import PeerOptions, target_options
-from blockstream.transfers.send import SendRequest, SendResult
+from blockstream.transfers.send import SendResult, TransferOptions
 from blockstream.transfers.session import Sending
 from blockstream_protocol import Committed
 
@@ -37,9 +37,9 @@ def _waiting(barrier: threading.Barrier, run: Run) -> Callable[[], None]:
 
 
 async def push_set(
-    requests: list[SendRequest],
-    sources: list[Source],
-    places: list[Remote],
+    disks: Sequence[Captured],
+    how: TransferOptions,
+    places: Sequence[Remote],
     what: ReceiveRequest,
     options: PeerOptions,
     run: Run,
@@ -48,8 +48,8 @@ async def push_set(
     """Send several disks to another host.
 
     Args:
-        requests: What to send.
-        sources: The disks.
+        disks: What to send.
+        how: How they travel.
         places: Where each goes.
         what: How they may be written; its own target is not looked at.
         options: How the other host is reached.
@@ -60,15 +60,13 @@ async def push_set(
         BlockstreamError: The first error; nothing was committed then.
         PartlyDoneError: If some were committed and others not; the same command finishes them.
     """
-    barrier = threading.Barrier(len(requests))
-    parts = run.parts(len(requests), _ANOTHER_FAILED)
-    making = creating or [what.create] * len(requests)
+    barrier = threading.Barrier(len(disks))
+    parts = run.parts(len(disks), _ANOTHER_FAILED)
+    making = creating or [what.create] * len(disks)
     pushes, sendings = [], []
-    for request, source, place, part, create in zip(
-        requests, sources, places, parts, making, strict=True
-    ):
-        asked, waiting = replace(request, target=place.key), _waiting(barrier, part)
-        sending = await run.carry(functools.partial(Sending, asked, source, part, waiting))
+    for disk, place, part, create in zip(disks, places, parts, making, strict=True):
+        to_place, waiting = replace(how, target=place.key), _waiting(barrier, part)
+        sending = await run.carry(functools.partial(Sending, disk, to_place, part, waiting))
         sendings.append(sending)
         words = target_options(replace(what, create=create))
         pushes.append(Push(sending, place, words, options, part))
@@ -78,7 +76,7 @@ async def push_set(
     except BlockstreamError as error:
         if not done:
             raise
-        committed = ", ".join(requests[number].source for number in sorted(done))
+        committed = ", ".join(disks[number].source.name for number in sorted(done))
         raise PartlyDoneError(
             f"{error}; {committed} had been committed by then, the others are durable there but "
             "not committed; the same command finishes them"

@@ -3,6 +3,7 @@
 import uuid
 from dataclasses import replace
 
+from blockstream.captures.interface import Captured
 from blockstream.errors import (
     ConnectionLostError,
     InterruptedTransferError,
@@ -12,7 +13,7 @@ from blockstream.errors import (
     UsageError,
 )
 from blockstream.formats.extent_lists import ExtentList, Meaning
-from blockstream.interfaces import Link, Source
+from blockstream.interfaces import Link
 from blockstream.locations import Remote
 from blockstream.run import Run
 from blockstream.transfers.digests import Comparison, compared
@@ -27,7 +28,7 @@ from blockstream.transfers.remote_command import (
     wished_streams,
 )
 from blockstream.transfers.remote_errors import explained
-from blockstream.transfers.send import SendRequest, SendResult
+from blockstream.transfers.send import SendResult, TransferOptions
 from blockstream.transfers.session import Sending
 from blockstream.words import OURS
 from blockstream_protocol import Committed
@@ -102,8 +103,8 @@ class Push:
 
 
 async def push(
-    request: SendRequest,
-    source: Source,
+    disk: Captured,
+    how: TransferOptions,
     where: Remote,
     what: ReceiveRequest,
     options: PeerOptions,
@@ -114,8 +115,8 @@ async def push(
     """Send a disk of this host to another one, and return when it is committed there.
 
     Args:
-        request: What to send.
-        source: The disk.
+        disk: What to send.
+        how: How it travels.
         where: Where it goes.
         what: How it may be written there.
         options: How its host is reached.
@@ -127,8 +128,8 @@ async def push(
     """
     if where.name:
         check_named(what, options)
-    asked = replace(request, name=where.name, target=where.key)
-    sending = await run.carry(lambda: Sending(asked, source, run))
+    how = replace(how, name=where.name, target=where.key)
+    sending = await run.carry(lambda: Sending(disk, how, run))
     for text in sending.what.warnings:
         options.tell(text)
     began = run.now()
@@ -140,8 +141,8 @@ async def push(
 
 
 async def push_differing(
-    request: SendRequest,
-    source: Source,
+    disk: Captured,
+    how: TransferOptions,
     where: Remote,
     what: ReceiveRequest,
     options: PeerOptions,
@@ -155,8 +156,8 @@ async def push_differing(
     if where.name:
         raise UsageError("HOST::NAME can be compared by `verify`, but not sent what differs")
     base = f"compared-{uuid.uuid4()}"
-    comparison = await compared(source, where, options, run, adopt=base)
+    comparison = await compared(disk.source, where, options, run, adopt=base)
     found = ExtentList(comparison.differing, Meaning.CHANGED, "comparison", comparison.size)
-    request = replace(request, base=base, changes=found)
+    disk = replace(disk, base=base, changes=found)
     # The same open source: what is written to it from the first look on is noticed before END.
-    return await push(request, source, where, what, options, run), comparison
+    return await push(disk, how, where, what, options, run), comparison

@@ -17,6 +17,7 @@ from blockstream.errors import (
     ForeignStreamError,
     InterruptedTransferError,
     RefusedError,
+    StaleViewError,
 )
 from blockstream.linux.identity import described_here
 from blockstream.linux.streams import WakeableReader, widen_pipe
@@ -30,7 +31,7 @@ from blockstream.pipeline.staged import StagedApplier
 from blockstream.pipeline.token import ResumeToken
 from blockstream.run import Run
 from blockstream.targets.disk import DiskTarget
-from blockstream.transfers.apply_modes import ApplyMode, applier_for, check_undo_kept
+from blockstream.transfers.apply_modes import ApplyMode, applier_for, why_undo_lost
 from blockstream.transfers.opened_target import (
     OpenedTarget,
     absolute_path,
@@ -130,6 +131,7 @@ class ReceiveResult:
         sampled: Why only samples told that nobody wrote to its base; empty where the kernel did,
             or nothing had to.
         moment: When the source held it, in nanoseconds since 1970, UTC; None where nobody said it.
+        undo_lost: Why it cannot be undone, although that was wished; empty if it can.
     """
 
     opening: Open
@@ -140,6 +142,16 @@ class ReceiveResult:
     untouched_tail: int
     sampled: str = ""
     moment: int | None = None
+    undo_lost: str = ""
+
+    def check(self) -> None:
+        """End with what has to be looked at, although all was done.
+
+        Raises:
+            StaleViewError: If it cannot be undone.
+        """
+        if self.undo_lost:
+            raise StaleViewError(self.undo_lost)
 
 
 class Answering:
@@ -235,7 +247,7 @@ def _received_next(request: ReceiveRequest, fd: int, answer_fd: int, run: Run) -
             if frames.wire_bytes:
                 raise
             return False
-        receive_frames(request, frames, answering, run)
+        receive_frames(request, frames, answering, run).check()
     return True
 
 
@@ -413,8 +425,6 @@ def _received(
     opening = session.opening
     if opening is None:
         raise InterruptedTransferError("the stream had no opening")
-    if finish.written:
-        check_undo_kept(request.apply, everything)
     return ReceiveResult(
         opening=opening,
         committed=finish.committed,
@@ -424,6 +434,7 @@ def _received(
         untouched_tail=everything.target.size - opening.size,
         sampled=applying.sampled,
         moment=session.moment,
+        undo_lost=why_undo_lost(request.apply, everything) if finish.written else "",
     )
 
 

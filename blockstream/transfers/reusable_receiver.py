@@ -4,11 +4,12 @@ import contextlib
 import select
 from collections.abc import Iterator
 
+from blockstream.captures.interface import Captured
 from blockstream.errors import (
     ConnectionLostError,
     OutcomeUnknownError,
 )
-from blockstream.interfaces import Link, Source
+from blockstream.interfaces import Link
 from blockstream.locations import Remote
 from blockstream.run import Run
 from blockstream.transfers.receive import ReceiveRequest
@@ -19,7 +20,7 @@ from blockstream.transfers.remote_command import (
     target_options,
 )
 from blockstream.transfers.remote_errors import explained
-from blockstream.transfers.send import SendRequest, SendResult
+from blockstream.transfers.send import SendResult, TransferOptions
 from blockstream.transfers.session import Sending
 
 
@@ -38,17 +39,17 @@ class ReusableReceiver:
         """Whether it takes another one, as far as is known: one that says anything has ended."""
         return self._took_all and not self._poll.poll(0)
 
-    async def send(self, request: SendRequest, source: Source, run: Run) -> SendResult:
+    async def send(self, disk: Captured, options: TransferOptions, run: Run) -> SendResult:
         """Send a disk.
 
         Raises:
             BlockstreamError: With what the other end said; then it takes no other.
         """
-        return await run.carry(lambda: self._sent(request, source, run))
+        return await run.carry(lambda: self._sent(disk, options, run))
 
-    def _sent(self, request: SendRequest, source: Source, run: Run) -> SendResult:
+    def _sent(self, disk: Captured, options: TransferOptions, run: Run) -> SendResult:
         self._took_all = False
-        sending, link = Sending(request, source, run), self._link
+        sending, link = Sending(disk, options, run), self._link
         began = run.now()
         try:
             committed = sending.over(link.from_peer, link.to_peer, name=link.name)

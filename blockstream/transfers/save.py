@@ -2,18 +2,21 @@
 
 import contextlib
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import blake3
 import numpy as np
 
 from blockstream import __version__
+from blockstream.captures.interface import Captured
 from blockstream.errors import (
     BaseMismatchError,
     BlockstreamError,
     BusyError,
     InterruptedTransferError,
     NotFoundError,
+    PartlyDoneError,
     RefusedError,
     StoreDamagedError,
     StoreError,
@@ -34,7 +37,7 @@ from blockstream.repository.alive import alive
 from blockstream.repository.audit import Audit, audit
 from blockstream.repository.repository import StoredDisk, new_id, now_text
 from blockstream.run import Run
-from blockstream.transfers.send import SendPlan, SendRequest, one_way, planned
+from blockstream.transfers.send import SendPlan, TransferOptions, one_way, planned
 from blockstream_protocol import (
     HEAD_BYTES,
     ROW_BYTES,
@@ -59,7 +62,7 @@ class SaveEstimate:
     requests: int
 
 
-def estimated(request: SendRequest, source: Source, disk: StoredDisk) -> SaveEstimate:
+def estimated(disk: Captured, how: TransferOptions, where: StoredDisk) -> SaveEstimate:
     """Say what `save` would do, and check that it could.
 
     Zeros that are found by looking count as data.
@@ -68,9 +71,9 @@ def estimated(request: SendRequest, source: Source, disk: StoredDisk) -> SaveEst
         BaseMismatchError: As for `save`.
         BlockstreamError: As the source or the store fails.
     """
-    what = planned(from_last(request, disk), source)
+    what = planned(disk, how)
     if what.opening.base:
-        _check_base(what, disk.last(), disk)
+        _check_base(what, where.last(), where)
     frames = rows = 0
     for piece in what.extents.pieces():
         frames, rows = frames + 1, rows + len(piece.offsets)
@@ -110,51 +113,124 @@ class SaveResult:
 
 
 async def save(
-    request: SendRequest, source: Source, disk: StoredDisk, run: Run, audit_cycle: int = 0
-) -> SaveResult:
-    """Send a disk into a store; when this returns, the point can be restored.
+    disks: Sequence[Captured],
+    how: TransferOptions,
+    places: Sequence[StoredDisk],
+    run: Run,
+    audit_cycle: int = 0,
+) -> list[SaveResult]:
+    """Send disks into a store; when this returns, their points can be restored.
+
+    Several are one set: all have been stored before the first point is visible.
 
     Args:
-        request: What to send.
-        source: The disk.
-        disk: Where to.
+        disks: What to send.
+        how: How they travel.
+        places: Where each goes.
         run: Counts, and stops it.
         audit_cycle: In how many increments all that is called unchanged is compared with the
             newest point, a part each time; 0 for never. What differs is sent as well.
 
     Raises:
         BaseMismatchError: If an increment does not go onto the newest point.
-        BlockstreamError: As the source or the store fails; then nothing is visible.
+        PartlyDoneError: If some points are visible and others are not.
+        BlockstreamError: As a source or the store fails; then nothing is visible.
     """
-    return await run.carry(lambda: _saved(request, source, disk, run, audit_cycle))
+    parts = run.parts(len(disks), "another disk of the set failed") if len(disks) > 1 else [run]
+
+    def saved() -> list[SaveResult]:
+        with contextlib.ExitStack() as stack:
+            stored = [
+                stack.enter_context(_stored(disk, how, where, part, audit_cycle))
+                for disk, where, part in zip(disks, places, parts, strict=True)
+            ]
+            _commit(stored)
+        return [each.result for each in stored]
+
+    return await run.carry(saved)
 
 
-def _saved(
-    request: SendRequest, source: Source, disk: StoredDisk, run: Run, audit_cycle: int
-) -> SaveResult:
-    last = disk.last()
-    request = from_last(request, disk)
-    what = planned(request, source)
-    if last is not None and last.state == what.opening.goal:
-        _check_same(request, what, source, disk, last, run)
-        return SaveResult(last, run.progress.snapshot(), existed=True)
-    disk.check_free(last.seq + 1 if last is not None else 1)
-    began, found = time.monotonic(), None
-    parent = _check_base(what, last, disk) if what.opening.base else None
-    if parent is not None and audit_cycle:
-        found = audit(source, disk, parent, what.extents, audit_cycle, run)
-        what = _with_missed(what, request, source, found.missed)
-    identity, progress = new_id(), run.count_anew()
-    with alive(disk, identity):
-        outlet = PackSink(
-            disk.objects, f"{disk.folder}pack/{identity}/", source.size, request.limiter, progress
-        )
+@dataclass(slots=True)
+class _Stored:
+    """A point of which all is stored but the manifest.
+
+    Attributes:
+        where: The disk that it is of.
+        result: What became of it, once it is visible.
+        is_settled: Whether it is visible, or may be; what is not is taken back.
+    """
+
+    where: StoredDisk
+    result: SaveResult
+    is_settled: bool = False
+
+    def commit(self) -> None:
+        """Make it visible.
+
+        Raises:
+            BusyError: If somebody else saved this disk meanwhile.
+            StoreError: If it cannot be.
+        """
+        if self.result.existed:
+            return
+        failpoint("store.before_commit")
         try:
-            committed = _streamed(request, what, source, outlet, run)
-            key, digest = _put_index(outlet.finish(), disk, identity)
+            self.is_settled = True
+            self.where.commit(self.result.point)
+        except (BusyError, StoreError):
+            self.is_settled = False
+            raise
+        failpoint("store.after_commit")
+
+
+def _commit(stored: Sequence[_Stored]) -> None:
+    """Make points visible, one right after the other.
+
+    Raises:
+        PartlyDoneError: If that fails behind the first.
+    """
+    for number, each in enumerate(stored):
+        try:
+            each.commit()
+        except BlockstreamError as error:
+            if not number:
+                raise
+            visible = ", ".join(f"{done.where.name}" for done in stored[:number])
+            raise PartlyDoneError(
+                f"{error}; {visible} had been saved by then, the others were not; the same "
+                "command saves all of them once more"
+            ) from error
+
+
+@contextlib.contextmanager
+def _stored(
+    disk: Captured, how: TransferOptions, where: StoredDisk, run: Run, audit_cycle: int
+) -> Iterator[_Stored]:
+    """Store all of a point but its manifest; take it back unless it is made visible."""
+    last, source = where.last(), disk.source
+    what = planned(disk, how)
+    if last is not None and last.state == what.opening.goal:
+        _check_same(what, how, source, where, last, run)
+        yield _Stored(where, SaveResult(last, run.progress.snapshot(), existed=True))
+        return
+    where.check_free(last.seq + 1 if last is not None else 1)
+    began, found = time.monotonic(), None
+    parent = _check_base(what, last, where) if what.opening.base else None
+    if parent is not None and audit_cycle:
+        found = audit(source, where, parent, what.extents, audit_cycle, run)
+        what = _with_missed(what, disk, how, found.missed)
+    identity, progress = new_id(), run.count_anew()
+    with alive(where, identity):
+        packs = PackSink(
+            where.objects, f"{where.folder}pack/{identity}/", source.size, how.limiter, progress
+        )
+        stored = None
+        try:
+            committed = _streamed(what, how, source, packs, run)
+            key, digest = _put_index(packs.finish(), where, identity)
             counts = progress.snapshot()
             point = Point(
-                disk=disk.name,
+                disk=where.name,
                 seq=last.seq + 1 if last is not None else 1,
                 kind=PointKind.INCREMENT if parent is not None else PointKind.FULL,
                 id=identity,
@@ -171,7 +247,7 @@ def _saved(
                 data=counts.data,
                 index=key,
                 index_digest=digest,
-                packs=tuple(outlet.packs),
+                packs=tuple(packs.packs),
                 root=rooted(parent, committed.chain),
                 milliseconds=round((time.monotonic() - began) * 1000),
                 software=f"blockstream {__version__}",
@@ -179,17 +255,11 @@ def _saved(
                 audits=(last.audits if last is not None else 0) + (found is not None),
                 moment=what.moment,
             )
-        except BaseException:
-            _discard(outlet, disk, identity)
-            raise
-        failpoint("store.before_commit")
-        try:
-            disk.commit(point)
-        except (BusyError, StoreError):
-            _discard(outlet, disk, identity)
-            raise
-        failpoint("store.after_commit")
-    return SaveResult(point, counts, found)
+            stored = _Stored(where, SaveResult(point, counts, found))
+            yield stored
+        finally:
+            if stored is None or not stored.is_settled:
+                _discard(packs, where, identity)
 
 
 def _put_index(index: PointIndex, disk: StoredDisk, identity: str) -> tuple[str, str]:
@@ -203,15 +273,14 @@ def _put_index(index: PointIndex, disk: StoredDisk, identity: str) -> tuple[str,
 
 
 def _with_missed(
-    what: SendPlan, request: SendRequest, source: Source, missed: ExtentMap
+    what: SendPlan, disk: Captured, how: TransferOptions, missed: ExtentMap
 ) -> SendPlan:
     """Return a plan that sends what was missed as well."""
     if not len(missed):
         return what
     opening, extents = what.opening, what.extents.overlaid(missed.without(what.extents))
-    changes = ExtentList(extents, Meaning.CHANGED, "audit", source.size)
-    again = replace(request, base=opening.base, goal=opening.goal, extents="", changes=changes)
-    return planned(again, source)
+    changes = ExtentList(extents, Meaning.CHANGED, "audit", disk.source.size)
+    return planned(replace(disk, changes=changes), how, opening.goal)
 
 
 def _discard(outlet: PackSink, disk: StoredDisk, identity: str) -> None:
@@ -221,8 +290,8 @@ def _discard(outlet: PackSink, disk: StoredDisk, identity: str) -> None:
 
 
 def _check_same(
-    request: SendRequest,
     what: SendPlan,
+    how: TransferOptions,
     source: Source,
     disk: StoredDisk,
     last: Point,
@@ -243,7 +312,7 @@ def _check_same(
         same = source.size == last.size and not len(compared.missed)
     elif same and not source.immutable:
         nowhere = _Nowhere(run.count_anew())
-        same = _streamed(request, what, source, nowhere, run).chain == last.chain
+        same = _streamed(what, how, source, nowhere, run).chain == last.chain
     if not same:
         raise RefusedError(
             f"point {last.seq} of {last.disk} is state {last.state!r} already, with another "
@@ -268,21 +337,19 @@ class _Nowhere:
         """Nothing waits."""
 
 
-def from_last(request: SendRequest, disk: StoredDisk) -> SendRequest:
-    """Return the request with the newest point for its base, if it asked for that.
+def last_state(disk: StoredDisk) -> str:
+    """Return the state of the newest point.
 
     Raises:
         NotFoundError: If there is none.
     """
-    if request.base != "last":
-        return request
     last = disk.last()
     if last is None:
         raise NotFoundError(
             f"{disk.objects.name} has no point of {disk.name}, so there is no last base; nothing "
             "was sent; send all, without --base"
         )
-    return replace(request, base=last.state)
+    return last.state
 
 
 def _check_base(what: SendPlan, last: Point | None, disk: StoredDisk) -> Point:
@@ -321,8 +388,8 @@ def _check_base(what: SendPlan, last: Point | None, disk: StoredDisk) -> Point:
 
 
 def _streamed(
-    request: SendRequest,
     what: SendPlan,
+    how: TransferOptions,
     source: Source,
     outlet: FrameSink,
     run: Run,
@@ -332,7 +399,7 @@ def _streamed(
     progress.size, progress.total = source.size, what.opening.total
     session = one_way(what, source)
     # What is stored is kept, and often paid for, so it is packed however fast the way there is.
-    compression = replace(request.compression, least=1)
+    compression = replace(how.compression, least=1)
     options = SendOptions(compression=compression, check_packing=True)
     engine = SendEngine(session, source, what.extents, outlet, progress, options)
 

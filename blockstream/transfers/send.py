@@ -12,13 +12,13 @@ from pathlib import Path
 import blake3
 
 from blockstream import __version__
+from blockstream.captures.interface import Captured
 from blockstream.errors import InterruptedTransferError, OutcomeUnknownError, UsageError
 from blockstream.extents import ExtentMap
-from blockstream.formats.extent_lists import ExtentList, Meaning, parse_extent_list
+from blockstream.formats.extent_lists import Meaning
 from blockstream.interfaces import Source
 from blockstream.linux.identity import described
 from blockstream.linux.streams import widen_pipe
-from blockstream.locations import is_nbd, vmdk_path
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.frame_sink import PipeSink
 from blockstream.pipeline.limiter import Limiter
@@ -36,45 +36,27 @@ _LAST_CHECKPOINT_SECONDS = 3.0
 _GOAL_LETTERS = 6
 
 
-@dataclass(slots=True)
-class SendRequest:
-    """What to send, and how.
+@dataclass(frozen=True, slots=True)
+class TransferOptions:
+    """How a disk travels.
 
     Attributes:
-        source: Location of the disk.
         state_dir: Where the sender remembers what it sent.
-        base: State that the target holds; empty for a full copy; `last` for the newest that is
-            confirmed of `target`.
-        goal: Name of the state that is sent; a random one if empty.
-        extents: File with the ranges to send; `-` is not possible.
-        resume: Token of an unfinished transfer.
         compression: Codec and level.
         limiter: Limit on wire bytes.
+        resume: Token of an unfinished transfer.
         receipt_seconds: How long to wait for `confirm`; 0 for not at all.
-        changes: The ranges to send, where no file holds them.
-        listing: What `extents` holds, where that was read already.
+        target: What the sender remembers it under; empty over a pipe.
         name: What a policy of `serve` calls the target.
-        bitmap: Of an NBD export, the dirty bitmap that says what changed.
-        target: Where it goes, for whoever asks what that held last; empty over a pipe.
-        moment: When the source held what is sent, in nanoseconds since 1970, UTC; None where
-            nobody knows.
     """
 
-    source: str
     state_dir: Path
-    base: str = ""
-    goal: str = ""
-    extents: str = ""
-    resume: ResumeToken | None = None
     compression: CompressionChoice = field(default_factory=lambda: CompressionChoice(None))
     limiter: Limiter = field(default_factory=lambda: Limiter(None))
+    resume: ResumeToken | None = None
     receipt_seconds: float = 0.0
-    changes: ExtentList | None = None
-    listing: bytes | None = None
-    name: str = ""
-    bitmap: str = ""
     target: str = ""
-    moment: int | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,25 +107,31 @@ class SendResult:
     moment: int | None = None
 
 
-def planned(request: SendRequest, source: Source) -> SendPlan:
+def planned(disk: Captured, options: TransferOptions, goal: str = "") -> SendPlan:
     """Work out what would be sent.
 
+    Args:
+        disk: What is sent.
+        options: How.
+        goal: Name of the state, if the disk has none; empty to give it one.
+
     Raises:
-        UsageError: If the options contradict each other.
+        UsageError: If no state can be called so, or it belongs to another transfer.
         SourceError: If the list of changes does not fit the source.
     """
-    base, goal = _states(request)
-    extents = _extents(request, source, base)
+    state = disk.state or goal or new_goal(disk.moment)
+    _check_names(disk.base, state)
+    extents = _extents(disk)
     plan = extents.plan()
-    token = request.resume
+    token = options.resume
     opening = Open(
-        size=source.size,
-        base=base,
-        goal=goal,
+        size=disk.source.size,
+        base=disk.base,
+        goal=state,
         plan=plan.digest(blake3.blake3).hex(),
         ranges=len(plan),
         total=plan.total,
-        name=request.name,
+        name=options.name,
         frames=token.frames if token else 0,
         chain=token.chain if token and token.frames else "",
     )
@@ -152,7 +140,7 @@ def planned(request: SendRequest, source: Source) -> SendPlan:
             "the resume token belongs to another transfer: source, size or list of changes are not "
             "those it was made with; nothing was sent; start a new transfer without --resume"
         )
-    return SendPlan(opening, plan, extents, tuple(source.warnings), request.moment)
+    return SendPlan(opening, plan, extents, tuple(disk.source.warnings), disk.moment)
 
 
 def one_way(what: SendPlan, source: Source) -> Sender:
@@ -169,34 +157,33 @@ def one_way(what: SendPlan, source: Source) -> Sender:
     )
 
 
-async def send(request: SendRequest, source: Source, fd: int, run: Run) -> SendResult:
+async def send(disk: Captured, options: TransferOptions, fd: int, run: Run) -> SendResult:
     """Write the stream to `fd`.
 
     Raises:
         BlockstreamError: If it could not all be sent, or with --require-receipt was not confirmed.
     """
-    return await run.carry(lambda: _sent(request, source, fd, run))
+    return await run.carry(lambda: _sent(disk, options, fd, run))
 
 
-def _sent(request: SendRequest, source: Source, fd: int, run: Run) -> SendResult:
+def _sent(disk: Captured, options: TransferOptions, fd: int, run: Run) -> SendResult:
     progress = run.count_anew()
     # Our end of the pipe is closed with the outlet: the receiver waits for the end of input.
-    with contextlib.closing(PipeSink(fd, request.limiter, progress)) as outlet:
-        what = planned(request, source)
-        sent = SentTransfers(request.state_dir)
+    with contextlib.closing(PipeSink(fd, options.limiter, progress)) as outlet:
+        what = planned(disk, options)
+        sent = SentTransfers(options.state_dir)
         sent.prepare()
 
         def record_intent(expected: Committed) -> None:
-            source = absolute(request.source)
-            sent.record(Intent(expected, source, what.opening.base, target=request.target))
+            sent.record(Intent(expected, disk.location, disk.base, target=options.target))
 
         widen_pipe(fd)
-        progress.size, progress.total = source.size, what.opening.total
-        session = one_way(what, source)
-        options = SendOptions(
-            compression=request.compression, record_intent=record_intent, last_checkpoint=True
+        progress.size, progress.total = disk.source.size, what.opening.total
+        session = one_way(what, disk.source)
+        how = SendOptions(
+            compression=options.compression, record_intent=record_intent, last_checkpoint=True
         )
-        engine = SendEngine(session, source, what.extents, outlet, progress, options)
+        engine = SendEngine(session, disk.source, what.extents, outlet, progress, how)
 
         def stop(reason: str) -> None:
             engine.stop(f"{reason}; what was sent is no whole stream, which nobody commits")
@@ -212,23 +199,13 @@ def _sent(request: SendRequest, source: Source, fd: int, run: Run) -> SendResult
     if finish.committed is None:
         raise OutcomeUnknownError("the session ended without saying what was sent")
     seconds = time.monotonic() - began
-    if request.receipt_seconds:
+    if options.receipt_seconds:
         _hang_up(fd)
-    confirmed = _wait_for_receipt(sent, finish.committed, request.receipt_seconds, run)
+    confirmed = _wait_for_receipt(sent, finish.committed, options.receipt_seconds, run)
     return SendResult(finish.committed, progress.snapshot(), seconds, confirmed, what.moment)
 
 
-def _states(request: SendRequest) -> tuple[str, str]:
-    """Return base and goal."""
-    if request.resume is not None:
-        if request.base or request.goal:
-            raise UsageError("--resume knows base and goal; leave --base and --goal out")
-        return request.resume.base, request.resume.goal
-    base = request.base
-    if base == "last":
-        sent = SentTransfers(request.state_dir)
-        base = sent.last_confirmed(absolute(request.source), request.target)
-    goal = request.goal or new_goal(request.moment)
+def _check_names(base: str, goal: str) -> None:
     for option, text in (("--base", base), ("--goal", goal)):
         if text and not is_id(text):
             raise UsageError(
@@ -236,7 +213,6 @@ def _states(request: SendRequest) -> tuple[str, str]:
             )
     if base == goal:
         raise UsageError("base and goal are the same state: there is nothing to send")
-    return base, goal
 
 
 def new_goal(moment: int | None) -> str:
@@ -246,22 +222,10 @@ def new_goal(moment: int | None) -> str:
     return f"{time_text(seconds)}-{letters}"
 
 
-def absolute(location: str) -> str:
-    """Return a name that means the same in every directory."""
-    if is_nbd(location):
-        return location
-    image = vmdk_path(location)
-    return str(Path(location).absolute()) if image is None else f"vmdk:{Path(image).absolute()}"
-
-
-def _extents(request: SendRequest, source: Source, base: str) -> ExtentMap:
-    """Return what to send: the list of changes, or the whole device."""
-    if request.changes is not None:
-        found = request.changes
-    elif request.extents:
-        listing = listing_of(request.extents) if request.listing is None else request.listing
-        found = parse_extent_list(listing, source.size)
-    else:
+def _extents(disk: Captured) -> ExtentMap:
+    """Return what to send: what changed, or the whole device."""
+    base, found, source = disk.base, disk.changes, disk.source
+    if found is None:
         if base:
             raise UsageError(
                 "an increment needs to know what changed since its base: give --extents FILE; "
@@ -270,30 +234,18 @@ def _extents(request: SendRequest, source: Source, base: str) -> ExtentMap:
         return source.extents()
     if base and found.meaning is not Meaning.CHANGED:
         raise UsageError(
-            f"{request.extents} ({found.origin}) says what is allocated, not what changed since "
+            f"the list of extents ({found.origin}) says what is allocated, not what changed since "
             f"{base!r}; nothing was sent; as an increment it would leave old data behind"
         )
     if not base and found.meaning is Meaning.CHANGED:
         raise UsageError(
-            f"{request.extents} ({found.origin}) is a list of changes, so --base must name the "
-            "state that they start from; nothing was sent"
+            f"the list of extents ({found.origin}) says what changed, so --base must name the "
+            "state that the changes start from; nothing was sent"
         )
     if base:
         return found.extents.rounded(source.alignment).coarsened()
     # What an allocation map does not mention is read, never taken for zeros.
     return found.extents.rounded(source.alignment).filled(Kind.DATA)
-
-
-def listing_of(path: str) -> bytes:
-    """Read a file that holds a list of extents.
-
-    Raises:
-        UsageError: If it cannot be read.
-    """
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}; nothing was sent") from error
 
 
 def _hang_up(fd: int) -> None:

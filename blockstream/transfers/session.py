@@ -8,8 +8,8 @@ from dataclasses import replace
 import blake3
 
 from blockstream import __version__
+from blockstream.captures.interface import Captured
 from blockstream.errors import BlockstreamError, ConnectionLostError, OutcomeUnknownError
-from blockstream.interfaces import Source
 from blockstream.linux.identity import described
 from blockstream.linux.streams import WakeableReader, widen_pipe
 from blockstream.pipeline.error_map import translated
@@ -19,9 +19,8 @@ from blockstream.pipeline.sender import SendEngine, SendOptions
 from blockstream.run import Run
 from blockstream.transfers.send import (
     SendPlan,
-    SendRequest,
     SendResult,
-    absolute,
+    TransferOptions,
     new_goal,
     planned,
 )
@@ -37,35 +36,35 @@ class Sending:
 
     def __init__(
         self,
-        request: SendRequest,
-        source: Source,
+        disk: Captured,
+        options: TransferOptions,
         run: Run,
         before_end: Callable[[], None] | None = None,
     ) -> None:
         """Plan it; nothing is sent.
 
         Args:
-            request: What to send.
-            source: The disk.
+            disk: What to send.
+            options: How it travels.
             run: Counts, and stops it.
             before_end: Called when only END is left to say; see `SendOptions`.
 
         Raises:
             BlockstreamError: As `planned` does.
         """
-        self._request = request
-        self._source = source
+        self._disk = disk
+        self._options = options
         self._run = run
         self._progress = progress = run.count_anew()
-        self._sent = SentTransfers(request.state_dir)
+        self._sent = SentTransfers(options.state_dir)
         self._sent.prepare()
         self._before_end = before_end
         self._fresh = self._continued = False
         self.greeted = False
         # Whether the connection can carry another session: nothing of this one is on its way.
         self.ended_with_end = False
-        self.what: SendPlan = planned(request, source)
-        progress.size, progress.total = source.size, self.what.opening.total
+        self.what: SendPlan = planned(disk, options)
+        progress.size, progress.total = disk.source.size, self.what.opening.total
 
     def over(self, from_peer: int, to_peer: int, *more: int, name: str = "") -> Committed:
         """Send over these descriptors, from where the receiver holds it durably.
@@ -87,7 +86,7 @@ class Sending:
         with (
             contextlib.closing(WakeableReader(from_peer)) as reader,
             contextlib.closing(
-                PipeSink(to_peer, self._request.limiter, self._progress, *more)
+                PipeSink(to_peer, self._options.limiter, self._progress, *more)
             ) as outlet,
         ):
             engine = self._engine(outlet)
@@ -115,7 +114,7 @@ class Sending:
 
     def confirm(self, committed: Committed) -> None:
         """Note that the target holds it; until then the same command asks for it again."""
-        target = self._request.target
+        target = self._options.target
         if self._sent.find(committed.transfer, target) is None:
             # Sent from elsewhere, and compared with this source now: the same base for a next one.
             self._record_intent(committed)
@@ -142,12 +141,12 @@ class Sending:
             new_digest=blake3.blake3,
             duplex=True,
             software=f"blockstream {__version__}",
-            facts=described(self._source.nodes) | self._told(),
+            facts=described(self._disk.source.nodes) | self._told(),
             moment=what.moment,
             now=time.monotonic(),
         )
         options = SendOptions(
-            compression=self._request.compression,
+            compression=self._options.compression,
             record_intent=self._record_intent,
             choose=self._choose,
             # The target says whose goal it is on the way to, and it may be another disk's.
@@ -155,13 +154,13 @@ class Sending:
             answers=True,
             before_end=self._before_end,
         )
-        return SendEngine(session, self._source, what.extents, outlet, progress, options)
+        return SendEngine(session, self._disk.source, what.extents, outlet, progress, options)
 
     def _told(self) -> dict[str, object]:
         """Return what HELLO tells a receiver that has to make its target (SPEC 4.1)."""
         goals = list(filter(None, (self.what.opening.goal, self._begun())))
-        told: dict[str, object] = {"size": self._source.size, "goals": goals}
-        return told | ({"name": self._request.name} if self._request.name else {})
+        told: dict[str, object] = {"size": self._disk.source.size, "goals": goals}
+        return told | ({"name": self._options.name} if self._options.name else {})
 
     def _choose(self, hello: Hello) -> Open:
         """Continue what is unfinished on the target; a goal that was asked for stays."""
@@ -174,29 +173,28 @@ class Sending:
         if goal is not None:
             self._continued |= goal != opening.goal
             self.what = replace(self.what, opening=replace(opening, goal=goal))
-        source, opening = absolute(self._request.source), self.what.opening
-        self._sent.begin(source, self._request.target, opening.base, opening.goal)
+        opening, target = self.what.opening, self._options.target
+        self._sent.begin(self._disk.location, target, opening.base, opening.goal)
         return opening
 
     @property
     def _invents(self) -> bool:
         """Whether nobody named the goal."""
-        return not (self._request.goal or self._request.resume)
+        return not self._disk.state
 
     def _begun(self) -> str:
         """Return the goal that an earlier run of the same command invented."""
         if not self._invents:
             return ""
-        source = absolute(self._request.source)
-        return self._sent.begun(source, self._request.target, self.what.opening.base)
+        return self._sent.begun(self._disk.location, self._options.target, self._disk.base)
 
     def _record_intent(self, expected: Committed) -> None:
-        request, base = self._request, self.what.opening.base
-        self._sent.record(Intent(expected, absolute(request.source), base, target=request.target))
+        disk, target = self._disk, self._options.target
+        self._sent.record(Intent(expected, disk.location, disk.base, target=target))
 
 
 async def send_session(
-    request: SendRequest, source: Source, from_peer: int, lanes: Sequence[int], run: Run
+    disk: Captured, options: TransferOptions, from_peer: int, lanes: Sequence[int], run: Run
 ) -> SendResult:
     """Send to a receiver that has called us: once, because it calls again.
 
@@ -205,7 +203,7 @@ async def send_session(
     """
 
     def sent() -> SendResult:
-        sending = Sending(request, source, run)
+        sending = Sending(disk, options, run)
         began = run.now()
         committed = sending.over(from_peer, *lanes)
         sending.confirm(committed)

@@ -4,20 +4,23 @@ import asyncio
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
-from dataclasses import replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from blockstream.captures.options import CaptureOptions, StateOptions
+from blockstream.captures.plain import PlainCapture
 from blockstream.errors import NotFoundError
-from blockstream.locations import open_source
 from blockstream.pipeline.compression import CompressionChoice
+from blockstream.pipeline.token import ResumeToken
 from blockstream.run import Run
 from blockstream.transfers.opened_target import read_status
 from blockstream.transfers.receive import ReceiveRequest, ReceiveResult, receive
-from blockstream.transfers.send import SendRequest, send
+from blockstream.transfers.send import TransferOptions, send
 from blockstream_protocol import HEAD_BYTES, MAGIC, Clean, Dirty, FrameType
+from tests.running import entered, nothing_held
 
 
 @contextmanager
@@ -28,13 +31,36 @@ def checkpoints_every(count: int) -> Iterator[None]:
         yield
 
 
-def stored(request: SendRequest, path: Path) -> Path:
+@dataclass(frozen=True)
+class Sent:
+    """What is sent into a file.
+
+    Attributes:
+        source: The disk.
+        state_dir: Where the sender remembers it.
+        base: As `send --base`.
+        goal: As `send --goal`.
+        extents: As `send --extents`.
+        resume: As `send --resume`.
+    """
+
+    source: str
+    state_dir: Path
+    base: str = ""
+    goal: str = ""
+    extents: str = ""
+    resume: ResumeToken | None = None
+
+
+def stored(what: Sent, path: Path) -> Path:
     """Send into a file."""
-    plain = replace(request, compression=CompressionChoice(0))
+    states = StateOptions(what.base, what.goal, what.extents, what.resume)
+    capture = PlainCapture(what.source, CaptureOptions(what.state_dir, states))
+    how = TransferOptions(what.state_dir, CompressionChoice(0), resume=what.resume)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     try:
-        with closing(open_source(plain.source)) as source:
-            asyncio.run(send(plain, source, fd, Run()))
+        with entered(capture.open(nothing_held, Run())) as (disk,):
+            asyncio.run(send(disk, how, fd, Run()))
     finally:
         os.close(fd)
     return path

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from blockstream.captures.interface import Captured
 from blockstream.errors import BusyError
 from blockstream.extents import ExtentMap
 from blockstream.formats.extent_lists import ExtentList, Meaning
@@ -30,7 +31,7 @@ from blockstream.sources.disk import DiskSource
 from blockstream.targets.disk import DiskTarget
 from blockstream.transfers.copy import copy
 from blockstream.transfers.receive import ReceiveRequest
-from blockstream.transfers.send import SendPlan, SendRequest
+from blockstream.transfers.send import SendPlan, TransferOptions
 from blockstream_protocol import FrameType, Kind
 from tests.end_to_end.hosts import (
     COMMAND,
@@ -319,7 +320,7 @@ def test_a_target_that_is_the_base_all_the_same_is_taken_after_a_look_at_all_of_
     assert host.run("send", *words, copy).status == 10
     ended = host.run("send", *words, copy, "--check-base")
     assert ended.status == 0, ended.err
-    assert f"{copy} holds the base: all that is not sent was read, and is equal" in ended.err
+    assert f"{copy} held the base: all that was not sent was read, and was equal" in ended.err
     assert copy.read_bytes() == Path(words[0]).read_bytes()
 
 
@@ -338,10 +339,10 @@ def test_nothing_comes_between_the_look_at_the_base_and_the_increment(tmp_path: 
     size = 8192
     extents = ExtentMap.from_columns(np.array([0]), np.array([4096]), Kind.DATA, size)
     changes = ExtentList(extents, Meaning.CHANGED, "test", size)
-    request = SendRequest(str(source), tmp_path / "s", base="a", goal="b", changes=changes)
     where = ReceiveRequest(str(target), tmp_path / "s")
     with closing(DiskSource(str(source))) as disk:
-        asyncio.run(copy(request, disk, where, Run(), check))
+        what = Captured("a", str(source), disk, "b", base="a", changes=changes)
+        asyncio.run(copy(what, TransferOptions(tmp_path / "s"), where, Run(), check))
     assert len(seen) == 1
 
 

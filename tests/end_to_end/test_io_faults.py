@@ -26,10 +26,9 @@ from blockstream.errors import (
 )
 from blockstream.transfers.opened_target import TargetStatus, read_status
 from blockstream.transfers.receive import ReceiveRequest
-from blockstream.transfers.send import SendRequest
 from blockstream_protocol import Clean, Dirty
 from tests.devices import Rigged, rigged
-from tests.end_to_end.streams import checkpoints_every, stored, taken, taken_with_barriers
+from tests.end_to_end.streams import Sent, checkpoints_every, stored, taken, taken_with_barriers
 
 pytestmark = [
     pytest.mark.root,
@@ -107,7 +106,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     source.write_bytes(goal)
     (folder / "t").write_bytes(bytes(SIZE))
     with checkpoints_every(CHECKPOINT):
-        stream = stored(SendRequest(str(source), folder / "sent"), folder / "stream")
+        stream = stored(Sent(str(source), folder / "sent"), folder / "stream")
     with rigged(folder, folder / "t") as rig:
         yield Bench(folder, rig, stream, bytes(goal))
 
@@ -215,7 +214,7 @@ def test_a_source_that_cannot_be_read_sends_no_end(bench: Bench, at: int) -> Non
     bench.rig.order(bad=at)
     cut = bench.folder / "cut"
     with pytest.raises(SourceError, match=r"bytes at offset \d+ cannot be read: Input") as caught:
-        stored(SendRequest(bench.device, bench.state_dir), cut)
+        stored(Sent(bench.device, bench.state_dir), cut)
     assert caught.value.exit_status == ExitStatus.SOURCE
     assert "END was not sent" in str(caught.value)
     found = re.search(r"(\d+) bytes at offset (\d+)", str(caught.value))

@@ -23,11 +23,10 @@ from blockstream.pipeline.journal import SLOT_BYTES, Journal
 from blockstream.pipeline.token import ResumeToken
 from blockstream.targets.disk import DiskTarget
 from blockstream.transfers.receive import ReceiveRequest
-from blockstream.transfers.send import SendRequest
 from blockstream_protocol import Clean, Dirty, TargetState
 from tests.devices import loop_device, mounted, rigged, run, tmpfs
 from tests.disk_log import Logged, lose_power, read_log
-from tests.end_to_end.streams import checkpoints_every, stored, taken, taken_with_barriers
+from tests.end_to_end.streams import Sent, checkpoints_every, stored, taken, taken_with_barriers
 
 pytestmark = [
     pytest.mark.root,
@@ -63,8 +62,8 @@ class Recording:
     log: list[Logged]
 
     @property
-    def source(self) -> SendRequest:
-        return SendRequest(
+    def source(self) -> Sent:
+        return Sent(
             str(self.folder / "goal"),
             self.folder / "sent",
             base="monday",
@@ -111,7 +110,7 @@ def record(folder: Path) -> Recording:
     with rigged(folder, folder / "t", folder / "j", log=True) as rig:
         with mounted(rig.devices["j"], folder / "state") as state_dir:
             request = ReceiveRequest(rig.devices["t"], state_dir)
-            first = SendRequest(str(folder / "base"), folder / "sent", goal="monday")
+            first = Sent(str(folder / "base"), folder / "sent", goal="monday")
             with checkpoints_every(1):
                 taken(request, stored(first, folder / "stream"))
                 run("sync", "-f", state_dir)

@@ -88,7 +88,7 @@ def test_a_base_there_is_read_where_somebody_may_have_written(
         assert f"differs from the source at offset {2 * MIB}" in ended.err
     else:
         assert ended.status == 0, ended.err
-        assert "holds the base: all that is not sent was read" in ended.err
+        assert "held the base: all that was not sent was read" in ended.err
         assert copy.read_bytes() == new.read_bytes()
 
 
@@ -113,7 +113,6 @@ def test_who_writes_between_the_look_at_the_base_and_the_increment_is_noticed(ho
     way = [*command, "--rsh", f"{between} {{command}}", "--check-base"]
     ended = host.run("send", *words, f"lab:{copy}", *way)
     assert ended.status == 10, ended.err
-    assert "holds the base" in ended.err
     assert "was written since its last commit" in ended.err
 
 
@@ -728,7 +727,7 @@ def test_what_cannot_be_compared_is_said(host: Host, way: list[str]) -> None:
         (["disk", "lab:/x", "--rsh", "ssh", "--host-keys", "accept-new"], "for our own ssh"),
         (["disk", "lab:/x", "--require-receipt"], "have no effect here"),
         (["disk", "lab:/x", "--rsh", "'"], "is no command"),
-        (["disk", "disk", "lab:/x"], "several SOURCEs go to HOST: or HOST:/FOLDER/"),
+        (["disk", "disk", "lab:/x"], "several SOURCEs go to HOST:, HOST:/FOLDER/ or a store"),
         (["disk", "disk", "lab:", "--base", "a"], "for one disk at a time"),
         (["disk", "lab:/x", "--streams", "17"], "--streams is auto, or 1 to 16"),
     ],

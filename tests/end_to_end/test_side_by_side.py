@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from blockstream.captures.interface import Captured
 from blockstream.errors import InterruptedTransferError
 from blockstream.locations import Remote, Way
 from blockstream.run import Run
@@ -18,7 +19,7 @@ from blockstream.transfers.opened_target import status_at
 from blockstream.transfers.push import push
 from blockstream.transfers.receive import ReceiveRequest
 from blockstream.transfers.remote_command import PeerOptions
-from blockstream.transfers.send import SendRequest
+from blockstream.transfers.send import TransferOptions
 from blockstream_protocol import Clean, Dirty
 from tests.end_to_end.far_host import far_command, far_status
 from tests.end_to_end.hosts import Host
@@ -68,20 +69,21 @@ def copying(host: Host, number: int, gate: threading.Event) -> Job:
     """Return a copy on this host."""
     disk, target = host.disk(f"disk-{number}", 4 * MIB), host.folder / f"copy-{number}"
     source, state = HeldSource(str(disk), gate), host.folder / "state"
-    what = SendRequest(str(disk), state, goal=f"goal-{number}", target=str(target))
+    what = Captured(disk.name, str(disk), source, f"goal-{number}")
+    how = TransferOptions(state, target=str(target))
     where = ReceiveRequest(str(target), state, create=not target.exists())
-    return Job(disk, target, source, lambda run: copy(what, source, where, run))
+    return Job(disk, target, source, lambda run: copy(what, how, where, run))
 
 
 def pushing(host: Host, number: int, gate: threading.Event) -> Job:
     """Return a transfer to another host."""
     disk, target = host.disk(f"disk-{number}", 4 * MIB), host.folder / f"copy-{number}"
     source, state = HeldSource(str(disk), gate), host.folder / "state"
-    what = SendRequest(str(disk), state, goal=f"goal-{number}")
+    what, how = Captured(disk.name, str(disk), source, f"goal-{number}"), TransferOptions(state)
     there = Remote("lab", str(target))
     where = ReceiveRequest(str(target), state, create=not target.exists())
     options = PeerOptions(Way(rsh="sh -c {command}"), far_command(host))
-    return Job(disk, target, source, lambda run: push(what, source, there, where, options, run))
+    return Job(disk, target, source, lambda run: push(what, how, there, where, options, run))
 
 
 def all_of(host: Host, gate: threading.Event) -> list[Job]:

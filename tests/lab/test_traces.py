@@ -104,7 +104,7 @@ def test_a_block_that_somebody_wrote_is_noticed(lab: Guest, kind: str) -> None:
         assert "the kernel counts" in refused.err
         assert "sectors written" in refused.err
         taken = ok(target.increment("--check-base"))
-        assert "holds the base" in taken.err
+        assert "held the base" in taken.err
         # What nobody wrote is the base, whatever else is done to it.
         target.at_base()
         lab.run(f"dd if={device} of=/dev/null bs=1M status=none")

@@ -8,6 +8,7 @@ from pathlib import Path
 import blake3
 import pytest
 
+from blockstream.captures.interface import Captured
 from blockstream.formats.point_index import PointIndex
 from blockstream.formats.point_map import merged
 from blockstream.jobs.inspect import inspect
@@ -19,7 +20,7 @@ from blockstream.pipeline.sender import SendEngine, SendOptions
 from blockstream.run import Run
 from blockstream.sources.disk import DiskSource
 from blockstream.stores.folder import FolderObjects
-from blockstream.transfers.send import SendRequest, planned
+from blockstream.transfers.send import TransferOptions, planned
 from blockstream_protocol import HEAD_BYTES, Sender
 
 MIB = 1 << 20
@@ -31,10 +32,10 @@ def test_packs_are_the_stream(tmp_path: Path, pack_bytes: int) -> None:
     content = random.Random(1).randbytes(5 * MIB) + bytes(2 * MIB)  # noqa: S311
     path.write_bytes(content + random.Random(2).randbytes(3 * MIB))  # noqa: S311
     objects = FolderObjects(tmp_path / "store")
-    request = SendRequest(str(path), tmp_path / "state", goal="a")
     outlet = PackSink(objects, "pack/id/", 10 * MIB, Limiter(None), Progress(), pack_bytes)
     with closing(DiskSource(str(path))) as source:
-        what = planned(request, source)
+        disk = Captured("disk", str(path), source, "a")
+        what = planned(disk, TransferOptions(tmp_path / "state"))
         session = Sender(what.opening, what.plan, new_digest=blake3.blake3, duplex=False, now=0.0)
         options = SendOptions(compression=CompressionChoice(1))
         SendEngine(session, source, what.extents, outlet, Progress(), options).run()

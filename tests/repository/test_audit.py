@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from blockstream.captures.interface import Captured
 from blockstream.extents import ExtentMap
 from blockstream.formats.extent_lists import ExtentList, Meaning
 from blockstream.linux.buffers import aligned_buffer
@@ -19,7 +20,7 @@ from blockstream.run import Run
 from blockstream.sources.disk import DiskSource
 from blockstream.stores.folder import FolderObjects
 from blockstream.transfers.save import SaveResult, save
-from blockstream.transfers.send import SendRequest
+from blockstream.transfers.send import TransferOptions
 from blockstream_protocol import Kind
 
 MIB = 1 << 20
@@ -64,20 +65,18 @@ class Vm:
         """Save it whole, or what is said to have changed."""
         self._path.write_bytes(self.content)
         self._state += 1
-        request = SendRequest(
-            source=str(self._path),
-            state_dir=self._path.parent,
-            goal=str(self._state),
-            compression=CompressionChoice.parse("none"),
-        )
+        how = TransferOptions(self._path.parent, CompressionChoice.parse("none"))
+        base, changes = "", None
         if changed is not None:
             places = np.array(sorted(set(changed)), np.int64)
             lengths = np.full(len(places), BLOCK, np.int64)
             extents = ExtentMap.from_columns(places, lengths, Kind.DATA, len(self.content))
-            request.base = str(self._state - 1)
-            request.changes = ExtentList(extents, Meaning.CHANGED, "test", len(self.content))
+            base = str(self._state - 1)
+            changes = ExtentList(extents, Meaning.CHANGED, "test", len(self.content))
         with closing(DiskSource(str(self._path))) as source:
-            return asyncio.run(save(request, source, self.points, Run(), audit_cycle=cycle))
+            location = str(self._path)
+            disk = Captured("disk", location, source, str(self._state), None, base, changes)
+            return asyncio.run(save([disk], how, [self.points], Run(), audit_cycle=cycle))[0]
 
     def restored(self) -> bytes:
         last = self.points.last()

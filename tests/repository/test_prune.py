@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blockstream.captures.interface import Captured
 from blockstream.errors import (
     BusyError,
     InterruptedTransferError,
@@ -39,7 +40,7 @@ from blockstream.run import Run
 from blockstream.sources.disk import DiskSource
 from blockstream.stores.folder import FolderObjects
 from blockstream.transfers.save import save
-from blockstream.transfers.send import SendRequest
+from blockstream.transfers.send import TransferOptions
 from blockstream_protocol import Kind
 
 BLOCK = 4096
@@ -88,9 +89,10 @@ class Model:
                 ExtentList(found, Meaning.CHANGED, "test", len(self.content)),
                 last.state,
             )
-        request = SendRequest(str(path), self.folder / "state", base=base, changes=changes)
         with closing(DiskSource(str(path))) as source:
-            point = asyncio.run(save(request, source, self.disk, Run())).point
+            disk = Captured("disk", str(path), source, base=base, changes=changes)
+            how = TransferOptions(self.folder / "state")
+            point = asyncio.run(save([disk], how, [self.disk], Run()))[0].point
         self.points[point.seq] = bytes(self.content)
 
     def _resize(self) -> Sequence[int]:

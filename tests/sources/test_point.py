@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from blockstream.captures.interface import Captured
 from blockstream.errors import (
     OutcomeUnknownError,
     SourceError,
@@ -27,7 +28,7 @@ from blockstream.sources.disk import DiskSource
 from blockstream.sources.point import PointSource
 from blockstream.stores.folder import FolderObjects
 from blockstream.transfers.save import save
-from blockstream.transfers.send import SendRequest
+from blockstream.transfers.send import TransferOptions
 from blockstream_protocol import Kind
 
 MIB = 1 << 20
@@ -72,15 +73,11 @@ def saver(objects: CountingObjects, tmp_path: Path) -> Saver:
             lengths = np.full(len(blocks), BLOCK)
             found = ExtentMap.from_columns(offsets, lengths, Kind.DATA, len(content))
             changes = ExtentList(found, Meaning.CHANGED, "test", len(content))
-        request = SendRequest(
-            source=str(path),
-            state_dir=tmp_path / "state",
-            base=last.state if last is not None and blocks is not None else "",
-            compression=CompressionChoice(0),
-            changes=changes,
-        )
+        base = last.state if last is not None and blocks is not None else ""
+        how = TransferOptions(tmp_path / "state", CompressionChoice(0))
         with closing(DiskSource(str(path))) as source:
-            asyncio.run(save(request, source, disk, Run()))
+            what = Captured("disk", str(path), source, base=base, changes=changes)
+            asyncio.run(save([what], how, [disk], Run()))
         return disk
 
     return save_it
@@ -208,10 +205,11 @@ def test_what_is_damaged_is_named_and_nothing_of_it_given(
 def test_a_run_that_nobody_heard_of_is_not_done_twice(saver: Saver, tmp_path: Path) -> None:
     disk = saver(bytes(content_of(7)), None)
     first = disk.find("last")
-    request = SendRequest(str(tmp_path / "disk"), tmp_path / "state", goal=first.state)
     with closing(DiskSource(str(tmp_path / "disk"))) as source:
         source.immutable = True  # as a snapshot is
-        assert asyncio.run(save(request, source, disk, Run())).point == first
+        what = Captured("disk", str(tmp_path / "disk"), source, first.state)
+        (saved,) = asyncio.run(save([what], TransferOptions(tmp_path / "s"), [disk], Run()))
+        assert saved.point == first
     assert disk.numbers() == [1]
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from blockstream.captures.interface import Captured
 from blockstream.errors import (
     BaseMismatchError,
     NotFoundError,
@@ -36,8 +37,9 @@ from blockstream.pipeline.receiver import FrameReader
 from blockstream.run import Run
 from blockstream.sources.foreign_stream import ForeignStream, unnamed
 from blockstream.sources.layered import LayeredSource
-from blockstream.transfers.send import SendPlan, SendRequest, planned
+from blockstream.transfers.send import SendPlan, TransferOptions, planned
 from blockstream.transfers.stream_scan import StreamScan
+from blockstream.transfers.write_foreign import head_of
 from blockstream_protocol import (
     ALIGNMENT,
     Codec,
@@ -219,10 +221,10 @@ class _Chain:
         placed = self._layers.flattened(self._size)
         source = LayeredSource(name, placed, self._fds, self._size, self._before)
         goal, moment = self._goal(last), last.moment
-        asked = SendRequest(name, request.state_dir, base=base, goal=goal, moment=moment)
-        if base:
-            asked.changes = ExtentList(source.changes(), Meaning.CHANGED, name, self._size)
-        return Combined(source, tuple(self._links), planned(asked, source))
+        changes = ExtentList(source.changes(), Meaning.CHANGED, name, self._size) if base else None
+        made = Captured(name, name, source, goal, moment, base, changes)
+        plan = planned(made, TransferOptions(request.state_dir))
+        return Combined(source, tuple(self._links), plan)
 
     def _goal(self, last: Link) -> str:
         """Return the name of the state that they lead to; empty for a random one."""
@@ -410,8 +412,3 @@ def _kept_at(fd: int, data: memoryview, place: int) -> None:
             f"what is unpacked cannot be kept: {error.strerror}; nothing was made; make room, or "
             "choose another place with --state-dir"
         ) from error
-
-
-def head_of(what: SendPlan) -> Head:
-    """Return what a writer is told of what would be sent."""
-    return Head(what.opening.size, what.opening.base, what.opening.goal)

@@ -5,6 +5,7 @@ import os
 import uuid
 from dataclasses import dataclass, replace
 
+from blockstream.captures.interface import Captured
 from blockstream.errors import (
     BaseMismatchError,
     BusyError,
@@ -28,7 +29,7 @@ from blockstream.transfers.copy import copy
 from blockstream.transfers.dry_run import rehearsed_here
 from blockstream.transfers.opened_target import LOCK_POLL_SECONDS, patiently, status_at
 from blockstream.transfers.receive import ReceiveRequest, ReceiveResult
-from blockstream.transfers.send import SendRequest, planned
+from blockstream.transfers.send import TransferOptions, planned
 from blockstream_protocol import Clean, Dirty, TargetState, Unknown, is_id
 
 # What a target is called whose content nobody ever checked.
@@ -105,9 +106,10 @@ async def receive_foreign(
         seen = await run.carry(lambda: _looked_through(request, wish, intake, packed, run))
         how, taken, what = seen.how, seen.taken, seen.what
         if request.dry_run:
-            result = await rehearsed_here(planned(what, seen.source), seen.source, request, run)
+            plan = planned(what, TransferOptions(request.state_dir))
+            result = await rehearsed_here(plan, what.source, request, run)
         else:
-            result = await _copied(what, seen.source, seen.request, run)
+            result = await _copied(what, seen.request, run)
     based, open_ended = bool(taken.base), seen.open_ended
     unchecked = () if seen.compared else _unchecked(how, wish, based=based, open_ended=open_ended)
     return ForeignResult(result, how, taken, unchecked, open_ended, seen.compared)
@@ -122,7 +124,6 @@ class _Seen:
         taken: What was found in it.
         request: Where it goes.
         what: What is copied.
-        source: The same, as a source.
         open_ended: Whether nothing says that it was whole.
         compared: Name of a digest of the whole disk that was compared; empty for none.
     """
@@ -130,8 +131,7 @@ class _Seen:
     how: Format
     taken: StreamContents
     request: ReceiveRequest
-    what: SendRequest
-    source: LayeredSource
+    what: Captured
     open_ended: bool
     compared: str
 
@@ -159,28 +159,26 @@ def _looked_through(
     open_ended = not _ends(how, wish, taken, size, packed)
     compared = _compared(request, how, taken, source, run)
     request = replace(request, force_base=request.force_base or _blind(request, what))
-    what = replace(what, goal=_goal(request, wish, how, taken, open_ended=open_ended))
-    return _Seen(how, taken, request, what, source, open_ended, compared)
+    what = replace(what, state=_goal(request, wish, how, taken, open_ended=open_ended))
+    return _Seen(how, taken, request, what, open_ended, compared)
 
 
-async def _copied(
-    what: SendRequest, source: LayeredSource, where: ReceiveRequest, run: Run
-) -> ReceiveResult:
+async def _copied(what: Captured, where: ReceiveRequest, run: Run) -> ReceiveResult:
     """Copy; what continues an unfinished copy and turns out to be another stream begins anew."""
-    state = await run.carry(lambda: _state_of(where))
+    state, how = await run.carry(lambda: _state_of(where)), TransferOptions(where.state_dir)
     deadline = run.now() + where.lock_wait
     while True:
         try:
-            return await copy(what, source, where, run)
+            return await copy(what, how, where, run)
         except BusyError:
             if run.now() >= deadline:
                 raise
             await run.pause(LOCK_POLL_SECONDS)
         except SourceError:
-            if not isinstance(state, Dirty) or state.goal != what.goal:
+            if not isinstance(state, Dirty) or state.goal != what.state:
                 raise
             # Another transfer, by its name, to a state that is called the same.
-            return await copy(replace(what, name=str(uuid.uuid4())), source, where, run)
+            return await copy(what, replace(how, name=str(uuid.uuid4())), where, run)
 
 
 def _size_of_target(request: ReceiveRequest) -> int:
@@ -243,7 +241,7 @@ def _check_count(how: Format, wish: ForeignWish, taken: StreamContents) -> None:
 
 def _prepared(
     request: ReceiveRequest, wish: ForeignWish, how: Format, intake: ForeignStream, size: int | None
-) -> tuple[SendRequest, LayeredSource]:
+) -> tuple[Captured, LayeredSource]:
     """Return what is to be copied."""
     taken = intake.found
     disk = taken.size if taken.size is not None else size or 0
@@ -253,10 +251,11 @@ def _prepared(
         )
     placed = taken.layers.flattened(disk, first_wins=wish.snapback)
     source = LayeredSource(how.title, placed, [intake.fd], disk, intake.before)
-    what = SendRequest(source=how.title, state_dir=request.state_dir)
+    what = Captured(how.title, how.title, source)
     if not taken.whole:
-        what.base = base_of(how.title, taken.base, wish.base) or _held(request, wish) or UNVERIFIED
-        what.changes = ExtentList(source.changes(), Meaning.CHANGED, how.title, disk)
+        base = base_of(how.title, taken.base, wish.base) or _held(request, wish) or UNVERIFIED
+        changes = ExtentList(source.changes(), Meaning.CHANGED, how.title, disk)
+        what = replace(what, base=base, changes=changes)
     return what, source
 
 
@@ -296,7 +295,7 @@ def _held(request: ReceiveRequest, wish: ForeignWish) -> str:
     return state.base if isinstance(state, Dirty) else ""
 
 
-def _blind(request: ReceiveRequest, what: SendRequest) -> bool:
+def _blind(request: ReceiveRequest, what: Captured) -> bool:
     """Tell whether a stream without a base goes onto a target of which nothing is known."""
     return what.base == UNVERIFIED and isinstance(_state_of(request), Unknown)
 

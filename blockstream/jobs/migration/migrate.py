@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
+from blockstream.captures.lvm_snapshots import volume_held
 from blockstream.errors import (
     BlockstreamError,
     ConnectionLostError,
@@ -23,7 +24,6 @@ from blockstream.jobs.migration.marks import places_of
 from blockstream.jobs.migration.state import MigrationNote, Phase
 from blockstream.jobs.migration.target_volume import Landing
 from blockstream.jobs.migration.volume import Means, Move, MovingVolume, moved_to
-from blockstream.jobs.snapshots import volume_held
 from blockstream.linux import lvm
 from blockstream.pipeline.failpoints import failpoint
 from blockstream.run import Run

@@ -12,6 +12,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from blockstream.captures.interface import Captured
+from blockstream.captures.lvm_changes import changes_between
+from blockstream.captures.lvm_snapshots import (
+    ident_of,
+    is_ours,
+    make_ours,
+    moment_of,
+    name_of,
+    number_of,
+    room_for,
+)
 from blockstream.errors import (
     ConnectionLostError,
     OutcomeUnknownError,
@@ -21,19 +32,9 @@ from blockstream.formats.extent_lists import ExtentList
 from blockstream.jobs.migration.marks import made_for, tag_of
 from blockstream.jobs.migration.narrowing import Narrowing
 from blockstream.jobs.migration.target_volume import Landing, LandingWish, ask
-from blockstream.jobs.snapshots import (
-    changes_between,
-    ident_of,
-    is_ours,
-    make_ours,
-    moment_of,
-    name_of,
-    number_of,
-    room_for,
-)
 from blockstream.linux import lvm
 from blockstream.linux.lvm import Volume
-from blockstream.locations import Remote
+from blockstream.locations import Remote, absolute
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.limiter import Limiter
 from blockstream.run import Run
@@ -43,7 +44,7 @@ from blockstream.transfers.push import push, push_differing
 from blockstream.transfers.receive import ReceiveRequest
 from blockstream.transfers.remote_command import PeerOptions
 from blockstream.transfers.reusable_receiver import ReusableReceiver, standing
-from blockstream.transfers.send import SendRequest, SendResult
+from blockstream.transfers.send import SendResult, TransferOptions
 
 # Of the volumes of a guest, two would take the same room of their group for theirs.
 _MAKING = threading.Lock()
@@ -330,9 +331,9 @@ class MovingVolume:
         changes = await run.carry(found_out)
         async with run.within(_opened(self.volume, older)) as source:
             source.warnings.clear()  # nobody writes it now
-            request = self._asking("", older, changes, time.time_ns())
-            request = replace(request, limiter=Limiter(None))
-            return await line.send(request, source, run)
+            disk = self._captured(source, "", older, changes, time.time_ns())
+            how = replace(self._how, limiter=Limiter(None))
+            return await line.send(disk, how, run)
 
     async def differing(self, run: Run) -> int:
         """Return how many bytes differ between both sides."""
@@ -370,8 +371,8 @@ class MovingVolume:
             self.preparing = time.monotonic() - began if older else 0.0
             async with run.within(_opened(snapshot, older)) as source:
                 moment = moment_of(what.newer)
-                request = self._asking(what.newer.uuid, older, changes, moment)
-                sent = await self._sent(what, request, source, run)
+                disk = self._captured(source, what.newer.uuid, older, changes, moment)
+                sent = await self._sent(what, disk, run)
         self._narrowing.carried(sent)
         self._held, self.made = what.newer, made
         if older is not None:
@@ -379,17 +380,15 @@ class MovingVolume:
             self._spent = older
         return sent
 
-    async def _sent(
-        self, what: "_Pass", request: SendRequest, source: VolumeSource, run: Run
-    ) -> SendResult:
+    async def _sent(self, what: "_Pass", disk: Captured, run: Run) -> SendResult:
         means, lost = self._means, False
         target = ReceiveRequest(self.where.path, means.state_dir)
-        over = (request, source, self.where, target, means.options, run)
+        over = (disk, self._how, self.where, target, means.options, run)
         if what.compare:
             return (await push_differing(*over))[0]
         if what.line is not None:
             try:
-                return await what.line.send(request, source, run)
+                return await what.line.send(disk, self._how, run)
             except (ConnectionLostError, OutcomeUnknownError) as error:
                 run.tell(f"{error}; connecting again")
                 # The receiver of the lost connection may still hold the target.
@@ -402,19 +401,29 @@ class MovingVolume:
         found = changes_between(older, newer, self._means.state_dir)
         return self._narrowing.narrowed(older, newer, found, run) if older.is_thin else found
 
-    def _asking(
-        self, goal: str, older: Volume | None, changes: ExtentList | None, moment: int
-    ) -> SendRequest:
-        return SendRequest(
-            source=self._move.source,
-            state_dir=self._means.state_dir,
-            base=older.uuid if older is not None else "",
-            goal=goal,
-            compression=self._means.compression,
-            limiter=self._means.limiter,
-            changes=changes,
-            target=self.where.key,
+    @property
+    def _how(self) -> TransferOptions:
+        means = self._means
+        return TransferOptions(
+            means.state_dir, means.compression, means.limiter, target=self.where.key
+        )
+
+    def _captured(
+        self,
+        source: VolumeSource,
+        state: str,
+        older: Volume | None,
+        changes: ExtentList | None,
+        moment: int,
+    ) -> Captured:
+        return Captured(
+            name=self.volume.name,
+            location=absolute(self._move.source),
+            source=source,
+            state=state,
             moment=moment,
+            base=older.uuid if older is not None else "",
+            changes=changes,
         )
 
     def _drop_spent(self) -> None:

@@ -27,11 +27,12 @@ from blockstream.errors import (
 )
 from blockstream.formats.foreign.table import by_name
 from blockstream.jobs.foreign.chain import ConvertRequest, combined
-from blockstream.jobs.foreign.convert import write_foreign, write_ours
+from blockstream.jobs.foreign.convert import write_ours
 from blockstream.jobs.target_admin import adopt
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.run import Run
 from blockstream.transfers.receive import ReceiveRequest
+from blockstream.transfers.write_foreign import write_foreign
 from tests.end_to_end.streams import taken
 from tests.foreign_streams import Change, applied, brought_onto, lvmsync, rbd_diff, thin_send
 

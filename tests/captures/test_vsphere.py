@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA1
 from pyVmomi import vim
 
+from blockstream.captures.interface import Captured, Holding
+from blockstream.captures.vsphere.capture import Frozen, MachineCapture, MachineOptions, OnLoss
+from blockstream.captures.vsphere.readers import Readers
+from blockstream.captures.vsphere.snapshots import MachineSnapshots, Quiesce, SnapshotPolicy
 from blockstream.errors import (
     BlockstreamError,
     BusyError,
@@ -27,13 +31,6 @@ from blockstream.errors import (
     UsageError,
 )
 from blockstream.formats.changed_areas import TrackedState
-from blockstream.jobs.machines.readers import Readers
-from blockstream.jobs.machines.send import MachineDisk, MachineWish, OnLoss, Round, opened_machine
-from blockstream.jobs.machines.snapshots import (
-    Care,
-    Quiesce,
-    enable_tracking,
-)
 from blockstream.linux.buffers import aligned_buffer
 from blockstream.locations import Way, machine_place, open_vsphere, server_of
 from blockstream.run import Run
@@ -44,12 +41,14 @@ from blockstream.sources.inventory import (
     MaybeDoneError,
     QuiesceError,
     Snapshot,
+    VirtualDisk,
 )
 from blockstream.sources.vsphere import VSphere, id_of
-from blockstream.transfers.send import SendRequest, planned
+from blockstream.transfers.send import TransferOptions, planned
 from blockstream.words import Secret
 from blockstream_protocol import Kind
 from tests.devices import process
+from tests.running import entered
 from tests.vsphere_simulator.server import HERE, PASSWORD, Simulator, simulator
 
 pytestmark = [
@@ -61,6 +60,29 @@ MIB = 1 << 20
 BLOCK = 65536
 STANDIN = HERE / "vddk_plugin.py"
 SIZE = 4 * MIB + 3 * 512
+
+
+@dataclass(frozen=True)
+class Opened:
+    """One round that is open."""
+
+    disks: Sequence[Captured]
+    frozen: Frozen
+
+    def virtual(self, session: VSphere, number: int = 0) -> VirtualDisk:
+        """Return what VMware says of a disk."""
+        there = {each.key: each for each in session.disks_of(self.frozen.snapshot)}
+        return there[key_of(self.disks[number])]
+
+
+def key_of(disk: Captured) -> int:
+    return int(disk.name.rpartition("-")[2])
+
+
+def options(**changes: Any) -> MachineOptions:
+    """Return how a machine is read, without long pauses."""
+    usual = {"snapshots": SnapshotPolicy(pause=0.01)}
+    return MachineOptions(Path(), "target", **(usual | changes))
 
 
 class Rounds:
@@ -75,27 +97,31 @@ class Rounds:
         self.said: list[str] = []
         self.held: dict[str, str] = {}
         self.copies: dict[str, bytearray] = {}
-        self.wish = MachineWish(Care(run=Run(self.said.append), pause=0.01))
+        self.context = Run(self.said.append)
+
+    async def holding(self, name: str) -> Holding:
+        return Holding(self.held.get(name, ""))
 
     @contextlib.contextmanager
-    def opened(self, wish: MachineWish | None = None) -> Iterator[Round]:
+    def opened(self, how: MachineOptions | None = None) -> Iterator[Opened]:
         """Open one round."""
-        request = SendRequest(source="", state_dir=self.state_dir)
-        with opened_machine(
-            *(self.session, self.server, self.place, request, wish or self.wish),
-            lambda name: self.held.get(name, ""),
-            "target",
-        ) as found:
-            yield found
+        how = replace(how or options(), state_dir=self.state_dir)
+        logged_in = contextlib.nullcontext((self.session, self.server))
+        capture = MachineCapture(self.place, lambda: logged_in, how)
+        with entered(capture.open(self.holding, self.context)) as disks:
+            yield Opened(disks, capture.frozen)
 
-    def run(self, wish: MachineWish | None = None) -> list[MachineDisk]:
+    def snapshots(self) -> MachineSnapshots:
+        machine = self.session.machine(self.place.path)
+        return MachineSnapshots(self.session, machine, SnapshotPolicy(pause=0.01), self.context)
+
+    def run(self, how: MachineOptions | None = None) -> Sequence[Captured]:
         """Do one round, and compare what arrived with what was frozen."""
-        with self.opened(wish) as found:
+        with self.opened(how) as found:
             for each in found.disks:
                 self.take(each)
         for each in found.disks:
-            frozen = self.vcenter.frozen(each.disk.key)
-            assert bytes(self.copies[each.name]) == frozen, each.name
+            assert bytes(self.copies[each.name]) == self.vcenter.frozen(key_of(each)), each.name
         assert self.ours() == []
         return found.disks
 
@@ -103,9 +129,9 @@ class Rounds:
         """Return the snapshots of ours that are there."""
         return [name for name in self.vcenter.snapshots() if name.startswith("blockstream_")]
 
-    def take(self, disk: MachineDisk) -> None:
+    def take(self, disk: Captured) -> None:
         """Receive what is sent of a disk."""
-        what = planned(disk.request, disk.source)
+        what = planned(disk, TransferOptions(self.state_dir))
         assert what.opening.base in {"", self.held.get(disk.name)}
         copy = self.copies.setdefault(disk.name, bytearray())
         if not what.opening.base:
@@ -134,8 +160,8 @@ def rounds(vcenter: Simulator, tmp_path: Path) -> Iterator[Rounds]:
     vcenter.write(0, os.urandom(MIB))
     made = Rounds(vcenter, tmp_path)
     try:
-        enable_tracking(made.session, made.session.machine(made.place.path), made.wish.care)
-        assert [each.why_full for each in made.run()] == ["the target holds nothing of it yet"]
+        made.snapshots().enable_tracking()
+        assert [each.why_whole for each in made.run()] == ["the target holds nothing of it yet"]
         yield made
     finally:
         made.session.close()  # which may be another one by now
@@ -145,9 +171,9 @@ def machine_of(session: VSphere, rounds: Rounds) -> Machine:
     return session.machine(rounds.place.path)
 
 
-def changed_bytes(disk: MachineDisk) -> int:
-    assert disk.request.changes is not None
-    return disk.request.changes.extents.total()
+def changed_bytes(disk: Captured) -> int:
+    assert disk.changes is not None
+    return disk.changes.extents.total()
 
 
 # Rounds.
@@ -160,7 +186,7 @@ def test_rounds_are_frozen_moments_while_the_guest_writes(tmp_path: Path, esx: b
         vcenter.make_disk(MIB, key=2001)
         rounds = Rounds(vcenter, tmp_path)
         stack.callback(rounds.session.close)
-        enable_tracking(rounds.session, rounds.session.machine(rounds.place.path), Care())
+        rounds.snapshots().enable_tracking()
         for key in (2000, 2001):
             vcenter.control("busy", key=key, seed=key)
         for number in range(4):
@@ -168,8 +194,8 @@ def test_rounds_are_frozen_moments_while_the_guest_writes(tmp_path: Path, esx: b
                 vcenter.write(block * BLOCK + number, os.urandom(512))
             vcenter.write(SIZE - 5, b"final", key=2000)
             disks = rounds.run()
-            assert [each.disk.key for each in disks] == [2000, 2001]
-            assert [bool(each.why_full) for each in disks] == [not number, not number]
+            assert [key_of(each) for each in disks] == [2000, 2001]
+            assert [bool(each.why_whole) for each in disks] == [not number, not number]
         assert vcenter.stats()["calls"]["QueryChangedDiskAreas"] > 3 * 4  # several pages a round
 
 
@@ -178,7 +204,7 @@ def test_only_the_areas_that_changed_are_read(rounds: Rounds) -> None:
         rounds.vcenter.write(block * BLOCK + 100, b"new")
     before = rounds.vcenter.stats()["bytes"]
     (disk,) = rounds.run()
-    assert not disk.why_full
+    assert not disk.why_whole
     assert changed_bytes(disk) == 4 * BLOCK
     # And the descriptor, and a byte of each file to learn its size.
     assert rounds.vcenter.stats()["bytes"] - before < 4 * BLOCK + 2000
@@ -190,7 +216,7 @@ def test_areas_that_lie_close_together_are_read_in_one_request(
     vcenter.make_disk(SIZE, block=4096)
     rounds = Rounds(vcenter, tmp_path)
     with contextlib.closing(rounds.session):
-        rounds.run(MachineWish(enable=True))
+        rounds.run(options(enable=True))
         count, step = 100, 32 << 10
         for number in range(count):
             vcenter.write(number * step + 5, b"new")
@@ -234,7 +260,7 @@ def test_older_snapshots_are_read_through(rounds: Rounds) -> None:
     for start in range(0, MIB, 130_000):
         rounds.vcenter.write(start, os.urandom(3000))
     (disk,) = rounds.run()
-    assert not disk.why_full
+    assert not disk.why_whole
     rounds.vcenter.write(2 * MIB, os.urandom(700))
     rounds.run()
     rounds.session.remove_snapshot(theirs)
@@ -248,7 +274,7 @@ def test_an_empty_page_in_the_middle_is_gone_past(rounds: Rounds) -> None:
         rounds.vcenter.write(block * BLOCK, b"new")
     rounds.vcenter.arm("lie", "empty")
     (disk,) = rounds.run()
-    assert not disk.why_full
+    assert not disk.why_whole
     assert changed_bytes(disk) == 2 * BLOCK
 
 
@@ -257,18 +283,18 @@ def test_a_session_that_ends_in_the_middle_is_begun_again(rounds: Rounds) -> Non
         rounds.vcenter.write(block * BLOCK, os.urandom(600))
     rounds.vcenter.control("expire-in", reads=4)
     (disk,) = rounds.run()
-    assert not disk.why_full
+    assert not disk.why_whole
     rounds.vcenter.control("expire")
     (disk,) = rounds.run()
-    assert not disk.why_full
+    assert not disk.why_whole
 
 
 def test_what_the_tracker_calls_allocated_is_enough_for_a_whole_copy(rounds: Rounds) -> None:
     rounds.held.clear()
     before = rounds.vcenter.stats()["bytes"]
-    wish = MachineWish(allocated=True)
+    wish = options(allocated=True)
     (disk,) = rounds.run(wish)
-    assert disk.why_full
+    assert disk.why_whole
     assert rounds.vcenter.stats()["bytes"] - before < MIB + BLOCK
 
 
@@ -284,7 +310,7 @@ def test_a_mounted_datastore_is_read_in_place(rounds: Rounds, tmp_path: Path) ->
         vcenter.write(BLOCK, b"new")
         before = vcenter.stats()["reads"]
         (disk,) = mounted.run()
-        assert not disk.why_full
+        assert not disk.why_whole
         # It knows what it lies on, so that it cannot become its own target.
         assert disk.source.nodes
         assert vcenter.stats()["reads"] == before
@@ -299,10 +325,12 @@ def test_two_datastores_are_not_read_from_one_folder(rounds: Rounds, tmp_path: P
     ):
         place = machine_place(rounds.vcenter.location(reader="file", mount=mount))
         with rounds.opened() as found:
-            disk = found.disks[0].disk
+            disk = found.virtual(rounds.session)
             # A folder of the machine's name is in each of its datastores.
             other = replace(disk, key=2001, file=disk.file.replace("LocalDS_0", "LocalDS_1"))
-            readers = Readers(session, rounds.server, place, Way(), found.machine, found.snapshot)
+            readers = Readers(
+                session, rounds.server, place, Way(), found.frozen.machine, found.frozen.snapshot
+            )
             with contextlib.closing(readers), contextlib.closing(readers.open(disk)), outcome:
                 readers.open(other)
 
@@ -317,7 +345,7 @@ def test_files_are_read_over_ssh_from_the_host_that_has_them(
     query = {"reader": "sftp", "ssh": "root@esxi", "volumes": str(tmp_path / "volumes")}
     there = Rounds(vcenter, tmp_path, **query)
     there.held, there.copies = rounds.held, rounds.copies
-    wish = MachineWish(way=Way(rsh="sh -c {command}"))
+    wish = options(way=Way(rsh="sh -c {command}"))
     with contextlib.closing(there.session):
         theirs = there.session.make_snapshot(
             there.session.machine(there.place.path), "theirs", "", quiesced=False
@@ -326,7 +354,7 @@ def test_files_are_read_over_ssh_from_the_host_that_has_them(
         vcenter.write(2 * MIB, os.urandom(MIB + 5))
         before = vcenter.stats()["reads"]
         (disk,) = there.run(wish)
-        assert not disk.why_full
+        assert not disk.why_whole
         assert vcenter.stats()["reads"] == before
         # More than the server gives at once: what is missing is asked for again.
         monkeypatch.setattr("blockstream.sources.sftp._CHUNK", MIB)
@@ -337,7 +365,7 @@ def test_files_are_read_over_ssh_from_the_host_that_has_them(
         with pytest.raises(NotFoundError, match=r"DC0_H0_VM0\.vmdk does not exist"):
             there.run(wish)
         with pytest.raises(SourceError, match=r"was lost: .*, with status 3"):
-            there.run(MachineWish(way=Way(rsh="sh -c 'exit 3' {command}")))
+            there.run(options(way=Way(rsh="sh -c 'exit 3' {command}")))
 
 
 @pytest.mark.needs("nbdkit")
@@ -353,7 +381,7 @@ def test_a_server_of_others_has_the_disk(rounds: Rounds, tmp_path: Path) -> None
             vcenter.write(BLOCK, b"new")
             before = vcenter.stats()["reads"]
             (disk,) = served.run()
-            assert not disk.why_full
+            assert not disk.why_whole
             assert vcenter.stats()["reads"] == before
     strange = Rounds(vcenter, tmp_path, reader="nbd", export="nbd://127.0.0.1/{colour}")
     with contextlib.closing(strange.session), pytest.raises(UsageError, match=r"may name \{vm\}"):
@@ -377,10 +405,10 @@ def test_a_server_of_large_blocks_is_asked_for_whole_ones(
         query = {"reader": "nbd", "export": f"nbd+unix:///{{name}}-{{key}}.raw?socket={socket}"}
         served = Rounds(vcenter, tmp_path, **query)
         with contextlib.closing(served.session):
-            served.run(MachineWish(enable=True))
+            served.run(options(enable=True))
             vcenter.write(BLOCK + 700, b"new")
             (disk,) = served.run()
-            assert (disk.why_full, changed_bytes(disk)) == ("", 512)
+            assert (disk.why_whole, changed_bytes(disk)) == ("", 512)
             assert disk.source.alignment == 4096
 
 
@@ -417,13 +445,13 @@ def test_nbdkit_is_told_all_that_it_needs(
         vcenter.write(SIZE - 7, b"and the end"[:7])
         before = vcenter.stats()["reads"]
         with served.opened() as found:
-            snapshot = id_of(found.snapshot)
-            assert [each.why_full for each in found.disks] == [""]
+            snapshot = id_of(found.frozen.snapshot)
+            assert [each.why_whole for each in found.disks] == [""]
             told = json.loads(notes.read_text())
             assert told["snapshot"] == snapshot
         served.run()
         assert vcenter.stats()["reads"] == before
-    assert told["vm"] == f"moref={id_of(found.machine)}"
+    assert told["vm"] == f"moref={id_of(found.frozen.machine)}"
     assert told["libdir"] == "/opt/vddk"
     assert told["file"] == "[LocalDS_0] DC0_H0_VM0/DC0_H0_VM0.vmdk"
     certificate = x509.load_pem_x509_certificate(vcenter.ca.read_bytes())
@@ -482,10 +510,10 @@ def test_a_tracker_that_cannot_tell_costs_a_whole_copy(rounds: Rounds) -> None:
         rounds.vcenter.write(BLOCK, os.urandom(9))
         rounds.vcenter.arm("query", fault)
         (disk,) = rounds.run()
-        assert words in disk.why_full, fault
+        assert words in disk.why_whole, fault
         rounds.vcenter.write(BLOCK, os.urandom(9))
         (disk,) = rounds.run()
-        assert not disk.why_full
+        assert not disk.why_whole
 
 
 def test_a_list_that_cannot_be_true_costs_a_whole_copy(rounds: Rounds) -> None:
@@ -494,7 +522,7 @@ def test_a_list_that_cannot_be_true_costs_a_whole_copy(rounds: Rounds) -> None:
         rounds.vcenter.write(BLOCK, os.urandom(9))
         rounds.vcenter.arm("lie", lie)
         (disk,) = rounds.run()
-        assert "cannot be true" in disk.why_full, lie
+        assert "cannot be true" in disk.why_whole, lie
 
 
 def test_a_disk_that_is_gone_ends_the_round(rounds: Rounds) -> None:
@@ -516,7 +544,7 @@ def test_a_call_that_did_not_run_is_made_again(rounds: Rounds) -> None:
     rounds.vcenter.write(BLOCK, b"new")
     rounds.vcenter.arm("query", "NotAuthenticated:")
     (disk,) = rounds.run()
-    assert not disk.why_full
+    assert not disk.why_whole
     assert changed_bytes(disk) == BLOCK
 
 
@@ -542,7 +570,7 @@ def test_a_connection_that_breaks_at_the_login_is_tried_again(
     rounds.vcenter.control("expire")
     rounds.vcenter.arm("drop:Login", times=2)
     (disk,) = rounds.run()
-    assert not disk.why_full
+    assert not disk.why_whole
     rounds.vcenter.control("expire")
     rounds.vcenter.arm("drop:Login", times=99)
     with pytest.raises(MaybeDoneError, match="is not reached any more"):
@@ -556,7 +584,7 @@ def test_a_connection_that_breaks_at_the_login_is_tried_again(
 def test_a_reset_tracker_is_noticed_by_its_id(rounds: Rounds) -> None:
     rounds.vcenter.control("reset")
     (disk,) = rounds.run()
-    assert "was reset" in disk.why_full
+    assert "was reset" in disk.why_whole
     assert "QueryChangedDiskAreas" not in rounds.vcenter.stats()["calls"]
 
 
@@ -567,15 +595,15 @@ def test_a_release_known_for_wrong_answers_is_not_believed(rounds: Rounds) -> No
         with contextlib.closing(rounds.session):
             rounds.session = open_vsphere(rounds.place, Secret(PASSWORD))
         (disk,) = rounds.run()
-        assert words in disk.why_full
-        assert bool(words) == bool(disk.why_full)
+        assert words in disk.why_whole
+        assert bool(words) == bool(disk.why_whole)
 
 
 def test_a_disk_that_grew_is_sent_whole(rounds: Rounds) -> None:
     rounds.vcenter.control("grow", bytes=SIZE + MIB)
     rounds.vcenter.write(SIZE, b"beyond")
     (disk,) = rounds.run()
-    assert f"had {SIZE} bytes" in disk.why_full
+    assert f"had {SIZE} bytes" in disk.why_whole
 
 
 def test_a_disk_that_was_replaced_is_sent_whole(rounds: Rounds) -> None:
@@ -584,7 +612,7 @@ def test_a_disk_that_was_replaced_is_sent_whole(rounds: Rounds) -> None:
     assert held is not None
     rounds.held["DC0_H0_VM0-2000"] = str(held).replace(held.disk, "6000c29")
     (disk,) = rounds.run()
-    assert "replaced" in disk.why_full
+    assert "replaced" in disk.why_whole
 
 
 def test_another_machines_disk_is_not_overwritten(rounds: Rounds) -> None:
@@ -623,9 +651,9 @@ def test_a_disk_that_is_not_tracked_is_sent_whole_each_time(
     for _ in range(2):
         (disk,) = rounds.run()
         # Switched on it is, but not for this disk: what switches it on would do nothing.
-        assert words in disk.why_full
-        assert "enable-cbt" not in disk.why_full
-        assert not disk.request.goal
+        assert words in disk.why_whole
+        assert "enable-cbt" not in disk.why_whole
+        assert not disk.state
 
 
 def test_a_disk_whose_setting_says_no_is_named_before_it_costs_a_round(rounds: Rounds) -> None:
@@ -648,14 +676,14 @@ def test_a_new_disk_is_whole_and_the_others_are_not(rounds: Rounds) -> None:
         # Without an id of its own, the target calls the state by a name that we made up.
         disks = rounds.run()
         for disk, words in zip(disks, expected, strict=True):
-            assert words in disk.why_full
-            assert bool(words) == bool(disk.why_full)
+            assert words in disk.why_whole
+            assert bool(words) == bool(disk.why_whole)
             rounds.held[disk.name] = rounds.held[disk.name] or "random"
 
 
 def test_whoever_wants_no_whole_copy_gets_none(rounds: Rounds) -> None:
     rounds.vcenter.control("reset")
-    wish = MachineWish(on_loss=OnLoss.FAIL)
+    wish = options(on_loss=OnLoss.FAIL)
     with pytest.raises(SourceError, match="was reset, so that all of it"):
         rounds.run(wish)
     assert rounds.ours() == []
@@ -667,7 +695,7 @@ def test_whoever_wants_no_whole_copy_gets_none(rounds: Rounds) -> None:
 def test_a_guest_that_comes_to_rest_in_the_end_is_quiesced(rounds: Rounds) -> None:
     rounds.vcenter.arm("quiesce", "ApplicationQuiesceFault", times=2)
     with rounds.opened() as found:
-        assert found.quiesced
+        assert found.frozen.quiesced
     assert len(rounds.said) == 1  # that tracking is on
 
 
@@ -676,13 +704,13 @@ def test_a_guest_that_does_not_is_read_as_after_a_power_cut_and_that_is_said(
 ) -> None:
     rounds.vcenter.arm("quiesce", "ApplicationQuiesceFault", times=9)
     with rounds.opened() as found:
-        assert not found.quiesced
+        assert not found.frozen.quiesced
     assert "as after a power cut" in rounds.said[-1]
 
 
 def test_whoever_requires_rest_gets_no_other_snapshot(rounds: Rounds) -> None:
     rounds.vcenter.arm("quiesce", "FilesystemQuiesceFault", times=9)
-    wish = MachineWish(Care(Quiesce.REQUIRE, pause=0.01))
+    wish = options(snapshots=SnapshotPolicy(Quiesce.REQUIRE, pause=0.01))
     with pytest.raises(QuiesceError, match="3 times"):
         rounds.run(wish)
     assert rounds.ours() == []
@@ -716,7 +744,7 @@ def test_what_passes_is_waited_for(rounds: Rounds, step: str, fault: str, words:
     rounds.vcenter.arm(step, fault, times=3)
     before = len(rounds.said)
     (disk,) = rounds.run()
-    assert not disk.why_full
+    assert not disk.why_whole
     waited = [text for text in rounds.said[before:] if "waited for" in text]
     assert len(waited) == 1
     assert f"DC0/vm/DC0_H0_VM0: {words}" in waited[0]
@@ -743,7 +771,7 @@ def test_whoever_waits_can_be_stopped(rounds: Rounds) -> None:
             threading.Timer(0.2, run.stop, ("stopped by SIGTERM",)).start()
 
     run = Run(tell)
-    wish = MachineWish(Care(run=run, pause=20))
+    rounds.context, wish = run, options(snapshots=SnapshotPolicy(pause=20))
     began = time.monotonic()
     with pytest.raises(InterruptedTransferError, match="stopped by SIGTERM"):
         rounds.run(wish)
@@ -755,10 +783,10 @@ def test_a_tracker_behind_a_lock_is_waited_for_before_all_is_sent(rounds: Rounds
     rounds.vcenter.write(BLOCK, b"new")
     rounds.vcenter.arm("query", "FileLocked", times=3)
     (disk,) = rounds.run()
-    assert (disk.why_full, changed_bytes(disk)) == ("", BLOCK)
+    assert (disk.why_whole, changed_bytes(disk)) == ("", BLOCK)
     rounds.vcenter.arm("query", "FileLocked", times=99)
     (disk,) = rounds.run()
-    assert "is locked (FileLocked), which did not pass" in disk.why_full
+    assert "is locked (FileLocked), which did not pass" in disk.why_whole
 
 
 def test_tracking_is_switched_on_once_nothing_is_in_the_way(
@@ -773,11 +801,9 @@ def test_tracking_is_switched_on_once_nothing_is_in_the_way(
         ):
             vcenter.arm(step, "TaskInProgress", times=99)
             with pytest.raises(InTheWayError, match=words):
-                enable_tracking(
-                    rounds.session, machine_of(rounds.session, rounds), rounds.wish.care
-                )
+                rounds.snapshots().enable_tracking()
             vcenter.arm(step, "TaskInProgress", times=2)
-        enable_tracking(rounds.session, machine_of(rounds.session, rounds), rounds.wish.care)
+        rounds.snapshots().enable_tracking()
         assert machine_of(rounds.session, rounds).tracked
         assert rounds.ours() == []
 
@@ -838,7 +864,7 @@ def test_a_call_that_was_lost_on_its_way_is_made_again(rounds: Rounds) -> None:
     # A proxy between that has a word of its own.
     rounds.vcenter.arm("html:QueryChangedDiskAreas")
     (disk,) = rounds.run()
-    assert not disk.why_full
+    assert not disk.why_whole
 
 
 def test_a_server_that_is_gone_for_good_is_told_and_the_snapshot_too(
@@ -850,8 +876,8 @@ def test_a_server_that_is_gone_for_good_is_told_and_the_snapshot_too(
         with rounds.opened() as found:
             for method in ("QueryChangedDiskAreas", "RemoveSnapshot_Task"):
                 rounds.vcenter.arm(f"drop:{method}", times=99)
-            disk = found.disks[0].disk
-            rounds.session.changed(found.machine, found.snapshot, disk, disk.change)
+            disk = found.virtual(rounds.session)
+            rounds.session.changed(found.frozen.machine, found.frozen.snapshot, disk, disk.change)
 
     with pytest.raises(SourceError, match="is not reached any more"):
         round_that_fails()
@@ -963,14 +989,17 @@ def test_our_own_one_is_told_of_while_it_is_read(
     buffer = aligned_buffer(512)
     with rounds.opened() as found:
         later = time.monotonic() + 23 * 3600
-        monkeypatch.setattr("blockstream.jobs.machines.send.time.monotonic", lambda: later)
+        monkeypatch.setattr("blockstream.captures.vsphere.capture.time.monotonic", lambda: later)
         found.disks[0].source.read_into([0], [512], buffer)
         before = len(rounds.said)
         later += 3600
         found.disks[0].source.read_into([0], [512], buffer)
         found.disks[0].source.read_into([0], [512], buffer)
         (text,) = rounds.said[before:]
-        assert f"the snapshot {found.snapshot.name}, which is being read, is open for 24 h" in text
+        assert (
+            f"the snapshot {found.frozen.snapshot.name}, which is being read, is open for 24 h"
+            in text
+        )
 
 
 def test_disks_that_have_to_be_consolidated_are(rounds: Rounds) -> None:
@@ -982,7 +1011,7 @@ def test_disks_that_have_to_be_consolidated_are(rounds: Rounds) -> None:
 
 def test_a_snapshot_that_vanishes_is_noticed_before_the_end(rounds: Rounds) -> None:
     with rounds.opened() as found:
-        rounds.session.remove_snapshot(found.snapshot)
+        rounds.session.remove_snapshot(found.frozen.snapshot)
         with pytest.raises(GoneError):
             found.disks[0].source.validate()
 
@@ -999,10 +1028,10 @@ def test_a_snapshot_of_others_that_comes_meanwhile_does_no_harm(rounds: Rounds) 
     assert bytes(rounds.copies[found.disks[0].name]) == frozen
     rounds.vcenter.write(2 * BLOCK, b"newest")
     (disk,) = rounds.run()
-    assert not disk.why_full
+    assert not disk.why_whole
     rounds.session.remove_snapshot(theirs)
     (disk,) = rounds.run()
-    assert not disk.why_full
+    assert not disk.why_whole
 
 
 def test_files_that_are_put_together_meanwhile_are_noticed(rounds: Rounds) -> None:
@@ -1016,7 +1045,7 @@ def test_files_that_are_put_together_meanwhile_are_noticed(rounds: Rounds) -> No
         with pytest.raises(GoneError, match="no one state"):
             found.disks[0].source.validate()
     (disk,) = rounds.run()
-    assert not disk.why_full
+    assert not disk.why_whole
 
 
 def test_two_at_a_time_are_one_too_many(rounds: Rounds) -> None:
@@ -1029,7 +1058,7 @@ def test_two_at_a_time_are_one_too_many(rounds: Rounds) -> None:
 
 def test_a_disk_that_no_snapshot_holds_is_left_out(rounds: Rounds) -> None:
     rounds.vcenter.make_disk(MIB, key=2001, mode="independent_persistent")
-    assert [each.disk.key for each in rounds.run()] == [2000]
+    assert [key_of(each) for each in rounds.run()] == [2000]
     assert "Hard disk 2 is independent of snapshots, so it is left out" in rounds.said[-1]
 
 
@@ -1047,11 +1076,11 @@ def test_disks_of_other_kinds_are_tracked_as_well(
     vcenter.make_disk(SIZE, backing=kind, compatibility="virtualMode")
     rounds = Rounds(vcenter, tmp_path)
     with contextlib.closing(rounds.session):
-        rounds.run(MachineWish(enable=True))
+        rounds.run(options(enable=True))
         for number in range(2):
             vcenter.write(number * 5 * BLOCK, os.urandom(700))
             (disk,) = rounds.run()
-            assert (disk.why_full, changed_bytes(disk)) == ("", BLOCK)
+            assert (disk.why_whole, changed_bytes(disk)) == ("", BLOCK)
 
 
 @pytest.mark.parametrize(
@@ -1077,10 +1106,10 @@ def test_what_no_snapshot_holds_is_left_out_and_nothing_is_switched_on(
     vcenter.make_disk(MIB, key=2001, **more)
     rounds = Rounds(vcenter, tmp_path)
     with contextlib.closing(rounds.session):
-        assert [each.disk.key for each in rounds.run()] == [2000]
+        assert [key_of(each) for each in rounds.run()] == [2000]
         assert any(f"Hard disk 2 {words}" in text for text in rounds.said)
         with pytest.raises(RefusedError, match=f"Hard disk 2 {words}.*nothing was switched on"):
-            rounds.run(MachineWish(enable=True))
+            rounds.run(options(enable=True))
         assert not machine_of(rounds.session, rounds).tracked
         single = Rounds(vcenter, tmp_path, disk=2001)
         with contextlib.closing(single.session), pytest.raises(RefusedError, match=words):
@@ -1110,7 +1139,7 @@ def test_tracking_is_not_begun_among_snapshots(vcenter: Simulator, tmp_path: Pat
     with contextlib.closing(rounds.session):
         machine = rounds.session.machine(rounds.place.path)
         rounds.session.make_snapshot(machine, "theirs", "", quiesced=False)
-        wish = MachineWish(enable=True)
+        wish = options(enable=True)
         with pytest.raises(RefusedError, match="has snapshots"):
             rounds.run(wish)
         assert not rounds.session.machine(rounds.place.path).tracked
@@ -1123,10 +1152,10 @@ def test_tracking_needs_hardware_that_has_it(vcenter: Simulator, tmp_path: Path)
         for version in ("vmx-04", ""):
             vcenter.control("hardware", version=version)
             with pytest.raises(RefusedError, match=r"has hardware version \d, .* needs 7; nothing"):
-                rounds.run(MachineWish(enable=True))
+                rounds.run(options(enable=True))
             assert not machine_of(rounds.session, rounds).tracked
         vcenter.control("hardware", version="vmx-07")
-        rounds.run(MachineWish(enable=True))
+        rounds.run(options(enable=True))
         assert machine_of(rounds.session, rounds).tracked
 
 
@@ -1141,9 +1170,9 @@ def test_a_snapshot_that_stays_before_anything_was_sent_is_no_success(
             "change tracking is on, but the snapshot .* could not be removed.*; nothing was sent"
         )
         with pytest.raises(SourceError, match=words):
-            rounds.run(MachineWish(enable=True))
+            rounds.run(options(enable=True))
         assert len(rounds.ours()) == 1
-        rounds.run(MachineWish(enable=True))
+        rounds.run(options(enable=True))
 
 
 def test_tracking_that_is_switched_on_works_from_the_first_round(
@@ -1152,8 +1181,8 @@ def test_tracking_that_is_switched_on_works_from_the_first_round(
     vcenter.make_disk(MIB)
     rounds = Rounds(vcenter, tmp_path)
     with contextlib.closing(rounds.session):
-        wish = MachineWish(enable=True)
+        wish = options(enable=True)
         rounds.run(wish)
         vcenter.write(BLOCK, b"new")
         (disk,) = rounds.run(wish)
-        assert (disk.why_full, changed_bytes(disk)) == ("", BLOCK)
+        assert (disk.why_whole, changed_bytes(disk)) == ("", BLOCK)

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from blockstream.captures.options import CaptureOptions, VmdkOptions
+from blockstream.captures.vmdk_chain import VmdkCapture
 from blockstream.errors import SourceError
-from blockstream.jobs.vmdk import opened_vmdk
 from blockstream.linux.buffers import aligned_buffer
-from blockstream.transfers.send import SendRequest
+from blockstream.run import Run
+from tests.running import entered, nothing_held
 from tests.vmdk_files import cowd, write_delta, write_flat
 
 
@@ -15,16 +17,17 @@ from tests.vmdk_files import cowd, write_delta, write_flat
 def test_gaps_can_be_read_where_they_will_be_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
-    monkeypatch.setattr("blockstream.jobs.vmdk.PLAN_EXTENTS", limit)
+    monkeypatch.setattr("blockstream.captures.vmdk_chain.PLAN_EXTENTS", limit)
     write_flat(tmp_path, "base", bytes([1]) * 4096, cid="00000001")
     about = {"cid": "00000002", "parent_cid": "00000001", "parent": "base.vmdk"}
     grains = {number: bytes([2]) * 512 for number in (0, 2, 4, 6)}
     path = write_delta(tmp_path, "delta", cowd(8, grains), 8, **about)
-    request = SendRequest(source=f"vmdk:{path}", state_dir=tmp_path)
-    with opened_vmdk(str(path), request, delta=True, outside=False) as (source, asked):
-        assert (asked.base, asked.goal) == ("vmdk:00000001", "vmdk:00000002")
-        assert asked.changes is not None
-        assert len(asked.changes.extents) == 4
+    capture = VmdkCapture(str(path), CaptureOptions(tmp_path, vmdk=VmdkOptions(delta=True)))
+    with entered(capture.open(nothing_held, Run())) as (disk,):
+        assert (disk.base, disk.state) == ("vmdk:00000001", "vmdk:00000002")
+        assert disk.changes is not None
+        assert len(disk.changes.extents) == 4
+        source = disk.source
         buffer = aligned_buffer(512)
         if limit == 4:
             with pytest.raises(SourceError, match="are in its parent"):

@@ -1,0 +1,53 @@
+"""A file, a block device or an NBD export as it is: nobody tracks what changes in it."""
+
+import contextlib
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+
+from blockstream.captures.interface import Captured, Held
+from blockstream.captures.listing import listing_of, parsed
+from blockstream.captures.options import CaptureOptions
+from blockstream.locations import absolute, is_nbd, opened_source
+from blockstream.run import Run
+
+
+class PlainCapture:
+    """Reads a disk itself, and believes what people say of its changes."""
+
+    def __init__(self, location: str, options: CaptureOptions) -> None:
+        """Name it.
+
+        Args:
+            location: The disk.
+            options: What is said of its states.
+        """
+        self._location = location
+        self._states = options.states
+        self._name = options.name or Path(location).name
+
+    @contextlib.asynccontextmanager
+    async def open(self, held: Held, run: Run) -> AsyncIterator[Sequence[Captured]]:
+        """See `Capture`. Nothing is made."""
+        del held  # what people say is what counts
+        listing = await listing_of(self._states, run)
+        opening = self._opened(listing)
+        async with run.within(opening, harmless=is_nbd(self._location)) as disk:
+            yield [disk]
+
+    async def committed(self, disk: Captured) -> None:
+        """See `Capture`. Nothing is kept."""
+
+    @contextlib.contextmanager
+    def _opened(self, listing: bytes | None) -> Iterator[Captured]:
+        states, began = self._states, time.time_ns()
+        with opened_source(self._location) as source:
+            yield Captured(
+                name=self._name,
+                location=absolute(self._location),
+                source=source,
+                state=states.given_goal,
+                moment=began if source.is_still else None,
+                base=states.given_base,
+                changes=parsed(listing, source),
+            )

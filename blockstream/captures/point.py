@@ -1,0 +1,79 @@
+"""A restore point of a store, as a disk held still, and what it changed since an older one."""
+
+import contextlib
+import functools
+from collections.abc import AsyncIterator, Iterator, Sequence
+
+from blockstream.captures.interface import Captured, Held
+from blockstream.extents import ExtentMap
+from blockstream.formats.extent_lists import ExtentList, Meaning
+from blockstream.formats.point import Point
+from blockstream.repository.repository import StoredDisk
+from blockstream.repository.restore import opened_point
+from blockstream.run import Run
+
+
+class PointCapture:
+    """Reads a point of a disk in a store, whose chain is checked first."""
+
+    def __init__(self, disk: StoredDisk, point: Point, *, increments: bool = False) -> None:
+        """Name it.
+
+        Args:
+            disk: The disk.
+            point: Which state of it.
+            increments: Send only what changed since the point that the destination holds, if this
+                one was made from that one.
+        """
+        self._disk = disk
+        self._point = point
+        self._increments = increments
+
+    @contextlib.asynccontextmanager
+    async def open(self, held: Held, run: Run) -> AsyncIterator[Sequence[Captured]]:
+        """See `Capture`. Nothing is made.
+
+        Raises:
+            StoreDamagedError: If something that it needs is missing or damaged.
+        """
+        state = (await held(self._disk.name)).state if self._increments else ""
+        if state == self._point.state:
+            run.tell(f"{self._disk.name}: the destination holds this very state")
+            yield []
+            return
+        changes = await run.ask(functools.partial(self._since, state)) if state else None
+        async with run.within(self._opened(state, changes), harmless=True) as disk:
+            yield [disk]
+
+    async def committed(self, disk: Captured) -> None:
+        """See `Capture`. A point stays as it is."""
+
+    def _since(self, state: str) -> ExtentList | None:
+        """Return what changed since an older state; None where it is none that led here."""
+        chain, size = self._disk.chain(self._point), self._point.size
+        states = [each.state for each in chain]
+        if state not in states:
+            return None
+        changed = ExtentMap.empty(size)
+        for index in self._disk.indexes(chain[states.index(state) + 1 :]):
+            rows = index.within(size).rows
+            newer = ExtentMap.from_columns(rows.offset, rows.length, rows.kind, size)
+            changed = changed.overlaid(newer)
+        return ExtentList(changed, Meaning.CHANGED, "points of a store", size)
+
+    @contextlib.contextmanager
+    def _opened(self, state: str, changes: ExtentList | None) -> Iterator[Captured]:
+        disk, point, why = self._disk, self._point, ""
+        if state and changes is None:
+            why = f"the destination holds {state!r}, from which it was not made"
+        with contextlib.closing(opened_point(disk, point)) as source:
+            yield Captured(
+                name=disk.name,
+                location=f"{disk.objects.name}/{disk.name}@{point.seq}",
+                source=source,
+                state=point.state,
+                moment=point.moment,
+                base=state if changes is not None else "",
+                changes=changes,
+                why_whole=why,
+            )

@@ -1,0 +1,50 @@
+"""From a location to the capture of what lies there: one line a kind."""
+
+from dataclasses import replace
+
+from blockstream.captures.interface import Capture
+from blockstream.captures.lvm_snapshots import volume_at, why_no_volume
+from blockstream.captures.options import CaptureOptions, LvmOptions, VmdkOptions
+from blockstream.captures.plain import PlainCapture
+from blockstream.errors import UsageError
+from blockstream.locations import vmdk_path
+from blockstream.run import Run
+
+
+async def capture_of(
+    location: str, options: CaptureOptions, run: Run, *, rehearsal: bool = False
+) -> Capture:
+    """Return how a disk of this host, or an export, is held still.
+
+    Args:
+        location: The disk.
+        options: How it is read.
+        run: Stops it, where LVM has to be asked.
+        rehearsal: Make no snapshot: nothing will be sent.
+
+    Raises:
+        UsageError: If something was asked for that only another kind of disk has.
+        BlockstreamError: As LVM fails.
+    """
+    if options.bitmap:
+        from blockstream.captures.nbd_bitmap import BitmapCapture
+
+        return BitmapCapture(location, options)
+    image = vmdk_path(location)
+    if image is None and options.vmdk != VmdkOptions():
+        raise UsageError("--delta and --allow-outside are for vmdk:FILE")
+    volume = await run.ask(lambda: volume_at(location)) if image is None else None
+    if volume is not None:
+        from blockstream.captures.lvm import LvmCapture
+
+        return LvmCapture(volume, location, options, rehearsal=rehearsal)
+    if replace(options.lvm, base_or_nothing=False) != LvmOptions():
+        raise UsageError(
+            f"{location} {why_no_volume(location)}: --since, --quiesced, --rotate and "
+            "--snapshot-size are for logical volumes; nothing was sent"
+        )
+    if image is not None:
+        from blockstream.captures.vmdk_chain import VmdkCapture
+
+        return VmdkCapture(image, options)
+    return PlainCapture(location, options)

@@ -1,0 +1,1 @@
+"""What takes a captured disk: one file a kind of destination; `interface.py` is theirs."""

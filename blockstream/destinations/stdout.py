@@ -1,0 +1,56 @@
+"""A stream of ours on a descriptor, or a session over a pair of them."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from blockstream.captures.interface import Captured, Holding
+from blockstream.destinations.interface import Delivered, Rehearsal
+from blockstream.errors import UsageError
+from blockstream.run import Run
+from blockstream.transfers.digests import Comparison
+from blockstream.transfers.send import TransferOptions, planned, send
+from blockstream.transfers.sender_journal import SentTransfers
+from blockstream.transfers.session import send_session
+
+
+@dataclass(frozen=True, slots=True)
+class StreamDestination:
+    """Whoever reads what is written.
+
+    Attributes:
+        how: How a disk travels.
+        lanes: Descriptors that are written.
+        answers: Descriptor that answers come from; None where nobody answers.
+    """
+
+    how: TransferOptions
+    lanes: Sequence[int]
+    answers: int | None = None
+
+    async def last(self, location: str, run: Run) -> str:
+        """See `Destination`."""
+        sent = SentTransfers(self.how.state_dir)
+        return await run.ask(functools.partial(sent.last_confirmed, location, self.how.target))
+
+    async def held(self, name: str, run: Run) -> Holding:
+        """See `Destination`. Nobody can be asked."""
+        del name, run
+        return Holding(exists=False)
+
+    async def differing(self, disk: Captured, run: Run, *, adopt: bool = False) -> Comparison:
+        """See `Destination`."""
+        raise UsageError("a stream cannot be compared: give a TARGET")
+
+    async def rehearse(self, disk: Captured, run: Run) -> Rehearsal:
+        """See `Destination`."""
+        plan = await run.carry(functools.partial(planned, disk, self.how))
+        return Rehearsal("", plan, None)
+
+    async def deliver(self, disks: Sequence[Captured], run: Run) -> Sequence[Delivered]:
+        """See `Destination`. Over a plain pipe nobody says whether it was committed."""
+        (disk,) = disks
+        if self.answers is None:
+            return [Delivered(disk, "", await send(disk, self.how, self.lanes[0], run))]
+        result = await send_session(disk, self.how, self.answers, self.lanes, run)
+        return [Delivered(disk, "", result)]
