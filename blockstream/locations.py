@@ -96,6 +96,14 @@ def absolute(location: str) -> str:
     return str(Path(location).absolute()) if image is None else f"{_VMDK}{Path(image).absolute()}"
 
 
+def disk_name(location: str) -> str:
+    """Return what a disk is called at a destination that has names: the end of its path."""
+    if is_nbd(location):
+        return unquote(urlsplit(location).path).strip("/").rpartition("/")[2] or "disk"
+    image = vmdk_path(location)
+    return Path(location).name if image is None else Path(image).stem
+
+
 def is_nbd(location: str) -> bool:
     """Tell whether a location is an export of an NBD server."""
     return _NBD.match(location) is not None

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from blockstream.captures.interface import Captured, Held
 from blockstream.captures.options import CaptureOptions, LvmOptions
 from blockstream.errors import UsageError
-from blockstream.locations import absolute, is_nbd, open_export
+from blockstream.locations import absolute, disk_name, is_nbd, open_export
 from blockstream.run import Run
 
 
@@ -48,7 +48,7 @@ class BitmapCapture:
         opening = open_export(self._location, bitmap=self._options.bitmap)
         with contextlib.closing(opening) as source:
             yield Captured(
-                name=self._options.name or source.name,
+                name=self._options.name or disk_name(self._location),
                 location=absolute(self._location),
                 source=source,
                 state=states.given_goal,

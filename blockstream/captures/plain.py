@@ -3,12 +3,11 @@
 import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from pathlib import Path
 
 from blockstream.captures.interface import Captured, Held
 from blockstream.captures.listing import listing_of, parsed
 from blockstream.captures.options import CaptureOptions
-from blockstream.locations import absolute, is_nbd, opened_source
+from blockstream.locations import absolute, disk_name, is_nbd, opened_source
 from blockstream.run import Run
 
 
@@ -24,7 +23,7 @@ class PlainCapture:
         """
         self._location = location
         self._states = options.states
-        self._name = options.name or Path(location).name
+        self._name = options.name or disk_name(location)
 
     @contextlib.asynccontextmanager
     async def open(self, held: Held, run: Run) -> AsyncIterator[Sequence[Captured]]:

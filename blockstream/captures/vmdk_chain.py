@@ -3,14 +3,13 @@
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from pathlib import Path
 
 from blockstream.captures.interface import Captured, Held
 from blockstream.captures.listing import listing_of, parsed
 from blockstream.captures.options import CaptureOptions, StateOptions
 from blockstream.errors import UsageError
 from blockstream.formats.extent_lists import ExtentList, Meaning
-from blockstream.locations import absolute
+from blockstream.locations import absolute, disk_name
 from blockstream.run import Run
 from blockstream.sources.vmdk import VmdkSource
 from blockstream_protocol import PLAN_EXTENTS
@@ -82,7 +81,7 @@ class VmdkCapture:
         self, source: VmdkSource, base: str, state: str, changes: ExtentList | None, moment: int
     ) -> Captured:
         return Captured(
-            name=self._options.name or Path(self._path).stem,
+            name=self._options.name or disk_name(f"vmdk:{self._path}"),
             location=absolute(f"vmdk:{self._path}"),
             source=source,
             state=state,

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from blockstream.cli.recv_cmd import TARGET_FLAGS
@@ -14,6 +13,7 @@ from blockstream.locations import (
     MachinePlace,
     Remote,
     StorePlace,
+    disk_name,
     is_machine,
     is_nbd,
     machine_place,
@@ -53,7 +53,7 @@ class SendArguments:
         """What each source is called at a target that has a place for several."""
         if self.hosts:
             return tuple(host.path for host in self.hosts)
-        return tuple(_name_of(each) for each in self.sources)
+        return tuple(map(disk_name, self.sources))
 
     @property
     def naming(self) -> Naming:
@@ -140,11 +140,6 @@ class SendArguments:
         return cls(sources, target, hosts=tuple(together))
 
 
-def _name_of(source: str) -> str:
-    image = vmdk_path(source)
-    return Path(source).name if image is None else Path(image).stem
-
-
 def _check_names(names: tuple[str, ...], target: str) -> None:
     twice = {name for name in names if names.count(name) > 1}
     if twice or not all(names):
@@ -176,6 +171,8 @@ def check_arguments(given: SendArguments, options: Mapping[str, Any]) -> None:
     here = all(map(is_nbd, given.sources))
     if options["bitmap"] and (given.from_host is not None or not here):
         raise UsageError("--bitmap is for a SOURCE that is an export of an NBD server")
+    if given.point is not None:
+        _check_point(options)
     if given.from_host is not None and (options["delta"] or options["allow_outside"]):
         raise UsageError("--delta and --allow-outside are for a vmdk:FILE of this host")
     if given.from_host is not None and given.target is None:
@@ -186,6 +183,15 @@ def check_arguments(given: SendArguments, options: Mapping[str, Any]) -> None:
         refuse_peer_options(options)
     if given.target is None and _target_options_given(options):
         raise UsageError("options of the target need a TARGET; over a pipe, give them to `recv`")
+
+
+def _check_point(options: Mapping[str, Any]) -> None:
+    """A point says itself what it is."""
+    for name in ("since", "quiesced", "rotate", "snapshot_size", "delta", "allow_outside"):
+        if options[name]:
+            raise UsageError(
+                f"--{name.replace('_', '-')} is for a disk, and not for a point of one"
+            )
 
 
 def _target_options_given(options: Mapping[str, Any]) -> bool:

@@ -302,6 +302,11 @@ def _refuse(
             "-n, --compare and --session are not for a machine of VMware: only a snapshot tells "
             "what would be sent; `blockstream vsphere ls` changes nothing"
         )
+    if given.point is not None and (states.base or states.goal or states.extents):
+        raise UsageError(
+            "a restore point says itself what it is, and what changed: leave --base, "
+            "--goal and --extents out"
+        )
     if given.machine is not None and how.receipt_seconds:
         raise UsageError("--require-receipt is not for a machine: its target says what it holds")
     if given.hosts and (how.receipt_seconds or how.resume):

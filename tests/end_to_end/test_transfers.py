@@ -1,0 +1,215 @@
+"""Any capture goes to any destination: points into another store, sets into one, what differs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.hosts import Ended, Host, Words, failing_at
+from tests.end_to_end.test_stores import ok
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def store(host: Host) -> str:
+    place = f"dir:{host.folder}/store"
+    ok(host.run("store", "init", place))
+    return place
+
+
+@pytest.fixture
+def other(host: Host) -> str:
+    place = f"dir:{host.folder}/other"
+    ok(host.run("store", "init", place))
+    return place
+
+
+def points(host: Host, place: str) -> list[dict[str, object]]:
+    return ok(host.run("points", place, "--json")).results
+
+
+def restored(host: Host, place: str) -> bytes:
+    back = host.folder / "back"
+    back.unlink(missing_ok=True)
+    ok(host.run("restore", place, back, "--create"))
+    return back.read_bytes()
+
+
+def pair(host: Host) -> list[Path]:
+    return [host.disk(name, size) for name, size in (("root", 2 * MIB), ("data", 3 * MIB))]
+
+
+# Sets.
+
+
+def test_several_disks_are_saved_as_one_set(host: Host, store: str) -> None:
+    disks = pair(host)
+    ended = ok(host.run("send", *disks, f"{store}/"))
+    for disk in disks:
+        assert f"saved: {store}/{disk.name}@1" in ended.err
+        assert restored(host, f"{store}/{disk.name}") == disk.read_bytes()
+
+
+@pytest.mark.parametrize("visible", [0, 1])
+@pytest.mark.slow
+def test_of_a_set_nothing_is_visible_before_all_is_stored(
+    host: Host, store: str, visible: int
+) -> None:
+    disks = pair(host)
+    point = ("store.before_commit", "store.after_commit")[visible]
+    ended = host.run("send", *disks, store, environment=failing_at(f"{point}:1:kill"))
+    assert ended.status == -9
+    packs = [path for path in Path(store.removeprefix("dir:")).rglob("*") if path.is_file()]
+    assert any("data" in str(path) for path in packs)  # the second one was stored, too
+    shown = [host.run("points", f"{store}/{disk.name}", "--json").results for disk in disks]
+    assert [len(each) for each in shown] == [visible, 0]
+    ok(host.run("send", *disks, store))
+    for disk in disks:
+        assert restored(host, f"{store}/{disk.name}") == disk.read_bytes()
+
+
+def test_a_set_of_which_one_cannot_be_saved_is_not(host: Host, store: str) -> None:
+    disks = pair(host)
+    broken = host.folder / "vm.vmdk"
+    broken.write_text("# Disk DescriptorFile\nversion=1\n")
+    ended = host.run("send", *disks, f"vmdk:{broken}", store)
+    assert ended.status == 14, ended.err
+    for disk in disks:
+        assert not host.run("points", f"{store}/{disk.name}", "--json").results
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["root", "sub/root", "{store}"], "two of them are called root"),
+        (["root", "data", "{store}", "--base", "a"], "for one disk at a time"),
+        (["root", "data", "{store}", "--compare"], "one disk at a time"),
+        (["{store}/vm", "data", "{store}"], "restore points are sent one by one"),
+        (["root", "--compare"], "--compare finds out what changed since TARGET"),
+    ],
+)
+def test_what_makes_no_set_is_refused(host: Host, store: str, words: list[str], said: str) -> None:
+    pair(host)
+    (host.folder / "sub").mkdir()
+    (host.folder / "sub" / "root").write_bytes(bytes(MIB))
+    given = [word.format(store=store) for word in words]
+    given = [str(host.folder / word) if (host.folder / word).is_file() else word for word in given]
+    ended = host.run("send", *given)
+    assert ended.status == 2, ended.err
+    assert said in ended.err
+
+
+# What differs, where nobody tracked.
+
+
+def test_what_did_not_change_is_not_stored_twice(host: Host, store: str) -> None:
+    disk = host.disk("disk", 4 * MIB)
+    ok(host.run("send", disk, f"{store}/vm"))
+    content = bytearray(disk.read_bytes())
+    for at in (100, 2 * MIB, 4 * MIB - 5):
+        content[at : at + 5] = b"newer"
+    disk.write_bytes(content)
+    ended = ok(host.run("send", disk, f"{store}/vm", "--compare"))
+    assert "12.0 KiB changed of" in ended.err
+    assert [each["kind"] for each in points(host, f"{store}/vm")] == ["full", "increment"]
+    assert restored(host, f"{store}/vm") == disk.read_bytes()
+    disk.write_bytes(content + bytes(MIB) + b"grown".ljust(4096))
+    ok(host.run("send", disk, f"{store}/vm", "--compare"))
+    assert restored(host, f"{store}/vm") == disk.read_bytes()
+    assert [each["kind"] for each in points(host, f"{store}/vm")][2:] == ["increment"]
+
+
+def test_where_nothing_is_stored_yet_all_is(host: Host, store: str) -> None:
+    disk = host.disk("disk", MIB)
+    ok(host.run("send", disk, f"{store}/vm", "--compare"))
+    assert [each["kind"] for each in points(host, f"{store}/vm")] == ["full"]
+    assert restored(host, f"{store}/vm") == disk.read_bytes()
+
+
+def test_what_differs_here_is_sent_here(host: Host) -> None:
+    disk, copy = host.disk("disk", 2 * MIB), host.folder / "copy"
+    ok(host.run("send", disk, copy, "--create"))
+    content = bytearray(disk.read_bytes())
+    content[MIB : MIB + 3] = b"new"
+    disk.write_bytes(content)
+    with copy.open("r+b") as file:
+        file.write(b"somebody wrote here")
+    ended = ok(host.run("send", disk, copy, "--compare"))
+    assert copy.read_bytes() == disk.read_bytes()
+    assert "8.0 KiB changed of" in ended.err
+
+
+# Points.
+
+
+def three_points(host: Host, store: str) -> tuple[Path, list[bytes]]:
+    """Save a disk three times; return it, and what it held."""
+    disk, held = host.disk("disk", 2 * MIB), list[bytes]()
+    for number in range(3):
+        content = bytearray(disk.read_bytes())
+        content[number * 4096 : number * 4096 + 3] = b"new"
+        disk.write_bytes(content)
+        ok(host.run("send", disk, f"{store}/vm", *(["--compare"] if number else [])))
+        held.append(disk.read_bytes())
+    return disk, held
+
+
+def test_a_point_goes_into_another_store_and_later_ones_as_increments(
+    host: Host, store: str, other: str
+) -> None:
+    disk, held = three_points(host, store)
+    ok(host.run("send", f"{store}/vm@1", f"{other}/vm"))
+    ended = ok(host.run("send", f"{store}/vm", f"{other}/vm"))
+    assert "8.0 KiB changed of" in ended.err
+    there, here = points(host, f"{other}/vm"), points(host, f"{store}/vm")
+    assert [each["kind"] for each in there] == ["full", "increment"]
+    # It is the same state of the same moment, wherever it lies.
+    assert [each["state"] for each in there] == [here[0]["state"], here[2]["state"]]
+    assert [each["moment"] for each in there] == [here[0]["moment"], here[2]["moment"]]
+    assert restored(host, f"{other}/vm@1") == held[0]
+    assert restored(host, f"{other}/vm") == held[2] == disk.read_bytes()
+    ended = ok(host.run("send", f"{store}/vm", f"{other}/vm"))
+    assert "the destination holds this very state" in ended.err
+    assert len(points(host, f"{other}/vm")) == 2
+
+
+def test_a_point_that_does_not_come_from_what_is_there_is_sent_whole(
+    host: Host, store: str, other: str
+) -> None:
+    _, held = three_points(host, store)
+    ok(host.run("send", host.disk("another", MIB), f"{other}/vm"))
+    ended = ok(host.run("send", f"{store}/vm@2", f"{other}/vm"))
+    assert "all of its 2.0 MiB, because the destination holds" in ended.err
+    assert restored(host, f"{other}/vm") == held[1]
+    # Nothing leads from a newer point to an older one.
+    ended = ok(host.run("send", f"{store}/vm@1", f"{other}/vm"))
+    assert restored(host, f"{other}/vm") == held[0]
+
+
+def test_a_point_is_sent_wherever_disks_are(host: Host, store: str) -> None:
+    _, held = three_points(host, store)
+    copy, piped = host.folder / "copy", host.folder / "piped"
+    ok(host.run("send", f"{store}/vm@2", copy, "--create"))
+    assert copy.read_bytes() == held[1]
+    stream = ok(host.run("send", f"{store}/vm@1")).out
+    ok(host.run("recv", "--create", piped, data=stream))
+    assert piped.read_bytes() == held[0]
+    state = json.loads(ok(host.run("status", piped, "--json")).out)
+    assert state["id"] == points(host, f"{store}/vm")[0]["state"]
+
+
+def refused(host: Host, *words: str | Path) -> Ended:
+    given: Words = list(words)
+    ended = host.run("send", *given)
+    assert ended.status == 2, ended.err
+    return ended
+
+
+def test_a_point_says_itself_what_it_is(host: Host, store: str) -> None:
+    three_points(host, store)
+    copy = host.folder / "copy"
+    for option in ("--base", "--goal", "--extents", "--since"):
+        assert option in refused(host, f"{store}/vm", copy, option, "x").err
+    for option in ("--quiesced", "--rotate", "--delta"):
+        refused(host, f"{store}/vm", copy, option)
