@@ -1,6 +1,5 @@
 """`blockstream verify`."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from blockstream.destinations.interface import Delivered
 from blockstream.destinations.places import OneDisk
 from blockstream.destinations.registry import DestinationOptions, opened_destination
 from blockstream.errors import IntegrityError
-from blockstream.jobs.transfer import ChangeOptions, transfer
+from blockstream.jobs.transfer import ChangeOptions, Unwatched, transfer
 from blockstream.locations import of_this_host, opened_source, remote
 from blockstream.run import Run
 from blockstream.transfers.digests import Comparison
@@ -96,7 +95,7 @@ class _Comparing:
             self.found = await destination.differing(Captured(disk.name, source, disk), run)
 
 
-class _Repairing(_Comparing):
+class _Repairing(_Comparing, Unwatched):
     """Reads both sides, and sends what differs."""
 
     async def done(self, source: str, target: str, options: DestinationOptions, run: Run) -> None:
@@ -105,15 +104,9 @@ class _Repairing(_Comparing):
         async with opened_destination(target, OneDisk(), options, run) as destination:
             await transfer(capture, destination, run, self, ChangeOptions(compare=True))
 
-    def captured(self, disks: Sequence[Captured]) -> None:
-        """See `Onlooker`."""
-
     def compared(self, disk: Captured, found: Comparison) -> None:
         """See `Onlooker`."""
         self.found = found
-
-    def missed(self, disk: Captured, count: int) -> None:
-        """See `Onlooker`."""
 
     def delivered(self, what: Delivered) -> None:
         """See `Onlooker`."""

@@ -29,6 +29,22 @@ class Onlooker(Protocol):
         """A disk is committed."""
 
 
+class Unwatched:
+    """Hears of nothing."""
+
+    def captured(self, disks: Sequence[Captured]) -> None:
+        """See `Onlooker`."""
+
+    def compared(self, disk: Captured, found: "Comparison") -> None:
+        """See `Onlooker`."""
+
+    def missed(self, disk: Captured, count: int) -> None:
+        """See `Onlooker`."""
+
+    def delivered(self, what: Delivered) -> None:
+        """See `Onlooker`."""
+
+
 @dataclass(frozen=True, slots=True)
 class ChangeOptions:
     """Who says what changed.
@@ -43,12 +59,16 @@ class ChangeOptions:
     recheck: bool = False
 
 
+_UNWATCHED = Unwatched()
+_BELIEVED = ChangeOptions()
+
+
 async def transfer(
     capture: Capture,
     destination: Destination,
     run: Run,
-    onlooker: Onlooker,
-    options: ChangeOptions = ChangeOptions(),
+    onlooker: Onlooker = _UNWATCHED,
+    options: ChangeOptions = _BELIEVED,
 ) -> Sequence[Delivered]:
     """Hold disks still, deliver them, and let go.
 

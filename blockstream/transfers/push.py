@@ -130,8 +130,6 @@ async def push(
         check_named(what, options)
     how = replace(how, name=where.name, target=where.key)
     sending = await run.carry(lambda: Sending(disk, how, run))
-    for text in sending.what.warnings:
-        options.tell(text)
     began = run.now()
     committed = await Push(sending, where, target_options(what), options, run, again=again).done()
     await run.settle(lambda: sending.confirm(committed))

@@ -5,45 +5,39 @@ a run that died is gone on with by looking at which snapshots of ours there are,
 the target holds.
 """
 
-import contextlib
+import functools
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from blockstream.captures.interface import Captured
 from blockstream.captures.lvm_changes import changes_between
+from blockstream.captures.lvm_round import RoundCapture
 from blockstream.captures.lvm_snapshots import (
     ident_of,
     is_ours,
     make_ours,
-    moment_of,
     name_of,
     number_of,
     room_for,
 )
+from blockstream.destinations.standing import StandingDestination
 from blockstream.errors import (
-    ConnectionLostError,
-    OutcomeUnknownError,
     RefusedError,
 )
 from blockstream.formats.extent_lists import ExtentList
 from blockstream.jobs.migration.marks import made_for, tag_of
 from blockstream.jobs.migration.narrowing import Narrowing
 from blockstream.jobs.migration.target_volume import Landing, LandingWish, ask
+from blockstream.jobs.transfer import ChangeOptions, transfer
 from blockstream.linux import lvm
 from blockstream.linux.lvm import Volume
-from blockstream.locations import Remote, absolute
+from blockstream.locations import Remote
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.limiter import Limiter
 from blockstream.run import Run
-from blockstream.sources.volume import VolumeSource, flush
-from blockstream.transfers.digests import compared
-from blockstream.transfers.push import push, push_differing
 from blockstream.transfers.receive import ReceiveRequest
 from blockstream.transfers.remote_command import PeerOptions
-from blockstream.transfers.reusable_receiver import ReusableReceiver, standing
 from blockstream.transfers.send import SendResult, TransferOptions
 
 # Of the volumes of a guest, two would take the same room of their group for theirs.
@@ -95,13 +89,11 @@ class _Pass:
     Attributes:
         newer: Snapshot that is sent.
         older: What the changes are counted from; None for all of it.
-        line: A receiver that stands by; None to connect.
         compare: Whether the target holds most of it, so that only what differs need go over.
     """
 
     newer: Volume
     older: Volume | None
-    line: ReusableReceiver | None = None
     compare: bool = False
 
 
@@ -132,11 +124,15 @@ class MovingVolume:
         self._ident = ident_of(volume, str(move.where))
         self._held: Volume | None = None  # None before the whole copy
         self._room = 0
-        self._line: ReusableReceiver | None = None  # a receiver that takes round after round
         self._spent: Volume | None = None  # a snapshot that nothing is counted from any more
         self._made_there = False
         self._narrowing = Narrowing()
-        self._closing = contextlib.ExitStack()
+        self._there = StandingDestination(
+            move.where,
+            ReceiveRequest(move.where.path, means.state_dir),
+            TransferOptions(means.state_dir, means.compression, means.limiter),
+            means.options,
+        )
         self.filled = self.preparing = 0.0
 
     @property
@@ -290,8 +286,9 @@ class MovingVolume:
         def begun() -> _Pass:
             lvm.again(self.volume)
             self._drop_spent()
-            older, line = self._held, self._standing()
-            return _Pass(self._snapshot(), older, line)
+            older = self._held
+            self._there.stand_by()
+            return _Pass(self._snapshot(), older)
 
         return await self._send(await run.carry(begun), run)
 
@@ -302,12 +299,11 @@ class MovingVolume:
             BlockstreamError: If somebody did something to the volume or its snapshot.
         """
         lvm.again(self.volume)
-        self._standing()
+        self._there.stand_by()
 
     def close(self) -> None:
         """Give the connections back."""
-        self._line = None
-        self._closing.close()
+        self._there.close()
 
     async def rest(self, run: Run) -> SendResult:
         """Send what changed since the last snapshot, from the volume itself: nobody writes it now.
@@ -318,27 +314,18 @@ class MovingVolume:
                 take long.
             BlockstreamError: If it fails.
         """
-        older, line = self._held, self._line
+        older = self._held
         if older is None:
             raise RefusedError("there was no first round")
-        if line is None or not line.usable:
-            raise ConnectionLostError(f"the connection to {self.where.account} was lost")
-
-        def found_out() -> ExtentList:
-            flush(self.volume)
-            return self._changes(older, self.volume, run)
-
-        changes = await run.carry(found_out)
-        async with run.within(_opened(self.volume, older)) as source:
-            source.warnings.clear()  # nobody writes it now
-            disk = self._captured(source, "", older, changes, time.time_ns())
-            how = replace(self._how, limiter=Limiter(None))
-            return await line.send(disk, how, run)
+        with self._there.in_haste():
+            rest = self._read(self.volume, older, itself=True)
+            return await self._delivered(rest, run)
 
     async def differing(self, run: Run) -> int:
         """Return how many bytes differ between both sides."""
-        async with run.within(_opened(self.volume, None)) as source:
-            found = await compared(source, self.where, self._means.options, run)
+        capture = self._read(self.volume, None, itself=True)
+        async with capture.open(functools.partial(self._there.held, run=run), run) as (disk,):
+            found = await self._there.differing(disk, run)
         return found.differing.total()
 
     def _snapshot(self) -> Volume:
@@ -354,25 +341,22 @@ class MovingVolume:
         name = name_of(self._ident, number_of(self._held) + 1)
         return lvm.make_snapshot(self.volume, name, self._room)
 
-    def _standing(self) -> ReusableReceiver:
-        if self._line is None or not self._line.usable:
-            self.close()
-            what = ReceiveRequest(self.where.path, self._means.state_dir)
-            opening = standing(self.where, what, self._means.options)
-            self._line = self._closing.enter_context(opening)
-        return self._line
+    def _read(self, newer: Volume, older: Volume | None, *, itself: bool = False) -> RoundCapture:
+        return RoundCapture(self._move.source, newer, older, self._changes, itself=itself)
+
+    async def _delivered(
+        self, capture: RoundCapture, run: Run, *, compare: bool = False
+    ) -> SendResult:
+        (delivered,) = await transfer(capture, self._there, run, options=ChangeOptions(compare))
+        if not isinstance(delivered.result, SendResult):
+            raise TypeError("another host says what was sent")
+        return delivered.result
 
     async def _send(self, what: "_Pass", run: Run) -> SendResult:
         made, older = time.monotonic(), what.older
-        async with run.within(lvm.activated(what.newer)) as snapshot:
-            began, changes = time.monotonic(), None
-            if older is not None:
-                changes = await run.carry(lambda: self._changes(older, snapshot, run))
-            self.preparing = time.monotonic() - began if older else 0.0
-            async with run.within(_opened(snapshot, older)) as source:
-                moment = moment_of(what.newer)
-                disk = self._captured(source, what.newer.uuid, older, changes, moment)
-                sent = await self._sent(what, disk, run)
+        capture = self._read(what.newer, older)
+        sent = await self._delivered(capture, run, compare=what.compare)
+        self.preparing = capture.preparing
         self._narrowing.carried(sent)
         self._held, self.made = what.newer, made
         if older is not None:
@@ -380,51 +364,10 @@ class MovingVolume:
             self._spent = older
         return sent
 
-    async def _sent(self, what: "_Pass", disk: Captured, run: Run) -> SendResult:
-        means, lost = self._means, False
-        target = ReceiveRequest(self.where.path, means.state_dir)
-        over = (disk, self._how, self.where, target, means.options, run)
-        if what.compare:
-            return (await push_differing(*over))[0]
-        if what.line is not None:
-            try:
-                return await what.line.send(disk, self._how, run)
-            except (ConnectionLostError, OutcomeUnknownError) as error:
-                run.tell(f"{error}; connecting again")
-                # The receiver of the lost connection may still hold the target.
-                lost = True
-                await run.settle(self.close)
-        return await push(*over, again=lost)
-
     def _changes(self, older: Volume, newer: Volume, run: Run) -> ExtentList:
         """Return what changed, as finely as it pays to find out."""
         found = changes_between(older, newer, self._means.state_dir)
         return self._narrowing.narrowed(older, newer, found, run) if older.is_thin else found
-
-    @property
-    def _how(self) -> TransferOptions:
-        means = self._means
-        return TransferOptions(
-            means.state_dir, means.compression, means.limiter, target=self.where.key
-        )
-
-    def _captured(
-        self,
-        source: VolumeSource,
-        state: str,
-        older: Volume | None,
-        changes: ExtentList | None,
-        moment: int,
-    ) -> Captured:
-        return Captured(
-            name=self.volume.name,
-            location=absolute(self._move.source),
-            source=source,
-            state=state,
-            moment=moment,
-            base=older.uuid if older is not None else "",
-            changes=changes,
-        )
 
     def _drop_spent(self) -> None:
         """Remove what the last round was counted from; the last pass does not wait for that."""
@@ -437,11 +380,3 @@ class MovingVolume:
             if self._held is None or each.uuid != self._held.uuid:
                 lvm.remove(each)
         self._spent = None
-
-
-@contextlib.contextmanager
-def _opened(volume: Volume, older: Volume | None) -> Iterator[VolumeSource]:
-    """Read a volume, as long as a snapshot that its changes are counted from is what it was."""
-    watched = [older] if older is not None else []
-    with contextlib.closing(VolumeSource(volume, depends_on=watched)) as source:
-        yield source
