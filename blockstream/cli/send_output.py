@@ -72,6 +72,7 @@ class SendOutput:
         self._machine = machine
         self._missed: dict[str, int] = {}
         self._doubts: list[str] = []
+        self._delivered: list[Delivered] = []
 
     def captured(self, disks: Sequence[Captured]) -> None:
         """See `Onlooker`."""
@@ -104,9 +105,11 @@ class SendOutput:
             self._missed[disk.name] = count
 
     def delivered(self, what: Delivered) -> None:
-        """See `Onlooker`."""
+        """See `Onlooker`. It is shown at the end, below the last bar."""
+        self._delivered.append(what)
+
+    def _show(self, what: Delivered) -> None:
         voice, result = self._voice, what.result
-        cleared(voice.shown)
         if what.base_checked and voice.as_json:
             event("base-checked", target=what.place)
         elif what.base_checked and not voice.quiet:
@@ -136,13 +139,20 @@ class SendOutput:
         try:
             result = self._voice.done(job)
         except BlockstreamError:
+            self._show_all()
             # What ended it has the status; this has to be known, too.
             for text in self._texts():
                 self._voice.tell(text)
             raise
+        self._show_all()
         if texts := self._texts():
             raise StaleViewError("; ".join(texts))
         return result
+
+    def _show_all(self) -> None:
+        cleared(self._voice.shown)
+        for each in self._delivered:
+            self._show(each)
 
     def _texts(self) -> list[str]:
         if not self._missed:

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -104,9 +104,8 @@ class DiskDestination:
         answer = await rehearsed_here(plan, disk.source, self._going_to(place), run)
         return Rehearsal(place, plan, answer)
 
-    async def deliver(self, disks: Sequence[Captured], run: Run) -> Sequence[Delivered]:
+    async def deliver(self, disks: Sequence[Captured], run: Run) -> AsyncGenerator[Delivered, None]:
         """See `Destination`. One after the other: each is committed for itself."""
-        delivered = []
         for disk in disks:
             place = self.places.of(disk.name)
             key = absolute_path(place) if self.is_remembered else ""
@@ -114,8 +113,7 @@ class DiskDestination:
             if self.check_base:
                 check = functools.partial(_check, disk, run)
             result = await copy(disk, how, self._going_to(place), run, check)
-            delivered.append(Delivered(disk, place, result, self.check_base))
-        return delivered
+            yield Delivered(disk, place, result, self.check_base)
 
     def _going_to(self, place: str) -> ReceiveRequest:
         create = self.where.create

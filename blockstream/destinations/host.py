@@ -4,7 +4,7 @@ import contextlib
 import functools
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
 
 from blockstream.captures.interface import Captured, Holding
@@ -84,7 +84,7 @@ class HostDestination:
         answer = await rehearsed_there(plan, disk.source, self.where, place, self.peer, run)
         return Rehearsal(str(place), plan, answer)
 
-    async def deliver(self, disks: Sequence[Captured], run: Run) -> Sequence[Delivered]:
+    async def deliver(self, disks: Sequence[Captured], run: Run) -> AsyncGenerator[Delivered, None]:
         """See `Destination`. Several are one set: all are durable before any is committed."""
         places = [self.places.of(each.name) for each in disks]
         sending = list(disks)
@@ -92,10 +92,8 @@ class HostDestination:
             for number, (disk, place) in enumerate(zip(disks, places, strict=True)):
                 sending[number] = await check_base_there(disk, self.how, place, self.peer, run)
         sent = await self._sent(sending, places, run)
-        return [
-            Delivered(disk, str(place), result, self.check_base)
-            for disk, place, result in zip(disks, places, sent, strict=True)
-        ]
+        for disk, place, result in zip(disks, places, sent, strict=True):
+            yield Delivered(disk, str(place), result, self.check_base)
 
     async def _sent(
         self, disks: Sequence[Captured], places: Sequence[Remote], run: Run

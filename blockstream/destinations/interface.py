@@ -3,7 +3,7 @@
 Each kind is a parameter of `tests/contracts/test_destinations.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -98,8 +98,8 @@ class Destination(Protocol):
             BlockstreamError: As the delivery would be refused.
         """
 
-    async def deliver(self, disks: Sequence[Captured], run: Run) -> Sequence[Delivered]:
-        """Take disks; return when all are durable and committed, together where that is possible.
+    def deliver(self, disks: Sequence[Captured], run: Run) -> AsyncGenerator[Delivered, None]:
+        """Take disks, together where that is possible; give each as soon as it is committed.
 
         Raises:
             PartlyDoneError: If some were committed and others not; the same call finishes them.

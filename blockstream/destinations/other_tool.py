@@ -1,7 +1,7 @@
 """A stream that another tool receives."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 
 from blockstream.captures.interface import Captured, Holding
@@ -50,7 +50,7 @@ class OtherToolDestination:
         plan = await run.carry(functools.partial(planned, disk, self.how))
         return Rehearsal("", plan, None)
 
-    async def deliver(self, disks: Sequence[Captured], run: Run) -> Sequence[Delivered]:
+    async def deliver(self, disks: Sequence[Captured], run: Run) -> AsyncGenerator[Delivered, None]:
         """See `Destination`. Whether it was received, only that tool tells."""
         (disk,) = disks
         plan = await run.carry(functools.partial(planned, disk, self.how))
@@ -58,4 +58,4 @@ class OtherToolDestination:
         without = ", ".join(lost(self.format, head))
         run.tell(f"{self.format.title} does not carry {without}")
         await write_foreign(self.format, disk.source, plan.extents, head, self.fd, run)
-        return [Delivered(disk, "", WriteResult(self.format.name, run.progress.snapshot()))]
+        yield Delivered(disk, "", WriteResult(self.format.name, run.progress.snapshot()))

@@ -1,7 +1,7 @@
 """A disk of another host with a receiver that stands by, and takes round after round."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import replace
 
 from blockstream.captures.interface import Captured, Holding
@@ -75,26 +75,25 @@ class StandingDestination:
         """See `Destination`."""
         return await self._host.rehearse(disk, run)
 
-    async def deliver(self, disks: Sequence[Captured], run: Run) -> Sequence[Delivered]:
+    async def deliver(self, disks: Sequence[Captured], run: Run) -> AsyncGenerator[Delivered, None]:
         """See `Destination`. Where the receiver is gone, another connection is made."""
         (disk,) = disks
-        line = self._line
-        if line is None:
-            return await self._host.deliver(disks, run)
-        try:
-            how = replace(self._how, limiter=Limiter(None)) if self._hurries else self._how
-            return self._delivered(disk, await line.send(disk, how, run))
-        except (ConnectionLostError, OutcomeUnknownError) as error:
-            if self._hurries:
-                raise
-            run.tell(f"{error}; connecting again")
-        await run.settle(self.close)
-        # The receiver of the lost connection may still hold the target.
-        over = (disk, self._how, self._place, self._where, self._peer, run)
-        return self._delivered(disk, await push(*over, again=True))
+        yield Delivered(disk, str(self._place), await self._sent(disk, run))
 
-    def _delivered(self, disk: Captured, sent: SendResult) -> Sequence[Delivered]:
-        return [Delivered(disk, str(self._place), sent)]
+    async def _sent(self, disk: Captured, run: Run) -> SendResult:
+        how, line, lost = self._how, self._line, False
+        if line is not None:
+            try:
+                hurried = replace(how, limiter=Limiter(None)) if self._hurries else how
+                return await line.send(disk, hurried, run)
+            except (ConnectionLostError, OutcomeUnknownError) as error:
+                if self._hurries:
+                    raise
+                run.tell(f"{error}; connecting again")
+            # The receiver of the lost connection may still hold the target.
+            lost = True
+            await run.settle(self.close)
+        return await push(disk, how, self._place, self._where, self._peer, run, again=lost)
 
     @contextlib.contextmanager
     def in_haste(self) -> Iterator[None]:

@@ -1,7 +1,7 @@
 """A stream of ours on a descriptor, or a session over a pair of them."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
 from blockstream.captures.interface import Captured, Holding
@@ -47,10 +47,11 @@ class StreamDestination:
         plan = await run.carry(functools.partial(planned, disk, self.how))
         return Rehearsal("", plan, None)
 
-    async def deliver(self, disks: Sequence[Captured], run: Run) -> Sequence[Delivered]:
+    async def deliver(self, disks: Sequence[Captured], run: Run) -> AsyncGenerator[Delivered, None]:
         """See `Destination`. Over a plain pipe nobody says whether it was committed."""
         (disk,) = disks
         if self.answers is None:
-            return [Delivered(disk, "", await send(disk, self.how, self.lanes[0], run))]
-        result = await send_session(disk, self.how, self.answers, self.lanes, run)
-        return [Delivered(disk, "", result)]
+            result = await send(disk, self.how, self.lanes[0], run)
+        else:
+            result = await send_session(disk, self.how, self.answers, self.lanes, run)
+        yield Delivered(disk, "", result)

@@ -1,7 +1,7 @@
 """A disk of a store: what is delivered becomes a restore point. Several are one set."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
 from blockstream.captures.interface import Captured, Holding
@@ -79,15 +79,12 @@ class StoreDestination:
         plan = planned(disk, self.how)
         return Rehearsal(self._shown(disk.name), plan, estimated(disk, self.how, where))
 
-    async def deliver(self, disks: Sequence[Captured], run: Run) -> Sequence[Delivered]:
+    async def deliver(self, disks: Sequence[Captured], run: Run) -> AsyncGenerator[Delivered, None]:
         """See `Destination`. Of several, all are durable before any point is visible."""
         places = [self._disk(each.name) for each in disks]
         for each in places:
             await run.ask(functools.partial(self.memory.check, each))
         saved = await save(disks, self.how, places, run, self.audit_cycle)
-        for where, result in zip(places, saved, strict=True):
+        for disk, where, result in zip(disks, places, saved, strict=True):
             await run.settle(functools.partial(self.memory.remember, where, result.point))
-        return [
-            Delivered(disk, self._shown(disk.name), result)
-            for disk, result in zip(disks, saved, strict=True)
-        ]
+            yield Delivered(disk, self._shown(disk.name), result)

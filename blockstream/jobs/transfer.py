@@ -1,5 +1,6 @@
 """Disks held still, on their way to a destination: any capture to any of them."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -92,10 +93,14 @@ async def transfer(
             disks = [await _differing(disk, destination, run, onlooker) for disk in disks]
         elif options.recheck:
             disks = [await _rechecked(disk, destination, run, onlooker) for disk in disks]
-        delivered = await destination.deliver(disks, run) if disks else []
-        for each in delivered:
-            await capture.committed(each.disk)
-            onlooker.delivered(each)
+        if not disks:
+            return []
+        delivered = []
+        async with contextlib.aclosing(destination.deliver(disks, run)) as delivering:
+            async for each in delivering:
+                await capture.committed(each.disk)
+                onlooker.delivered(each)
+                delivered.append(each)
     return delivered
 
 

@@ -229,7 +229,7 @@ def test_what_is_delivered_is_held(place: Place, disks: Disks) -> None:
                     before = await destination.held(name, Run())
                     assert before.state == (f"{base}-{number}" if base else "")
                     assert before.exists == bool(base)
-                delivered = await destination.deliver(sent, Run())
+                delivered = [each async for each in destination.deliver(sent, Run())]
                 assert [each.disk.name for each in delivered] == list(place.names)
                 assert all(each.place for each in delivered)
                 for number, name in enumerate(place.names):
@@ -257,14 +257,14 @@ def test_a_delivery_that_was_stopped_is_finished_by_the_same_again(
                 for name in place.names:
                     await destination.held(name, Run())
                 with pytest.raises(InterruptedTransferError, match="stopped by a test"):
-                    await destination.deliver(held, run)
+                    [each async for each in destination.deliver(held, run)]
 
     async def finished() -> None:
         with disks.captured("monday") as held:
             async with place.opened() as destination:
                 for name in place.names:
                     await destination.held(name, Run())
-                await destination.deliver(held, Run())
+                [each async for each in destination.deliver(held, Run())]
 
     run(stopped(0))
     run(stopped(2))
@@ -281,7 +281,7 @@ def test_what_differs_is_found_and_an_increment_goes_onto_what_was_compared(
             async with place.opened() as destination:
                 for name in place.names:
                     await destination.held(name, Run())
-                await destination.deliver(held, Run())
+                [each async for each in destination.deliver(held, Run())]
 
     async def differing() -> None:
         changed = {name: disks.change(name) for name in place.names}
@@ -296,7 +296,7 @@ def test_what_differs_is_found_and_an_increment_goes_onto_what_was_compared(
                     assert found.differing.total() <= 2 * BLOCK
                     changes = ExtentList(found.differing, Meaning.CHANGED, "test", SIZE)
                     sent.append(replace(disk, base=found.base, changes=changes))
-                await destination.deliver(sent, Run())
+                [each async for each in destination.deliver(sent, Run())]
         for name in place.names:
             assert place.read(name) == disks.contents[name]
 
