@@ -1,20 +1,18 @@
 """What people type names one disk, on this host or another, and nothing else."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from blockstream.errors import NotFoundError, UsageError
-from blockstream.locations import (
-    Remote,
-    Way,
-    of_this_host,
-    open_link,
-    open_objects,
-    remote,
-    remote_folder,
-    store_place,
-)
+from blockstream.locations.local import LocalDisk
+from blockstream.locations.registry import disk_here, disk_of, location_of
+from blockstream.locations.ssh import HostFolder, Remote, Way, open_link
+from blockstream.locations.store import open_objects, store_place
+
+if TYPE_CHECKING:
+    from blockstream.locations.interface import Location
 
 
 @pytest.mark.parametrize(
@@ -35,7 +33,7 @@ from blockstream.locations import (
     ],
 )
 def test_a_disk_of_another_host_is_recognised(typed: str, meant: Remote) -> None:
-    assert remote(typed) == meant
+    assert location_of(typed) == meant
 
 
 @pytest.mark.parametrize(
@@ -58,8 +56,12 @@ def test_a_disk_of_another_host_is_recognised(typed: str, meant: Remote) -> None
         "vmdk::disk",
     ],
 )
-def test_everything_else_is_of_this_host(typed: str) -> None:
-    assert remote(typed) is None
+def test_everything_else_is_none(typed: str) -> None:
+    try:
+        found: Location | None = location_of(typed)
+    except UsageError:
+        found = None
+    assert not isinstance(found, Remote)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +69,7 @@ def test_everything_else_is_of_this_host(typed: str) -> None:
 )
 def test_what_ssh_could_take_for_an_option_is_refused(typed: str) -> None:
     with pytest.raises(UsageError):
-        remote(typed)
+        location_of(typed)
 
 
 @pytest.mark.parametrize(
@@ -79,13 +81,15 @@ def test_what_ssh_could_take_for_an_option_is_refused(typed: str) -> None:
     ],
 )
 def test_several_disks_go_to_their_own_places(place: str, paths: list[str]) -> None:
-    found = remote_folder(place, ["/a/one", "/b/two"])
-    assert found == [Remote("h", path, "root") for path in paths]
+    found = location_of(place, many=True)
+    assert isinstance(found, HostFolder)
+    there = [found.place_of(path) for path in ("/a/one", "/b/two")]
+    assert there == [Remote("h", path, "root") for path in paths]
 
 
 @pytest.mark.parametrize("place", ["h:/there", "disk.img", "/dev/x", "h::name"])
 def test_other_places_hold_one_disk(place: str) -> None:
-    assert remote_folder(place, ["/a/one"]) is None
+    assert not isinstance(location_of(place, many=True), HostFolder)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +126,9 @@ def test_paths_here_are_made_absolute_for_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert remote_folder("h:", ["disk"]) == [Remote("h", f"{tmp_path}/disk")]
+    found = location_of("h:", folder=True)
+    assert isinstance(found, HostFolder)
+    assert found.place_of("disk") == Remote("h", f"{tmp_path}/disk")
 
 
 @pytest.mark.parametrize(
@@ -143,13 +149,13 @@ def test_paths_here_are_made_absolute_for_there(
 )
 def test_a_kind_of_place_is_no_host(typed: str, advice: str) -> None:
     with pytest.raises(UsageError, match="nothing was done") as raised:
-        remote(typed)
+        disk_here(typed)
     assert advice in str(raised.value)
 
 
 def test_a_refused_place_shows_no_password() -> None:
     with pytest.raises(UsageError) as raised:
-        remote("foo://me:secret@host/x")
+        location_of("foo://me:secret@host/x")
     assert "secret" not in str(raised.value)
 
 
@@ -167,7 +173,7 @@ def test_a_refused_place_shows_no_password() -> None:
 )
 def test_what_only_a_slip_would_take_for_a_file_is_refused(typed: str, advice: str) -> None:
     with pytest.raises(UsageError, match="nothing was done") as raised:
-        of_this_host(typed)
+        disk_here(typed)
     assert advice in str(raised.value)
 
 
@@ -176,9 +182,9 @@ def test_a_file_that_is_there_is_one_whatever_it_is_called(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("vm-12:30.img").touch()
-    assert of_this_host("vm-12:30.img") == "vm-12:30.img"
-    assert of_this_host("./vm-12:31.img") == "./vm-12:31.img"
-    assert of_this_host("/dev/disk/by-path/pci-0000:00:1f.2").startswith("/dev")
+    assert location_of("vm-12:30.img") == LocalDisk("vm-12:30.img")
+    assert disk_here("./vm-12:31.img") == LocalDisk("./vm-12:31.img")
+    assert disk_here("/dev/disk/by-path/pci-0000:00:1f.2").path.startswith("/dev")
 
 
 @pytest.mark.parametrize("typed", ["dir:", "dir:/", "dir://"])
@@ -196,3 +202,49 @@ def test_a_folder_in_the_root_is_no_disk_of_a_store_where_we_happen_to_be(typed:
 def test_an_endpoint_that_is_no_url_is_not_a_damaged_store() -> None:
     with pytest.raises(UsageError, match="nothing was done"):
         open_objects("s3://bucket/x", "s3.example.com")
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown", "key", "name"),
+    [
+        ("nbd://h/a/vm", "nbd://h/a/vm", "nbd://h/a/vm", "vm"),
+        ("nbd+unix:///?socket=/s", "nbd+unix:///?socket=/s", "nbd+unix:///?socket=/s", "disk"),
+        ("vmdk:/x/mail.vmdk", "vmdk:/x/mail.vmdk", "vmdk:/x/mail.vmdk", "mail"),
+        ("/dev/vg/root", "/dev/vg/root", "/dev/vg/root", "root"),
+    ],
+)
+def test_a_disk_is_called_by_what_was_typed(typed: str, shown: str, key: str, name: str) -> None:
+    found = disk_of(typed)
+    assert (str(found), found.key, found.name) == (shown, key, name)
+
+
+def test_a_relative_path_means_the_same_in_every_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert disk_of("disk").key == f"{tmp_path}/disk"
+    assert disk_of("vmdk:a.vmdk").key == f"vmdk:{tmp_path}/a.vmdk"
+
+
+@pytest.mark.parametrize("typed", ["host:/x", "dir:/a/b/vm", "vsphere://me@h/DC/vm/mail"])
+def test_what_is_not_read_here_is_no_disk(typed: str) -> None:
+    with pytest.raises(UsageError, match="nothing was done"):
+        disk_of(typed)
+
+
+@pytest.mark.parametrize(
+    ("typed", "many", "folder", "kind"),
+    [
+        ("dir:/a/b/vm", False, True, "StorePlace"),
+        ("dir:/a/b/", True, True, "StorePlace"),
+        ("s3://b/x/", True, False, "StorePlace"),
+        ("h:/f/", False, True, "HostFolder"),
+        ("h:/f/", False, False, "Remote"),
+        ("ssh://me@h:22/f/", False, True, "HostFolder"),
+        ("h::name", True, True, "Remote"),
+    ],
+)
+def test_where_several_go_depends_on_what_is_sent(
+    typed: str, many: bool, folder: bool, kind: str
+) -> None:
+    assert type(location_of(typed, many=many, folder=folder)).__name__ == kind

@@ -35,7 +35,7 @@ from blockstream.formats.extent_lists import ExtentList
 from blockstream.interfaces import Source
 from blockstream.linux import lvm
 from blockstream.linux.lvm import Volume
-from blockstream.locations import absolute
+from blockstream.locations.local import LocalDisk
 from blockstream.run import Run
 from blockstream.sources.volume import VolumeSource, flush
 from blockstream.words import duration_text
@@ -48,7 +48,12 @@ class LvmCapture:
     """Reads a snapshot that it makes of a volume, or the volume, and asks LVM what changed."""
 
     def __init__(
-        self, volume: Volume, location: str, options: CaptureOptions, *, rehearsal: bool = False
+        self,
+        volume: Volume,
+        location: LocalDisk,
+        options: CaptureOptions,
+        *,
+        rehearsal: bool = False,
     ) -> None:
         """Name it.
 
@@ -109,7 +114,7 @@ class LvmCapture:
     ) -> Captured:
         return Captured(
             name=self._options.name or self._volume.name,
-            location=absolute(self._location),
+            location=self._location.key,
             source=source,
             state=state,
             moment=moment,

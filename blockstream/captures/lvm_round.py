@@ -9,7 +9,7 @@ from blockstream.captures.lvm_snapshots import moment_of
 from blockstream.formats.extent_lists import ExtentList
 from blockstream.linux import lvm
 from blockstream.linux.lvm import Volume
-from blockstream.locations import absolute
+from blockstream.locations.local import LocalDisk
 from blockstream.run import Run
 from blockstream.sources.volume import VolumeSource, flush
 
@@ -26,7 +26,7 @@ class RoundCapture:
 
     def __init__(
         self,
-        location: str,
+        location: LocalDisk,
         newer: Volume,
         older: Volume | None,
         changes: Changes,
@@ -70,7 +70,7 @@ class RoundCapture:
                 yield [
                     Captured(
                         name=newer.name,
-                        location=absolute(self._location),
+                        location=self._location.key,
                         source=source,
                         state="" if itself else newer.uuid,
                         moment=moment,

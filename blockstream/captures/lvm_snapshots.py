@@ -18,7 +18,6 @@ from blockstream.linux import lvm
 from blockstream.linux.files import kept_file
 from blockstream.linux.lvm import Volume
 from blockstream.linux.state_directory import make_directory
-from blockstream.locations import is_nbd
 
 _PREFIX = "blockstream_"
 _OURS = re.compile(r"blockstream_([0-9a-f]{8})_(\d+)")
@@ -31,15 +30,13 @@ _EXTENT = 4 << 20  # LVM rounds up to its own extents
 
 def volume_at(path: str) -> Volume | None:
     """Return the volume that is meant, where LVM is there and we may ask it."""
-    if is_nbd(path) or os.geteuid() != 0 or shutil.which("lvs") is None:
+    if os.geteuid() != 0 or shutil.which("lvs") is None:
         return None
     return lvm.volume_at(path)
 
 
-def why_no_volume(path: str) -> str:
+def why_no_volume() -> str:
     """Say why nothing is asked of LVM, or what it said."""
-    if is_nbd(path):
-        return "is an export of an NBD server"
     if os.geteuid() != 0:
         return "is not asked of LVM, which needs root"
     if shutil.which("lvs") is None:

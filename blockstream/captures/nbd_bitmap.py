@@ -7,20 +7,21 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from blockstream.captures.interface import Captured, Held
 from blockstream.captures.options import CaptureOptions, LvmOptions
 from blockstream.errors import UsageError
-from blockstream.locations import absolute, disk_name, is_nbd, open_export
+from blockstream.locations.interface import DiskLocation
+from blockstream.locations.nbd import NbdExport
 from blockstream.run import Run
 
 
 class BitmapCapture:
     """Reads what the dirty bitmap of an export says has changed."""
 
-    def __init__(self, location: str, options: CaptureOptions) -> None:
+    def __init__(self, location: DiskLocation, options: CaptureOptions) -> None:
         """Name it.
 
         Raises:
             UsageError: If it is no export, or the options contradict each other.
         """
-        if not is_nbd(location):
+        if not isinstance(location, NbdExport):
             raise UsageError(f"--bitmap is for exports of NBD servers, which {location} is not")
         if options.states.extents or options.lvm != LvmOptions():
             raise UsageError("--bitmap tells what changed; leave --extents and --since out")
@@ -45,11 +46,11 @@ class BitmapCapture:
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Captured]:
         states, began = self._options.states, time.time_ns()
-        opening = open_export(self._location, bitmap=self._options.bitmap)
+        opening = self._location.open_source(bitmap=self._options.bitmap)
         with contextlib.closing(opening) as source:
             yield Captured(
-                name=self._options.name or disk_name(self._location),
-                location=absolute(self._location),
+                name=self._options.name or self._location.name,
+                location=self._location.key,
                 source=source,
                 state=states.given_goal,
                 moment=began if source.is_still else None,

@@ -7,14 +7,15 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from blockstream.captures.interface import Captured, Held
 from blockstream.captures.listing import listing_of, parsed
 from blockstream.captures.options import CaptureOptions
-from blockstream.locations import absolute, disk_name, is_nbd, opened_source
+from blockstream.locations.interface import DiskLocation
+from blockstream.locations.registry import opened_source
 from blockstream.run import Run
 
 
 class PlainCapture:
     """Reads a disk itself, and believes what people say of its changes."""
 
-    def __init__(self, location: str, options: CaptureOptions) -> None:
+    def __init__(self, location: DiskLocation, options: CaptureOptions) -> None:
         """Name it.
 
         Args:
@@ -23,7 +24,7 @@ class PlainCapture:
         """
         self._location = location
         self._states = options.states
-        self._name = options.name or disk_name(location)
+        self._name = options.name or location.name
 
     @contextlib.asynccontextmanager
     async def open(self, held: Held, run: Run) -> AsyncIterator[Sequence[Captured]]:
@@ -31,7 +32,7 @@ class PlainCapture:
         del held  # what people say is what counts
         listing = await listing_of(self._states, run)
         opening = self._opened(listing)
-        async with run.within(opening, harmless=is_nbd(self._location)) as disk:
+        async with run.within(opening, harmless=self._location.is_far) as disk:
             yield [disk]
 
     async def committed(self, disk: Captured) -> None:
@@ -43,7 +44,7 @@ class PlainCapture:
         with opened_source(self._location) as source:
             yield Captured(
                 name=self._name,
-                location=absolute(self._location),
+                location=self._location.key,
                 source=source,
                 state=states.given_goal,
                 moment=began if source.is_still else None,

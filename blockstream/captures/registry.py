@@ -7,12 +7,14 @@ from blockstream.captures.lvm_snapshots import volume_at, why_no_volume
 from blockstream.captures.options import CaptureOptions, LvmOptions, VmdkOptions
 from blockstream.captures.plain import PlainCapture
 from blockstream.errors import UsageError
-from blockstream.locations import vmdk_path
+from blockstream.locations.interface import DiskLocation
+from blockstream.locations.local import LocalDisk
+from blockstream.locations.vmdk import VmdkFile
 from blockstream.run import Run
 
 
 async def capture_of(
-    location: str, options: CaptureOptions, run: Run, *, rehearsal: bool = False
+    location: DiskLocation, options: CaptureOptions, run: Run, *, rehearsal: bool = False
 ) -> Capture:
     """Return how a disk of this host, or an export, is held still.
 
@@ -30,21 +32,23 @@ async def capture_of(
         from blockstream.captures.nbd_bitmap import BitmapCapture
 
         return BitmapCapture(location, options)
-    image = vmdk_path(location)
-    if image is None and options.vmdk != VmdkOptions():
+    if options.vmdk != VmdkOptions() and not isinstance(location, VmdkFile):
         raise UsageError("--delta and --allow-outside are for vmdk:FILE")
-    volume = await run.ask(lambda: volume_at(location)) if image is None else None
-    if volume is not None:
-        from blockstream.captures.lvm import LvmCapture
+    why = str(location.what).partition(",")[0]
+    if isinstance(location, LocalDisk):
+        path, why = location.path, why_no_volume()
+        volume = await run.ask(lambda: volume_at(path))
+        if volume is not None:
+            from blockstream.captures.lvm import LvmCapture
 
-        return LvmCapture(volume, location, options, rehearsal=rehearsal)
+            return LvmCapture(volume, location, options, rehearsal=rehearsal)
     if replace(options.lvm, base_or_nothing=False) != LvmOptions():
         raise UsageError(
-            f"{location} {why_no_volume(location)}: --since, --quiesced, --rotate and "
-            "--snapshot-size are for logical volumes; nothing was sent"
+            f"{location} {why}: --since, --quiesced, --rotate and --snapshot-size are for logical "
+            "volumes; nothing was sent"
         )
-    if image is not None:
+    if isinstance(location, VmdkFile):
         from blockstream.captures.vmdk_chain import VmdkCapture
 
-        return VmdkCapture(image, options)
+        return VmdkCapture(location, options)
     return PlainCapture(location, options)

@@ -9,7 +9,7 @@ from blockstream.captures.listing import listing_of, parsed
 from blockstream.captures.options import CaptureOptions, StateOptions
 from blockstream.errors import UsageError
 from blockstream.formats.extent_lists import ExtentList, Meaning
-from blockstream.locations import absolute, disk_name
+from blockstream.locations.vmdk import VmdkFile
 from blockstream.run import Run
 from blockstream.sources.vmdk import VmdkSource
 from blockstream_protocol import PLAN_EXTENTS
@@ -18,11 +18,11 @@ from blockstream_protocol import PLAN_EXTENTS
 class VmdkCapture:
     """Reads a chain of VMDK files; base and goal are named by the content ids that it tells."""
 
-    def __init__(self, path: str, options: CaptureOptions) -> None:
+    def __init__(self, location: VmdkFile, options: CaptureOptions) -> None:
         """Name it.
 
         Args:
-            path: The file.
+            location: The file.
             options: How it is read; states that they name stand.
 
         Raises:
@@ -30,7 +30,7 @@ class VmdkCapture:
         """
         if options.vmdk.delta and options.states.extents:
             raise UsageError("--delta finds out what changed; leave --extents out")
-        self._path = path
+        self._location = location
         self._options = options
 
     @contextlib.asynccontextmanager
@@ -73,7 +73,7 @@ class VmdkCapture:
 
     @contextlib.contextmanager
     def _source(self, *, delta: bool) -> Iterator[VmdkSource]:
-        opening = VmdkSource(self._path, delta=delta, outside=self._options.vmdk.outside)
+        opening = VmdkSource(self._location.path, delta=delta, outside=self._options.vmdk.outside)
         with contextlib.closing(opening) as source:
             yield source
 
@@ -81,8 +81,8 @@ class VmdkCapture:
         self, source: VmdkSource, base: str, state: str, changes: ExtentList | None, moment: int
     ) -> Captured:
         return Captured(
-            name=self._options.name or disk_name(f"vmdk:{self._path}"),
-            location=absolute(f"vmdk:{self._path}"),
+            name=self._options.name or self._location.name,
+            location=self._location.key,
             source=source,
             state=state,
             moment=moment,

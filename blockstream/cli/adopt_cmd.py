@@ -5,12 +5,13 @@ from pathlib import Path
 import click
 
 from blockstream.cli.console import event, say
+from blockstream.cli.location_types import DISK_HERE
 from blockstream.cli.options import with_json, with_state_dir
 from blockstream.jobs.target_admin import adopt
 
 
 @click.command("adopt", short_help="Say which state a target holds.")
-@click.argument("target")
+@click.argument("target", type=DISK_HERE)
 @click.option("--id", "state_id", required=True, help="The state, as `send --base` will name it.")
 @click.option("--force-base", is_flag=True, help="Even if TARGET is half-written.")
 @with_json

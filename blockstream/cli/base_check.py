@@ -38,9 +38,8 @@ def refuse_check_base(
     """
     if not options["check_base"]:
         return
-    disk = places.hosts or (places.target is not None and not places.is_in_store)
-    named = any(host.name for host in places.hosts)
-    if not disk or named or places.machine or compare or dry_run or where.create:
+    disk = places.to_host or places.within_one_host
+    if not disk or places.to_named or places.machine or compare or dry_run or where.create:
         raise UsageError(
             "--check-base reads a TARGET that is there: HOST:/PATH, or a disk of this host; not "
             "HOST::NAME, a machine or a store; leave out --compare, --create and -n"

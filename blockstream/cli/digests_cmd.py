@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from blockstream.cli.foreground import done
+from blockstream.cli.location_types import DISK_HERE
 from blockstream.cli.options import refuse_terminal, with_state_dir
 from blockstream.run import Run
 from blockstream.transfers.digests import send_digests
@@ -14,7 +15,7 @@ _STDOUT = 1
 
 
 @click.command("digests", hidden=True)
-@click.argument("disk")
+@click.argument("disk", type=DISK_HERE)
 @click.option("--most", type=click.IntRange(0), default=DEVICE_BYTES, metavar="BYTES")
 @click.option("--adopt", default="", metavar="ID")
 @with_state_dir

@@ -10,7 +10,7 @@ from blockstream.captures.vmdk_chain import listed
 from blockstream.cli.console import show
 from blockstream.cli.foreground import Reporter, done
 from blockstream.cli.lvm_options import with_vmdk_options
-from blockstream.cli.nbd_options import with_certificates, with_export_options
+from blockstream.cli.nbd_options import disk_with_certificates, with_export_options
 from blockstream.cli.options import (
     ProgressWish,
     parse_size,
@@ -23,7 +23,14 @@ from blockstream.errors import UsageError
 from blockstream.extents import ExtentMap
 from blockstream.formats.extent_lists import Meaning, written
 from blockstream.interfaces import Source
-from blockstream.locations import is_nbd, open_export, open_source, vmdk_path
+from blockstream.locations.interface import DiskLocation
+from blockstream.locations.local import LocalDisk
+from blockstream.locations.nbd import NbdExport
+from blockstream.locations.registry import (
+    disk_of,
+    opened_source,
+)
+from blockstream.locations.vmdk import VmdkFile
 from blockstream.run import Run
 from blockstream.transfers.compare import changes
 
@@ -73,12 +80,8 @@ def command(
       blockstream extents nbd+unix:///?socket=/run/vm.sock --bitmap monday
       blockstream send --base A --goal B --extents changed.json disk.img | ...
     """  # noqa: D301
-    (source,) = with_certificates([source], tls_certificates)
     if size and not source.startswith(_STORE):
         raise UsageError("--size is for cow:FILE; every other SOURCE tells its own")
-    if bitmap:
-        _show_bitmap(source, bitmap, since, as_json=as_json)
-        return
     if source.startswith(_STORE):
         if since is not None:
             raise UsageError("cow:FILE says itself what changed; leave --since out")
@@ -89,43 +92,56 @@ def command(
             warn(text, as_json=as_json)
         _show(found.extents, Meaning.CHANGED)
         return
-    if delta or allow_outside:
-        _show_vmdk(source, since, delta=delta, outside=allow_outside, as_json=as_json)
-        return
-    tracked = tracked_changes(source, since, state_dir) if since is not None else None
-    if tracked is not None:
-        _show(tracked.extents, Meaning.CHANGED)
-        return
-    with contextlib.closing(open_source(source)) as new:
+    shown = reporters("compare", as_json=as_json, quiet=quiet, progress=progress)
+    disk = disk_of(source)
+    if tls_certificates:
+        disk = disk_with_certificates(disk, tls_certificates)
+    if bitmap:
+        _show_bitmap(disk, bitmap, since, as_json=as_json)
+    elif delta or allow_outside:
+        _show_vmdk(disk, since, delta=delta, outside=allow_outside, as_json=as_json)
+    elif since is None:
+        with opened_source(disk) as opened:
+            for text in opened.warnings:
+                warn(text, as_json=as_json)
+            _show(opened.extents(), Meaning.ALLOCATED)
+    else:
+        _show_since(disk, since, state_dir, shown, as_json=as_json)
+
+
+def _show_since(
+    disk: DiskLocation, since: str, state_dir: Path, shown: list[Reporter], *, as_json: bool
+) -> None:
+    """Show what a snapshot knows of it, or else what differs from an older copy."""
+    if isinstance(disk, LocalDisk):
+        tracked = tracked_changes(disk.path, since, state_dir)
+        if tracked is not None:
+            _show(tracked.extents, Meaning.CHANGED)
+            return
+    with opened_source(disk) as new, opened_source(disk_of(since)) as old:
         for text in new.warnings:
             warn(text, as_json=as_json)
-        if since is None:
-            _show(new.extents(), Meaning.ALLOCATED)
-            return
-        seen = reporters("compare", as_json=as_json, quiet=quiet, progress=progress)
-        with contextlib.closing(open_source(since)) as old:
-            extents = _compared(new, old, seen)
+        extents = _compared(new, old, shown)
         new.validate()
     _show(extents, Meaning.CHANGED)
 
 
-def _show_bitmap(source: str, bitmap: str, since: str | None, *, as_json: bool) -> None:
-    if since is not None or not is_nbd(source):
+def _show_bitmap(source: DiskLocation, bitmap: str, since: str | None, *, as_json: bool) -> None:
+    if since is not None or not isinstance(source, NbdExport):
         raise UsageError("--bitmap is for an export of an NBD server, without --since")
-    with contextlib.closing(open_export(source, bitmap=bitmap)) as export:
+    with contextlib.closing(source.open_source(bitmap=bitmap)) as export:
         for text in export.warnings:
             warn(text, as_json=as_json)
         _show(export.changes().extents, Meaning.CHANGED)
 
 
 def _show_vmdk(
-    source: str, since: str | None, *, delta: bool, outside: bool, as_json: bool
+    source: DiskLocation, since: str | None, *, delta: bool, outside: bool, as_json: bool
 ) -> None:
-    path = vmdk_path(source)
-    if path is None or since is not None:
+    if not isinstance(source, VmdkFile) or since is not None:
         raise UsageError("--delta and --allow-outside are for vmdk:FILE, without --since")
     found = listed(
-        path, delta=delta, outside=outside, tell=lambda text: warn(text, as_json=as_json)
+        source.path, delta=delta, outside=outside, tell=lambda text: warn(text, as_json=as_json)
     )
     _show(found.extents, found.meaning)
 

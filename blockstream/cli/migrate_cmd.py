@@ -36,7 +36,7 @@ from blockstream.jobs.migration.state import MigrationNote
 from blockstream.jobs.migration.target_volume import LandingWish
 from blockstream.jobs.migration.volume import Means, Move, moved_to
 from blockstream.linux import lvm
-from blockstream.locations import USER, Remote
+from blockstream.locations.ssh import USER, Remote
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.run import Run
 from blockstream.words import duration_text, size_text

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
-from urllib.parse import quote
 
 import click
 
 from blockstream.errors import UsageError
-from blockstream.locations import is_nbd
+from blockstream.locations.interface import DiskLocation, Location
+from blockstream.locations.nbd import NbdExport
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -33,22 +33,29 @@ def with_export_options(function: F) -> F:
     return function
 
 
-def with_certificates(places: Sequence[str], folder: str) -> tuple[str, ...]:
-    """Return places with the certificates' folder in those that use TLS, as libnbd writes it.
+def with_certificates(places: Sequence[Location], folder: str) -> tuple[Location, ...]:
+    """Return places with the certificates' folder in those that use TLS.
 
     Raises:
         UsageError: If none does.
     """
     if not folder:
         return tuple(places)
-    if not any(map(_uses_tls, places)):
+    if not any(isinstance(each, NbdExport) and each.uses_tls for each in places):
         raise UsageError("--tls-certificates is for nbds://... and nbds+unix://...")
-    return tuple(_with(place, folder) if _uses_tls(place) else place for place in places)
+    return tuple(
+        each.with_certificates(folder) if isinstance(each, NbdExport) and each.uses_tls else each
+        for each in places
+    )
 
 
-def _uses_tls(place: str) -> bool:
-    return is_nbd(place) and place.startswith("nbds")
+def disk_with_certificates(disk: DiskLocation, folder: str) -> DiskLocation:
+    """Return one disk with them.
 
-
-def _with(place: str, folder: str) -> str:
-    return f"{place}{'&' if '?' in place else '?'}tls-certificates={quote(folder)}"
+    Raises:
+        UsageError: If it uses none.
+    """
+    if not isinstance(disk, NbdExport):
+        raise UsageError("--tls-certificates is for nbds://... and nbds+unix://...")
+    with_certificates([disk], folder)
+    return disk.with_certificates(folder)

@@ -9,6 +9,7 @@ import click
 from blockstream.cli.foreign import parse_pool_chunk, with_pool_chunk
 from blockstream.errors import UsageError
 from blockstream.formats.foreign.names import WRITTEN
+from blockstream.locations.interface import Location
 
 F = TypeVar("F", bound=Callable[..., Any])
 _STDOUT = 1
@@ -38,7 +39,7 @@ def with_other_tool(function: F) -> F:
 
 
 def other_tool(
-    options: Mapping[str, Any], target: str | None, beside: Sequence[str]
+    options: Mapping[str, Any], target: Location | None, beside: Sequence[str]
 ) -> OtherTool | None:
     """Return whose stream was asked for, if one of another tool was.
 

@@ -14,6 +14,7 @@ from blockstream.cli.console import event, saving_text, say
 from blockstream.cli.foreground import done
 from blockstream.cli.foreign import show_foreign, wish_given, with_foreign_options
 from blockstream.cli.join_options import meeting_of, with_meeting
+from blockstream.cli.location_types import DISK_HERE
 from blockstream.cli.options import (
     ProgressWish,
     refuse_terminal,
@@ -66,7 +67,7 @@ def with_target_options(function: F) -> F:
 
 
 @click.command("recv", short_help="Take a stream onto a disk.")
-@click.argument("target")
+@click.argument("target", type=DISK_HERE)
 @click.option(
     "--apply",
     type=click.Choice([mode.value for mode in ApplyMode]),

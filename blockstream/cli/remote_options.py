@@ -9,7 +9,7 @@ import click
 from blockstream.cli.options import warn
 from blockstream.errors import UsageError
 from blockstream.linux.stream_join import MOST_STREAMS
-from blockstream.locations import Way
+from blockstream.locations.ssh import Way
 from blockstream.transfers.remote_command import PeerOptions
 
 F = TypeVar("F", bound=Callable[..., Any])

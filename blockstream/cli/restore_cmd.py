@@ -21,7 +21,8 @@ from blockstream.cli.stores import (
 from blockstream.destinations.places import OneDisk
 from blockstream.destinations.registry import DestinationOptions, opened_destination
 from blockstream.jobs.transfer import transfer
-from blockstream.locations import of_this_host, remote
+from blockstream.locations.registry import disk_here, location_of
+from blockstream.locations.ssh import Remote
 from blockstream.transfers.receive import ReceiveRequest
 from blockstream.transfers.remote_command import PeerOptions
 from blockstream.transfers.send import TransferOptions
@@ -60,19 +61,22 @@ def command(
       blockstream restore dir:/var/backups/blockstream/vm@7 root@HOST:/dev/vg/vm
     """  # noqa: D301
     place = place_of(point)
-    host = remote(target)
-    if host is None:
-        of_this_host(target)
+    going_to = location_of(target)
+    if not isinstance(going_to, Remote):
+        going_to = disk_here(target)
         refuse_peer_options(options)
     shown = reporters("restore", as_json=as_json, quiet=quiet, progress=progress)
     voice = Voice(shown, as_json=as_json, quiet=quiet)
     where = ReceiveRequest(
         target=target, state_dir=state_dir, **{name: options[name] for name in TARGET_FLAGS}
     )
+    peer = PeerOptions()
+    if isinstance(going_to, Remote):
+        peer = peer_options(options, as_json=as_json)
     options_there = DestinationOptions(
         where=where,
         how=TransferOptions(state_dir),
-        peer=peer_options(options, as_json=as_json) if host is not None else PeerOptions(),
+        peer=peer,
         open_store=functools.partial(open_store, access),
     )
     output = SendOutput(voice)
@@ -81,7 +85,7 @@ def command(
         run = voice.run
         async with (
             captured_point(place, target, access, run) as (capture, doubts),
-            opened_destination(target, OneDisk(), options_there, run) as destination,
+            opened_destination(going_to, OneDisk(), options_there, run) as destination,
         ):
             await transfer(capture, destination, run, output)
         output.doubt(doubts_text(doubts))

@@ -4,26 +4,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from blockstream.cli.nbd_options import with_certificates
 from blockstream.cli.recv_cmd import TARGET_FLAGS
 from blockstream.cli.remote_options import refuse_peer_options
 from blockstream.cli.vsphere_options import refuse_machine_options
 from blockstream.destinations.places import DiskSet, MachineDisks, Naming, OneDisk
 from blockstream.errors import UsageError
-from blockstream.locations import (
-    MachinePlace,
-    Remote,
-    StorePlace,
-    disk_name,
-    is_machine,
-    is_nbd,
-    machine_place,
-    remote,
-    remote_folder,
-    store_place,
-    vmdk_path,
-)
+from blockstream.locations.interface import DiskLocation, Location
+from blockstream.locations.local import LocalDisk
+from blockstream.locations.nbd import NbdExport
+from blockstream.locations.registry import location_of
+from blockstream.locations.ssh import HostFolder, Remote
+from blockstream.locations.store import StorePlace
+from blockstream.locations.vmdk import VmdkFile
+from blockstream.locations.vsphere import MachinePlace
 from blockstream.transfers.apply_modes import ApplyMode
-from blockstream.transfers.opened_target import absolute_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,28 +27,67 @@ class SendArguments:
 
     Attributes:
         sources: The disks.
-        target: As typed; None for standard output.
-        from_host: Where a single source lies, if not on this host.
-        point: The restore point that a single source is, if it is one.
-        hosts: Where each source goes, if that is another host.
-        is_in_store: Whether they go into a store.
-        machine: The machine of VMware that is the source, if it is one.
+        target: Where they go; None for standard output.
     """
 
-    sources: tuple[str, ...]
-    target: str | None = None
-    from_host: Remote | None = None
-    point: StorePlace | None = None
-    hosts: tuple[Remote, ...] = ()
-    is_in_store: bool = False
-    machine: MachinePlace | None = None
+    sources: tuple[Location, ...]
+    target: Location | None = None
+
+    @property
+    def source(self) -> Location:
+        """The first disk."""
+        return self.sources[0]
+
+    @property
+    def from_host(self) -> Remote | None:
+        """Where a single source lies, if not on this host."""
+        return self.source if isinstance(self.source, Remote) else None
+
+    @property
+    def point(self) -> StorePlace | None:
+        """The restore point that a single source is, if it is one."""
+        return self.source if isinstance(self.source, StorePlace) else None
+
+    @property
+    def machine(self) -> MachinePlace | None:
+        """The machine of VMware that is the source, if it is one."""
+        return self.source if isinstance(self.source, MachinePlace) else None
+
+    @property
+    def disks(self) -> tuple[DiskLocation, ...]:
+        """The sources that are disks of this host, or exports."""
+        kinds = (LocalDisk, NbdExport, VmdkFile)
+        return tuple(each for each in self.sources if isinstance(each, kinds))
+
+    @property
+    def is_in_store(self) -> bool:
+        """Whether they go into a store."""
+        return isinstance(self.target, StorePlace)
+
+    @property
+    def to_host(self) -> bool:
+        """Whether they go to another host."""
+        return isinstance(self.target, Remote | HostFolder)
+
+    @property
+    def to_named(self) -> bool:
+        """Whether a policy there decides where."""
+        return isinstance(self.target, Remote) and bool(self.target.name)
+
+    @property
+    def hosts(self) -> tuple[Remote, ...]:
+        """Where each disk goes on another host, if it does."""
+        target = self.target
+        if isinstance(target, HostFolder):
+            return tuple(target.place_of(disk.key) for disk in self.disks)
+        return (target,) if isinstance(target, Remote) and self.machine is None else ()
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What each source is called at a target that has a place for several."""
+        """What each disk is called at a target that has a place for several."""
         if self.hosts:
             return tuple(host.path for host in self.hosts)
-        return tuple(map(disk_name, self.sources))
+        return tuple(disk.name for disk in self.disks)
 
     @property
     def naming(self) -> Naming:
@@ -67,94 +101,88 @@ class SendArguments:
     @property
     def keys(self) -> tuple[str, ...]:
         """What each source's target is known as; empty where it need not be told from others."""
+        target = self.target
+        if target is None or self.machine is not None:
+            return ("",) * len(self.sources)
         if self.hosts:
             return tuple(host.key for host in self.hosts)
-        if self.target is None or self.machine is not None:
-            return ("",) * len(self.sources)
-        if self.is_in_store and len(self.sources) > 1:
-            return tuple(f"{self.target.rstrip('/')}/{name}" for name in self.names)
-        return (self.target if self.is_in_store else absolute_path(self.target),)
+        if isinstance(target, StorePlace) and not target.disk:
+            return tuple(StorePlace(target.store, name).key for name in self.names)
+        return (target.key,)
 
     @property
     def within_one_host(self) -> bool:
         """Whether nothing travels: the target is a disk, a file or a folder here."""
-        target = self.target
-        if target is None or self.is_in_store or self.from_host is not None:
-            return False
-        return not self.hosts and remote(target) is None
+        return isinstance(self.target, LocalDisk) and self.from_host is None
 
     @classmethod
-    def of(cls, words: tuple[str, ...]) -> "SendArguments":
+    def of(cls, words: tuple[str, ...], certificates: str = "") -> "SendArguments":
         """Tell sources from a target.
+
+        Args:
+            words: As typed.
+            certificates: Folder with certificates for NBD servers.
 
         Raises:
             UsageError: If several sources have no place to go together.
         """
-        if not all(words):
-            raise UsageError("a place is empty; nothing was done; is a variable not set?")
-        if is_machine(words[0]):
-            return cls._of_machine(words)
-        if len(words) == 1:
-            point = store_place(words[0])
-            return cls(words, None, None if point else remote(words[0]), point)
-        sources, target = words[:-1], words[-1]
-        stored = store_place(target, disk=len(sources) == 1)
-        if len(sources) > 1:
-            return cls._of_set(sources, target, stored)
-        point = store_place(sources[0])
-        from_host = None if point else remote(sources[0])
-        if stored is not None:
-            return cls(sources, target, from_host, point, is_in_store=True)
-        together = None if point else remote_folder(target, sources)
-        if together is not None:
-            _check_has_path(sources)
-            return cls(sources, target, hosts=tuple(together))
-        host = remote(target)
-        return cls(sources, target, from_host, point, (host,) if host is not None else ())
+        many = len(words) > 2
+        found = tuple(map(location_of, words[:-1] or words))
+        if len(words) > 1:
+            found += (location_of(words[-1], many=many, folder=True),)
+        found = with_certificates(found, certificates)
+        if isinstance(found[0], MachinePlace):
+            return cls._of_machine(found, found[0])
+        if len(found) == 1:
+            return cls(found)
+        made = cls(found[:-1], found[-1])
+        if many:
+            made._check_set()
+        elif isinstance(found[-1], HostFolder):
+            made._check_has_path()
+            return cls(made.sources, made.hosts[0])
+        return made
 
     @classmethod
-    def _of_machine(cls, words: tuple[str, ...]) -> "SendArguments":
+    def _of_machine(cls, words: tuple[Location, ...], machine: MachinePlace) -> "SendArguments":
         if len(words) != 2:
             raise UsageError(
                 "one machine goes to one TARGET: a folder, HOST:/FOLDER/, or STORE/NAME"
             )
-        place, target = machine_place(words[0]), words[1]
-        if not place.path:
-            raise UsageError(f"{place} names no machine; `blockstream vsphere ls` lists them")
-        return cls(words[:1], target, is_in_store=store_place(target) is not None, machine=place)
+        if not machine.path:
+            raise UsageError(f"{machine} names no machine; `blockstream vsphere ls` lists them")
+        target = words[1]
+        if isinstance(target, HostFolder) and not target.host.path:
+            raise UsageError(
+                f"{target} needs a folder for the disks of a machine: {target}/FOLDER/"
+            )
+        return cls(words[:1], target)
 
-    @classmethod
-    def _of_set(
-        cls, sources: tuple[str, ...], target: str, stored: StorePlace | None
-    ) -> "SendArguments":
-        if any(store_place(each) is not None for each in sources):
+    def _check_set(self) -> None:
+        if any(isinstance(each, StorePlace) for each in self.sources):
             raise UsageError("restore points are sent one by one")
-        if stored is not None:
-            made = cls(sources, target, is_in_store=True)
-            _check_names(made.names, target)
-            return made
-        together = remote_folder(target, sources)
-        if together is None:
+        if isinstance(self.target, HostFolder):
+            self._check_has_path()
+        elif isinstance(self.target, StorePlace):
+            self._check_names(self.target)
+        else:
             raise UsageError("several SOURCEs go to HOST:, HOST:/FOLDER/ or a store together")
-        _check_has_path(sources)
-        return cls(sources, target, hosts=tuple(together))
 
+    def _check_names(self, target: StorePlace) -> None:
+        names = self.names
+        twice = {name for name in names if names.count(name) > 1}
+        if twice or not all(names):
+            what = f"two of them are called {min(twice)}" if twice else "one of them has no name"
+            raise UsageError(
+                f"each SOURCE is a disk of its own name in {target}, and {what}; send them one by "
+                f"one, to {target}/NAME"
+            )
 
-def _check_names(names: tuple[str, ...], target: str) -> None:
-    twice = {name for name in names if names.count(name) > 1}
-    if twice or not all(names):
-        what = f"two of them are called {min(twice)}" if twice else "one of them has no name"
-        raise UsageError(
-            f"each SOURCE is a disk of its own name in {target}, and {what}; send them one by one, "
-            f"to {target.rstrip('/')}/NAME"
-        )
-
-
-def _check_has_path(sources: tuple[str, ...]) -> None:
-    if any(map(is_nbd, sources)):
-        raise UsageError("an NBD export has no path that it could have there: HOST:/PATH")
-    if any(vmdk_path(each) is not None for each in sources):
-        raise UsageError("a vmdk:FILE needs a TARGET that is named: HOST:/PATH")
+    def _check_has_path(self) -> None:
+        if any(isinstance(each, NbdExport) for each in self.sources):
+            raise UsageError("an NBD export has no path that it could have there: HOST:/PATH")
+        if any(isinstance(each, VmdkFile) for each in self.sources):
+            raise UsageError("a vmdk:FILE needs a TARGET that is named: HOST:/PATH")
 
 
 def check_arguments(given: SendArguments, options: Mapping[str, Any]) -> None:
@@ -168,8 +196,7 @@ def check_arguments(given: SendArguments, options: Mapping[str, Any]) -> None:
         return
     refuse_machine_options(options)
     _check_store(given, options)
-    here = all(map(is_nbd, given.sources))
-    if options["bitmap"] and (given.from_host is not None or not here):
+    if options["bitmap"] and not all(isinstance(each, NbdExport) for each in given.sources):
         raise UsageError("--bitmap is for a SOURCE that is an export of an NBD server")
     if given.point is not None:
         _check_point(options)
@@ -177,9 +204,9 @@ def check_arguments(given: SendArguments, options: Mapping[str, Any]) -> None:
         raise UsageError("--delta and --allow-outside are for a vmdk:FILE of this host")
     if given.from_host is not None and given.target is None:
         raise UsageError("a SOURCE of another host needs a TARGET here")
-    if given.from_host is not None and given.hosts:
+    if given.from_host is not None and given.to_host:
         raise UsageError("one of SOURCE and TARGET has to be on this host; run it on one of theirs")
-    if given.from_host is None and not given.hosts:
+    if given.from_host is None and not given.to_host:
         refuse_peer_options(options)
     if given.target is None and _target_options_given(options):
         raise UsageError("options of the target need a TARGET; over a pipe, give them to `recv`")
@@ -199,7 +226,6 @@ def _target_options_given(options: Mapping[str, Any]) -> bool:
 
 
 def _check_machine(given: SendArguments, place: MachinePlace, options: Mapping[str, Any]) -> None:
-    target = given.target or ""
     if options["bitmap"] or options["delta"] or options["allow_outside"]:
         raise UsageError("--bitmap, --delta and --allow-outside are not for a machine of VMware")
     if given.is_in_store:
@@ -208,10 +234,8 @@ def _check_machine(given: SendArguments, place: MachinePlace, options: Mapping[s
             raise UsageError("a store verifies by --audit 1; --verify-cbt is for disks and files")
     elif options["access"].given or options["audit"]:
         raise UsageError("--endpoint-url, --identity and --audit are for a store")
-    elif remote(target) is not None:
+    elif given.to_host:
         return
-    elif target.endswith(":"):
-        raise UsageError(f"{target} needs a folder for the disks of a machine: {target}/FOLDER/")
     if place.reader != "sftp":
         refuse_peer_options(options)
 

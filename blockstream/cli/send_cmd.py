@@ -23,7 +23,7 @@ from blockstream.cli.lvm_options import (
     with_snapshot_options,
     with_vmdk_options,
 )
-from blockstream.cli.nbd_options import with_certificates, with_export_options
+from blockstream.cli.nbd_options import with_export_options
 from blockstream.cli.options import (
     ProgressWish,
     cleared,
@@ -44,7 +44,8 @@ from blockstream.destinations.interface import Destination
 from blockstream.destinations.registry import DestinationOptions, opened_destination
 from blockstream.errors import UsageError
 from blockstream.jobs.transfer import ChangeOptions, rehearse, transfer
-from blockstream.locations import Remote, absolute
+from blockstream.locations.local import LocalDisk
+from blockstream.locations.ssh import Remote
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.token import ResumeToken
 from blockstream.transfers.apply_modes import ApplyMode
@@ -211,7 +212,7 @@ def command(  # one an option
       blockstream send --since vm-snap /dev/vg/vm --format thin-send | ssh OLD thin_recv vg/vm
     """  # noqa: D301
     receipt_seconds = _receipt_seconds(receipt_wait, wanted=require_receipt)
-    given = SendArguments.of(with_certificates(places, options["tls_certificates"]))
+    given = SendArguments.of(places, options["tls_certificates"])
     check_arguments(given, options)
     pipe = {
         "--compress": compress != "auto",
@@ -227,7 +228,7 @@ def command(  # one an option
     shown = reporters("send", as_json=as_json, quiet=quiet or session, progress=progress)
     voice = Voice(shown, as_json=as_json, quiet=quiet or session)
     where = ReceiveRequest(
-        target=given.target or "",
+        target=given.target.path if isinstance(given.target, LocalDisk) else "",
         state_dir=state_dir,
         apply=ApplyMode(options["apply"]),
         **{name: options[name] for name in TARGET_FLAGS},
@@ -309,7 +310,7 @@ def _refuse(
         )
     if given.machine is not None and how.receipt_seconds:
         raise UsageError("--require-receipt is not for a machine: its target says what it holds")
-    if given.hosts and (how.receipt_seconds or how.resume):
+    if given.to_host and (how.receipt_seconds or how.resume):
         raise UsageError(f"--require-receipt and --resume {_NO_EFFECT}")
     if given.is_in_store and (how.receipt_seconds or how.resume):
         raise UsageError("--require-receipt and --resume have no effect on a store")
@@ -374,7 +375,7 @@ class _Sending:
             way = peer_options(self.options, as_json=self.voice.as_json).way
             self.machine = machine_capture(
                 self.given.machine,
-                self.given.target or "",
+                str(self.given.target),
                 self.states,
                 self.where.state_dir,
                 way,
@@ -442,7 +443,7 @@ class _Sending:
             yield self.machine
             return
         if given.point is not None:
-            target = given.target or "the stream"
+            target = str(given.target or "the stream")
             opening = captured_point(
                 given.point, target, options["access"], run, increments=given.is_in_store
             )
@@ -451,10 +452,10 @@ class _Sending:
                 self.doubts = doubts_text(doubts)
             return
         captures = []
-        for source, name, key in zip(given.sources, given.names, given.keys, strict=True):
+        for source, name, key in zip(given.disks, given.names, given.keys, strict=True):
             states = self.states
             if states.base == "last":
-                last = await destination.last(absolute(source), run)
+                last = await destination.last(source.key, run)
                 states = replace(states, base=last)
             asked = CaptureOptions(
                 state_dir=self.how.state_dir,
@@ -463,7 +464,7 @@ class _Sending:
                 vmdk=vmdk_options(options),
                 bitmap=options["bitmap"],
                 target=self.how.target or key,
-                name=name if len(given.sources) > 1 else "",
+                name=name if len(given.disks) > 1 else "",
             )
             captures.append(await capture_of(source, asked, run, rehearsal=rehearsal))
         yield captures[0] if len(captures) == 1 else Together(captures)

@@ -14,7 +14,7 @@ from blockstream.cli.options import refuse_terminal, warn, with_state_dir
 from blockstream.errors import BlockstreamError, UsageError
 from blockstream.jobs.serve import Grant, key_line, load_policy, serve
 from blockstream.linux.identity import Identity
-from blockstream.locations import open_source
+from blockstream.locations.local import LocalDisk
 from blockstream.pipeline.error_map import discreet
 from blockstream.run import Run
 from blockstream.words import printable
@@ -91,7 +91,7 @@ def _served(policy: Path, asked: str | None, state_dir: Path) -> str:
 
 
 def _identity(disk: str) -> Identity:
-    with contextlib.closing(open_source(disk)) as source:
+    with contextlib.closing(LocalDisk(disk).open_source()) as source:
         return source.identity
 
 

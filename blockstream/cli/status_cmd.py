@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from blockstream.cli.console import result, say, show
+from blockstream.cli.location_types import DISK_HERE
 from blockstream.cli.options import with_json, with_state_dir
 from blockstream.errors import UsageError
 from blockstream.jobs.target_admin import all_statuses, forget, status
@@ -14,7 +15,7 @@ from blockstream_protocol import Clean, Dirty
 
 
 @click.command("status", short_help="Show what a target holds, and the resume token.")
-@click.argument("target", required=False)
+@click.argument("target", required=False, type=DISK_HERE)
 @click.option("--forget", "forgets", is_flag=True, help="Forget TARGET, which may be gone.")
 @click.option(
     "--force-base", is_flag=True, help="Forget it although it is unfinished, or could be undone."

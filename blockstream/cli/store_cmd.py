@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import json
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -35,8 +35,8 @@ from blockstream.errors import (
     StoreError,
     UsageError,
 )
-from blockstream.interfaces import Source
-from blockstream.locations import open_source, store_place
+from blockstream.locations.registry import disk_of, opened_source
+from blockstream.locations.store import store_place
 from blockstream.repository.compaction import Compacted, compact
 from blockstream.repository.healing import heal
 from blockstream.repository.keys import StoreKeys
@@ -316,7 +316,7 @@ def repair_points(
                 f"a disk heals one STORE/DISK, as {place}/{disk.name}; nothing was done"
             )
         else:
-            async with run.within(_opened(other), harmless=True) as source:
+            async with run.within(opened_source(disk_of(other)), harmless=True) as source:
                 result = await heal(disk, source, run)
         cleared(shown)
         _show_repaired(result, other, as_json=as_json)
@@ -331,12 +331,6 @@ def repair_points(
             f"{place}: {', '.join(damaged)} {stays} damaged; see the lines above"
         )
     _check_all_done(place, failed)
-
-
-@contextlib.contextmanager
-def _opened(location: str) -> Iterator[Source]:
-    with contextlib.closing(open_source(location)) as source:
-        yield source
 
 
 def _show_repaired(result: Repaired, other: str, *, as_json: bool) -> None:

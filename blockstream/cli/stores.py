@@ -16,7 +16,7 @@ from blockstream.errors import NotFoundError, StaleViewError, StoreDamagedError,
 from blockstream.formats.store_names import began
 from blockstream.interfaces import Objects
 from blockstream.linux.state_directory import check_owner, default_state_directory
-from blockstream.locations import StorePlace, open_objects, store_place
+from blockstream.locations.store import StorePlace, open_objects, store_place
 from blockstream.repository.keys import StoreHeader
 from blockstream.repository.memory import Memory
 from blockstream.repository.pins import Pins

@@ -5,12 +5,13 @@ from pathlib import Path
 import click
 
 from blockstream.cli.console import event, say
+from blockstream.cli.location_types import DISK_HERE
 from blockstream.cli.options import with_json, with_state_dir
 from blockstream.jobs.target_admin import undo_target
 
 
 @click.command("undo", short_help="Bring a target back to before the last transfer.")
-@click.argument("target")
+@click.argument("target", type=DISK_HERE)
 @with_json
 @with_state_dir
 def command(target: str, as_json: bool, state_dir: Path) -> None:

@@ -17,7 +17,14 @@ from blockstream.destinations.places import OneDisk
 from blockstream.destinations.registry import DestinationOptions, opened_destination
 from blockstream.errors import IntegrityError
 from blockstream.jobs.transfer import ChangeOptions, Unwatched, transfer
-from blockstream.locations import of_this_host, opened_source, remote
+from blockstream.locations.interface import DiskLocation, Location
+from blockstream.locations.registry import (
+    disk_here,
+    disk_of,
+    location_of,
+    opened_source,
+)
+from blockstream.locations.ssh import Remote
 from blockstream.run import Run
 from blockstream.transfers.digests import Comparison
 from blockstream.transfers.receive import ReceiveRequest, ReceiveResult
@@ -56,11 +63,12 @@ def command(
       blockstream verify /dev/vg/vm copy.img
       blockstream verify /dev/vg/vm-snap root@HOST:/dev/vg/vm --repair
     """  # noqa: D301
-    where = remote(target)
-    if where is None:
-        of_this_host(target)
+    where, disk = location_of(target), disk_of(source)
+    if not isinstance(where, Remote):
+        where = disk_here(target)
         refuse_peer_options(options)
-    peer = peer_options(options, as_json=as_json) if where is not None else PeerOptions()
+    is_far = isinstance(where, Remote)
+    peer = peer_options(options, as_json=as_json) if is_far else PeerOptions()
     taking = DestinationOptions(
         where=ReceiveRequest(target, state_dir, force_larger=True),
         how=TransferOptions(state_dir),
@@ -69,7 +77,7 @@ def command(
     shown = reporters("verify", as_json=as_json, quiet=quiet, progress=progress)
     voice = Voice(shown, as_json=as_json, quiet=quiet)
     verifying = _Repairing() if repair else _Comparing()
-    voice.done(verifying.done(source, target, taking, voice.run))
+    voice.done(verifying.done(disk, where, taking, voice.run))
     _show(verifying.found, source, target, verifying.state, as_json=as_json, quiet=quiet)
 
 
@@ -85,20 +93,24 @@ class _Comparing:
         self.found: Comparison
         self.state = ""
 
-    async def done(self, source: str, target: str, options: DestinationOptions, run: Run) -> None:
+    async def done(
+        self, source: DiskLocation, target: Location, options: DestinationOptions, run: Run
+    ) -> None:
         """Compare."""
         opening = opened_source(source, from_medium=True)
         async with (
             run.within(opening, harmless=True) as disk,
             opened_destination(target, OneDisk(), options, run) as destination,
         ):
-            self.found = await destination.differing(Captured(disk.name, source, disk), run)
+            self.found = await destination.differing(Captured(source.name, source.key, disk), run)
 
 
 class _Repairing(_Comparing, Unwatched):
     """Reads both sides, and sends what differs."""
 
-    async def done(self, source: str, target: str, options: DestinationOptions, run: Run) -> None:
+    async def done(
+        self, source: DiskLocation, target: Location, options: DestinationOptions, run: Run
+    ) -> None:
         """Compare, and send."""
         capture = await capture_of(source, CaptureOptions(options.how.state_dir), run)
         async with opened_destination(target, OneDisk(), options, run) as destination:

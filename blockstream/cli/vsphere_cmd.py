@@ -11,7 +11,7 @@ from blockstream.cli.foreground import done
 from blockstream.cli.options import warn, with_json
 from blockstream.cli.vsphere_options import opened_vsphere, password_of, with_password_option
 from blockstream.errors import UsageError
-from blockstream.locations import machine_place
+from blockstream.locations.vsphere import machine_place
 from blockstream.run import Run
 from blockstream.words import size_text
 

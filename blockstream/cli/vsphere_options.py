@@ -11,7 +11,8 @@ import click
 
 from blockstream.captures.options import StateOptions
 from blockstream.errors import AuthenticationError, NotFoundError, UsageError
-from blockstream.locations import MachinePlace, Way, open_vsphere, server_of
+from blockstream.locations.ssh import Way
+from blockstream.locations.vsphere import MachinePlace, open_vsphere, server_of
 from blockstream.words import Secret
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from blockstream.destinations.interface import Delivered, Rehearsal
 from blockstream.destinations.places import Places
 from blockstream.errors import NotFoundError, RefusedError
 from blockstream.interfaces import Target
-from blockstream.locations import open_target, opened_source
+from blockstream.locations.local import LocalDisk, open_target
+from blockstream.locations.registry import opened_source
 from blockstream.run import Run
 from blockstream.transfers.base_check import check_base_here
 from blockstream.transfers.compare import differing
@@ -135,7 +136,7 @@ def _compared(disk: Captured, place: str, run: Run) -> Comparison:
         BlockstreamError: If one of them cannot be read.
     """
     source = disk.source
-    with opened_source(place, from_medium=True) as other:
+    with opened_source(LocalDisk(place), from_medium=True) as other:
         if other.size < source.size:
             raise RefusedError(
                 f"{source.name} has {source.size} bytes, {place} only {other.size}: they cannot "

@@ -12,7 +12,7 @@ from blockstream.destinations.interface import Delivered, Rehearsal
 from blockstream.destinations.places import Places
 from blockstream.errors import ConnectionLostError, ExitStatus, UsageError
 from blockstream.linux.streams import WakeableReader
-from blockstream.locations import Remote, open_link
+from blockstream.locations.ssh import Remote, open_link
 from blockstream.run import Run
 from blockstream.transfers.base_check import check_base_there
 from blockstream.transfers.digests import Comparison, compared

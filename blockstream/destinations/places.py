@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from blockstream.errors import UsageError
-from blockstream.locations import Remote, StorePlace, remote
+from blockstream.locations.ssh import HostFolder, Remote
+from blockstream.locations.store import StorePlace
 
 P = TypeVar("P")
 
@@ -44,23 +45,16 @@ class Naming(Protocol):
     """What disks are called at a destination."""
 
     @property
-    def in_whole_store(self) -> bool:
-        """Whether the location of a store is that alone, without the name of a disk."""
-
-    @property
     def by_rounds(self) -> bool:
         """Whether the destination itself is asked what it holds, round after round.
 
         Each place that is not there yet is made then, if that is wished at all.
         """
 
-    def host_of(self, target: str) -> Remote | None:
-        """Return the other host that a target leads to; None if it leads to none."""
-
     def here(self, target: str) -> Places[str]:
         """Return the places on this host."""
 
-    def there(self, host: Remote) -> Places[Remote]:
+    def there(self, host: Remote | HostFolder) -> Places[Remote]:
         """Return the places on another host."""
 
     def stored(self, place: StorePlace) -> Places[str]:
@@ -71,19 +65,16 @@ class Naming(Protocol):
 class OneDisk:
     """The target is the place of the one disk that is sent."""
 
-    in_whole_store: bool = False
     by_rounds: bool = False
-
-    def host_of(self, target: str) -> Remote | None:
-        """See `Naming`."""
-        return remote(target)
 
     def here(self, target: str) -> Places[str]:
         """See `Naming`."""
         return Places(target, lambda _name: target)
 
-    def there(self, host: Remote) -> Places[Remote]:
+    def there(self, host: Remote | HostFolder) -> Places[Remote]:
         """See `Naming`."""
+        if isinstance(host, HostFolder):
+            raise UsageError(f"{host} takes several disks; name the place of one: HOST:/PATH")
         return Places(str(host), lambda _name: host)
 
     def stored(self, place: StorePlace) -> Places[str]:
@@ -100,19 +91,13 @@ class DiskSet:
     """
 
     hosts: Mapping[str, Remote] = field(default_factory=dict)
-    in_whole_store: bool = True
     by_rounds: bool = False
-
-    def host_of(self, target: str) -> Remote | None:
-        """See `Naming`."""
-        del target  # each has its own place on it
-        return next(iter(self.hosts.values()), None)
 
     def here(self, target: str) -> Places[str]:
         """See `Naming`."""
         raise UsageError(f"{target} takes one disk: several go to HOST:, HOST:/FOLDER/ or a store")
 
-    def there(self, host: Remote) -> Places[Remote]:
+    def there(self, host: Remote | HostFolder) -> Places[Remote]:
         """See `Naming`."""
         return Places(str(host), self.hosts.__getitem__, many=True)
 
@@ -132,12 +117,7 @@ class MachineDisks:
     """
 
     single: bool
-    in_whole_store: bool = False
     by_rounds: bool = True
-
-    def host_of(self, target: str) -> Remote | None:
-        """See `Naming`."""
-        return remote(target)
 
     def here(self, target: str) -> Places[str]:
         """See `Naming`."""
@@ -146,8 +126,10 @@ class MachineDisks:
             target, lambda name: str(Path(target) / f"{name}.raw") if folder else target, folder
         )
 
-    def there(self, host: Remote) -> Places[Remote]:
+    def there(self, host: Remote | HostFolder) -> Places[Remote]:
         """See `Naming`."""
+        if isinstance(host, HostFolder):
+            host = host.host
         folder = host.path.endswith("/")
         return Places(
             str(host),

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 from blockstream.destinations.interface import Destination
 from blockstream.destinations.places import Naming, Places
 from blockstream.errors import UsageError
-from blockstream.locations import Remote, StorePlace, store_place
+from blockstream.locations.interface import Location
+from blockstream.locations.local import LocalDisk
+from blockstream.locations.ssh import HostFolder, Remote
+from blockstream.locations.store import StorePlace
 from blockstream.run import Run
 from blockstream.transfers.receive import ReceiveRequest
 from blockstream.transfers.remote_command import PeerOptions
@@ -43,12 +46,12 @@ class DestinationOptions:
 
 @contextlib.asynccontextmanager
 async def opened_destination(
-    target: str, naming: Naming, options: DestinationOptions, run: Run
+    target: Location, naming: Naming, options: DestinationOptions, run: Run
 ) -> AsyncIterator[Destination]:
     """Open what takes disks: disks of this host, of another one, or of a store.
 
     Args:
-        target: Where they go, as typed.
+        target: Where they go.
         naming: What each is called there.
         options: How they are taken.
         run: Stops it.
@@ -56,17 +59,17 @@ async def opened_destination(
     Raises:
         BlockstreamError: If a store cannot be opened.
     """
-    stored = store_place(target, disk=not naming.in_whole_store)
-    if stored is not None:
-        if options.open_store is None:
-            raise UsageError(f"{target} is in a store, and here only a disk will do")
-        meant = stored.disk if not naming.by_rounds else ""
-        opening = options.open_store(stored.store, meant)
+    if isinstance(target, StorePlace) and options.open_store is not None:
+        meant = target.disk if not naming.by_rounds else ""
+        opening = options.open_store(target.store, meant)
         async with run.within(opening, harmless=True) as store:
-            yield _in_store(store, stored, naming.stored(stored), options)
-        return
-    host = naming.host_of(target)
-    yield _on_host(naming, host, options) if host is not None else _here(naming, target, options)
+            yield _in_store(store, target, naming.stored(target), options)
+    elif isinstance(target, Remote | HostFolder):
+        yield _on_host(naming, target, options)
+    elif isinstance(target, LocalDisk):
+        yield _here(naming, target.path, options)
+    else:
+        raise UsageError(f"{target} {target.what}")
 
 
 def _here(naming: Naming, target: str, options: DestinationOptions) -> Destination:
@@ -82,7 +85,7 @@ def _here(naming: Naming, target: str, options: DestinationOptions) -> Destinati
     )
 
 
-def _on_host(naming: Naming, host: Remote, options: DestinationOptions) -> Destination:
+def _on_host(naming: Naming, host: Remote | HostFolder, options: DestinationOptions) -> Destination:
     from blockstream.destinations.host import HostDestination  # numpy
 
     return HostDestination(

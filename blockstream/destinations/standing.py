@@ -9,7 +9,7 @@ from blockstream.destinations.host import HostDestination
 from blockstream.destinations.interface import Delivered, Rehearsal
 from blockstream.destinations.places import OneDisk
 from blockstream.errors import ConnectionLostError, OutcomeUnknownError
-from blockstream.locations import Remote
+from blockstream.locations.ssh import Remote
 from blockstream.pipeline.limiter import Limiter
 from blockstream.run import Run
 from blockstream.transfers.digests import Comparison

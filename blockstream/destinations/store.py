@@ -8,7 +8,7 @@ from blockstream.captures.interface import Captured, Holding
 from blockstream.destinations.interface import Delivered, Rehearsal
 from blockstream.destinations.places import Places
 from blockstream.extents import ExtentMap
-from blockstream.locations import StorePlace
+from blockstream.locations.store import StorePlace
 from blockstream.repository.audit import audit
 from blockstream.repository.memory import Memory
 from blockstream.repository.repository import Repository, StoredDisk

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from blockstream.errors import NotFoundError, RefusedError, UsageError
 from blockstream.linux.state_directory import JournalFiles
-from blockstream.locations import of_this_host
 from blockstream.pipeline.journal import SLOT_BYTES
 from blockstream.transfers.opened_target import (
     OpenedTarget,
@@ -133,7 +132,7 @@ def forget(location: str, state_dir: Path, *, force_base: bool) -> list[Path]:
         BusyError: If somebody writes it now.
         RefusedError: If something of it could still be finished or taken back.
     """
-    path = absolute_path(of_this_host(location))
+    path = absolute_path(location)
     found = {one.folder: one for one in all_statuses(state_dir) if one.location == path}
     with contextlib.suppress(NotFoundError, RefusedError):
         one = status_at(location, state_dir)

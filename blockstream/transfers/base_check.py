@@ -15,7 +15,7 @@ from blockstream.extents import ExtentMap
 from blockstream.formats.extent_lists import ExtentList, Meaning
 from blockstream.interfaces import Source, Target
 from blockstream.linux.buffers import aligned_buffer
-from blockstream.locations import Remote
+from blockstream.locations.ssh import Remote
 from blockstream.run import Run
 from blockstream.transfers.digests import GRAIN, compared
 from blockstream.transfers.remote_command import PeerOptions

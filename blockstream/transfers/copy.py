@@ -10,7 +10,7 @@ from blockstream import __version__
 from blockstream.captures.interface import Captured
 from blockstream.errors import BlockstreamError, InterruptedTransferError, RefusedError, SourceError
 from blockstream.interfaces import Target
-from blockstream.locations import open_target
+from blockstream.locations.local import open_target
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.packer import PackedFrame
 from blockstream.pipeline.receiver import Applying

@@ -22,7 +22,8 @@ from blockstream.extents import ExtentMap
 from blockstream.interfaces import Source
 from blockstream.linux.buffers import aligned_buffer, write_stream
 from blockstream.linux.streams import WakeableReader, widen_pipe
-from blockstream.locations import Remote, open_link, open_source
+from blockstream.locations.local import LocalDisk
+from blockstream.locations.ssh import Remote, open_link
 from blockstream.pipeline.frame_sink import PipeSink
 from blockstream.pipeline.limiter import Limiter
 from blockstream.pipeline.progress import Progress
@@ -187,7 +188,9 @@ def digests_sent(
         everything = None
         if adopt is not None:
             everything = stack.enter_context(opened_at(location, adopt[1]))
-        source = stack.enter_context(contextlib.closing(open_source(location, from_medium=True)))
+        source = stack.enter_context(
+            contextlib.closing(LocalDisk(location).open_source(from_medium=True))
+        )
         if identity and not source.identity.is_known_as(identity):
             raise RefusedError("the disk is not the one that was granted; nothing was read")
         whole = blake3.blake3()

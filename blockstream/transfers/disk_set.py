@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from blockstream.captures.interface import Captured
 from blockstream.errors import BlockstreamError, InterruptedTransferError, PartlyDoneError
-from blockstream.locations import Remote
+from blockstream.locations.ssh import Remote
 from blockstream.run import Run
 from blockstream.transfers.push import Push
 from blockstream.transfers.receive import ReceiveRequest

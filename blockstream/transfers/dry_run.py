@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from blockstream.errors import ConnectionLostError, InterruptedTransferError
 from blockstream.interfaces import Source
-from blockstream.locations import Remote, open_link
+from blockstream.locations.ssh import Remote, open_link
 from blockstream.pipeline.frame_sink import PipeSink
 from blockstream.pipeline.limiter import Limiter
 from blockstream.pipeline.progress import Progress

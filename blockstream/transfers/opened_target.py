@@ -16,7 +16,7 @@ from blockstream.errors import BlockstreamError, BusyError, NotFoundError, Refus
 from blockstream.linux.block import data_ranges, is_locked
 from blockstream.linux.identity import Identity, identity_of
 from blockstream.linux.state_directory import JournalFiles
-from blockstream.locations import of_this_host, open_target
+from blockstream.locations.local import open_target
 from blockstream.pipeline.journal import SLOT_BYTES, Journal
 from blockstream.pipeline.samples import evidence
 from blockstream.pipeline.token import ResumeToken
@@ -111,7 +111,7 @@ def made_before(location: str, state_dir: Path, same: Callable[[Clean], bool]) -
     Raises:
         RefusedError: If it exists and is not that, or may not be made there.
     """
-    path = Path(of_this_host(location))
+    path = Path(location)
     if not path.exists() and not path.is_symlink():
         _check_place(path)
         return False
@@ -280,10 +280,9 @@ def status_at(location: str, state_dir: Path) -> TargetStatus:
     Raises:
         NotFoundError: If nothing is known of it, or it does not exist.
         RefusedError: If it cannot be opened.
-        UsageError: If it cannot be a disk of this host.
     """
     try:
-        fd = os.open(of_this_host(location), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(location, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         raise NotFoundError(
             f"{location} does not exist; `blockstream status` alone shows all that are known"

@@ -9,7 +9,7 @@ from blockstream.errors import (
     InterruptedTransferError,
     UsageError,
 )
-from blockstream.locations import Remote
+from blockstream.locations.ssh import Remote
 from blockstream.run import Run
 from blockstream.transfers.receive import ReceiveRequest, ReceiveResult, receive
 from blockstream.transfers.reconnecting import Patience

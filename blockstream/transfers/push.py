@@ -14,7 +14,7 @@ from blockstream.errors import (
 )
 from blockstream.formats.extent_lists import ExtentList, Meaning
 from blockstream.interfaces import Link
-from blockstream.locations import Remote
+from blockstream.locations.ssh import Remote
 from blockstream.run import Run
 from blockstream.transfers.digests import Comparison, compared
 from blockstream.transfers.receive import ReceiveRequest

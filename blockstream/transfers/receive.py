@@ -21,7 +21,7 @@ from blockstream.errors import (
 )
 from blockstream.linux.identity import described_here
 from blockstream.linux.streams import WakeableReader, widen_pipe
-from blockstream.locations import open_target
+from blockstream.locations.local import open_target
 from blockstream.pipeline.error_map import code_of, translated
 from blockstream.pipeline.frame_sink import PipeSink
 from blockstream.pipeline.limiter import Limiter

@@ -10,7 +10,7 @@ from blockstream.errors import (
     OutcomeUnknownError,
 )
 from blockstream.interfaces import Link
-from blockstream.locations import Remote
+from blockstream.locations.ssh import Remote
 from blockstream.run import Run
 from blockstream.transfers.receive import ReceiveRequest
 from blockstream.transfers.remote_command import (

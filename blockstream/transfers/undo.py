@@ -18,7 +18,7 @@ from blockstream.errors import (
 from blockstream.extents import ExtentMap
 from blockstream.linux.files import new_file, sync_directory
 from blockstream.linux.streams import WakeableReader
-from blockstream.locations import open_source
+from blockstream.locations.local import LocalDisk
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.error_map import translated
 from blockstream.pipeline.frame_sink import PipeSink
@@ -146,7 +146,7 @@ def _stream(
 ) -> None:
     progress = Progress()
     with (
-        contextlib.closing(open_source(everything.target.name)) as source,
+        contextlib.closing(LocalDisk(everything.target.name).open_source()) as source,
         contextlib.closing(PipeSink(fd, Limiter(None), progress)) as outlet,
     ):
         state = everything.journal.state

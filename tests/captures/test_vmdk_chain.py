@@ -8,6 +8,7 @@ from blockstream.captures.options import CaptureOptions, VmdkOptions
 from blockstream.captures.vmdk_chain import VmdkCapture
 from blockstream.errors import SourceError
 from blockstream.linux.buffers import aligned_buffer
+from blockstream.locations.vmdk import VmdkFile
 from blockstream.run import Run
 from tests.running import entered, nothing_held
 from tests.vmdk_files import cowd, write_delta, write_flat
@@ -22,7 +23,9 @@ def test_gaps_can_be_read_where_they_will_be_closed(
     about = {"cid": "00000002", "parent_cid": "00000001", "parent": "base.vmdk"}
     grains = {number: bytes([2]) * 512 for number in (0, 2, 4, 6)}
     path = write_delta(tmp_path, "delta", cowd(8, grains), 8, **about)
-    capture = VmdkCapture(str(path), CaptureOptions(tmp_path, vmdk=VmdkOptions(delta=True)))
+    capture = VmdkCapture(
+        VmdkFile(str(path)), CaptureOptions(tmp_path, vmdk=VmdkOptions(delta=True))
+    )
     with entered(capture.open(nothing_held, Run())) as (disk,):
         assert (disk.base, disk.state) == ("vmdk:00000001", "vmdk:00000002")
         assert disk.changes is not None

@@ -32,7 +32,8 @@ from blockstream.errors import (
 )
 from blockstream.formats.changed_areas import TrackedState
 from blockstream.linux.buffers import aligned_buffer
-from blockstream.locations import Way, machine_place, open_vsphere, server_of
+from blockstream.locations.ssh import Way
+from blockstream.locations.vsphere import machine_place, open_vsphere, server_of
 from blockstream.run import Run
 from blockstream.sources.inventory import (
     GoneError,

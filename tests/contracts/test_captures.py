@@ -21,7 +21,9 @@ from blockstream.captures.registry import capture_of
 from blockstream.captures.together import Together
 from blockstream.captures.vsphere.capture import MachineCapture, MachineOptions
 from blockstream.formats.extent_lists import ExtentList, Meaning
-from blockstream.locations import machine_place, open_vsphere, opened_source, server_of
+from blockstream.locations.local import LocalDisk
+from blockstream.locations.registry import disk_of, opened_source
+from blockstream.locations.vsphere import machine_place, open_vsphere, server_of
 from blockstream.repository.repository import Repository
 from blockstream.run import Run
 from blockstream.sources.datastore import Server
@@ -77,11 +79,16 @@ class InFile:
         states = StateOptions(goal=f"state-{number}")
         if number:
             states = StateOptions(f"state-{number - 1}", f"state-{number}", str(self._listing()))
-        return await capture_of(self._location(), CaptureOptions(self._folder, states), Run())
+        return await capture_of(
+            disk_of(self._location()), CaptureOptions(self._folder, states), Run()
+        )
 
     def _listing(self) -> Path:
         path = self._folder / "changes"
-        with opened_source(str(self._disk)) as new, opened_source(str(self._old)) as old:
+        with (
+            opened_source(LocalDisk(str(self._disk))) as new,
+            opened_source(LocalDisk(str(self._old))) as old,
+        ):
             found = differing(new, old, Run())
         extents = [{"offset": o, "length": n, "kind": "data"} for o, n, _ in found]
         head = {"format": "blockstream-extents", "version": 1, "size": SIZE, "meaning": "changed"}
@@ -130,12 +137,12 @@ class InBitmap:
         if not number:
             export = self._serving.enter_context(qemu_nbd(self._folder, self._image))
             options = CaptureOptions(self._folder, StateOptions(goal="state-0"))
-            return await capture_of(export, options, Run())
+            return await capture_of(disk_of(export), options, Run())
         bitmap = f"b{number - 1}"
         export = self._serving.enter_context(qemu_nbd(self._folder, self._image, "-B", bitmap))
         states = StateOptions(f"state-{number - 1}", f"state-{number}")
         options = CaptureOptions(self._folder, states, bitmap=bitmap)
-        return await capture_of(export, options, Run())
+        return await capture_of(disk_of(export), options, Run())
 
     def contents(self) -> Sequence[bytes]:
         return [self._blocks.content]
@@ -169,7 +176,7 @@ class InVmdk:
     async def capture(self, number: int) -> Capture:
         path = self._folder / (f"disk-{number:06}.vmdk" if number else "disk.vmdk")
         options = CaptureOptions(self._folder, vmdk=VmdkOptions(bool(number)), name="vm")
-        return await capture_of(f"vmdk:{path}", options, Run())
+        return await capture_of(disk_of(f"vmdk:{path}"), options, Run())
 
     def contents(self) -> Sequence[bytes]:
         return [self._blocks.content]
@@ -211,11 +218,11 @@ class InStore:
         path.write_bytes(self._blocks.content)
         if self._held is not None and self._held[0] == self._blocks.content:
             return
-        with opened_source(str(path)) as source:
+        with opened_source(LocalDisk(str(path))) as source:
             if self._held is not None:
                 old = self._folder / "old"
                 old.write_bytes(self._held[0])
-                with opened_source(str(old)) as before:
+                with opened_source(LocalDisk(str(old))) as before:
                     found = differing(source, before, Run())
                 changes, base = ExtentList(found, Meaning.CHANGED, "test", SIZE), self._held[1]
             disk = Captured("vm", str(path), source, base=base, changes=changes)

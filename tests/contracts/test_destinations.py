@@ -19,7 +19,8 @@ from blockstream.destinations.registry import DestinationOptions, opened_destina
 from blockstream.errors import InterruptedTransferError
 from blockstream.extents import ExtentMap
 from blockstream.formats.extent_lists import ExtentList, Meaning
-from blockstream.locations import Remote, Way
+from blockstream.locations.registry import location_of
+from blockstream.locations.ssh import Remote, Way
 from blockstream.repository.repository import Repository
 from blockstream.repository.restore import opened_point
 from blockstream.run import Run
@@ -53,7 +54,9 @@ class Place:
     options: DestinationOptions
 
     def opened(self) -> AbstractAsyncContextManager[Destination]:
-        return opened_destination(self.target, self.naming, self.options, Run())
+        many = isinstance(self.naming, DiskSet)
+        target = location_of(self.target, many=many, folder=many)
+        return opened_destination(target, self.naming, self.options, Run())
 
 
 class Stoppable(DiskSource):

@@ -10,7 +10,7 @@ import pytest
 
 from blockstream.errors import NotFoundError
 from blockstream.interfaces import Link
-from blockstream.locations import Remote, Way, open_link
+from blockstream.locations.ssh import Remote, Way, open_link
 from blockstream.words import printable
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]

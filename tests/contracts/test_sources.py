@@ -13,7 +13,8 @@ from blockstream.errors import SourceError
 from blockstream.interfaces import Source
 from blockstream.linux.buffers import aligned_buffer
 from blockstream.linux.identity import node_of, share_bytes
-from blockstream.locations import is_nbd, open_source
+from blockstream.locations.nbd import NbdExport
+from blockstream.locations.registry import disk_of
 from blockstream_protocol import Kind
 from tests.contracts.disks import (
     DISKS,
@@ -71,7 +72,7 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
 
 @pytest.fixture
 def source(disk: Disk) -> Iterator[Source]:
-    with closing(open_source(disk.path)) as source:
+    with closing(disk_of(disk.path).open_source()) as source:
         yield source
 
 
@@ -107,17 +108,20 @@ def test_it_is_not_called_immutable_without_proof(source: Source) -> None:
 
 def test_what_may_be_written_meanwhile_is_of_no_one_moment(disk: Disk, source: Source) -> None:
     assert source.is_still is not any("no one moment" in text for text in source.warnings)
-    assert source.is_still or is_nbd(disk.path)  # of which one is exported for writing
+    # Of exports, one is exported for writing.
+    assert source.is_still or isinstance(disk_of(disk.path), NbdExport)
 
 
 def test_only_of_what_lies_elsewhere_more_may_be_asked_for_than_is_wanted(
     disk: Disk, source: Source
 ) -> None:
-    assert (source.read_ahead > 0) == is_nbd(disk.path)
+    assert (source.read_ahead > 0) == isinstance(disk_of(disk.path), NbdExport)
 
 
 def test_its_nodes_share_bytes_with_itself(disk: Disk, source: Source) -> None:
-    if is_nbd(disk.path):  # another program has the bytes, and does not say where
+    if isinstance(
+        disk_of(disk.path), NbdExport
+    ):  # another program has the bytes, and does not say where
         assert not source.nodes
         return
     fd = os.open(disk.file if ":" in disk.path else disk.path, os.O_RDONLY)
@@ -128,7 +132,7 @@ def test_its_nodes_share_bytes_with_itself(disk: Disk, source: Source) -> None:
 
 
 def test_its_nodes_share_bytes_with_what_it_lies_on(disk: Disk, source: Source) -> None:
-    if is_nbd(disk.path):
+    if isinstance(disk_of(disk.path), NbdExport):
         assert not source.nodes
         return
     fd = os.open(disk.file, os.O_RDONLY)
@@ -213,14 +217,14 @@ def test_what_nobody_changed_is_valid(source: Source) -> None:
 
 def test_closing_gives_every_descriptor_back(disk: Disk) -> None:
     before = open_descriptors()
-    source = open_source(disk.path)
+    source = disk_of(disk.path).open_source()
     source.extents()
     source.close()
     assert open_descriptors() == before
 
 
 def test_an_empty_disk_is_one_too(tmp_path: Path) -> None:
-    with in_empty_file(tmp_path) as disk, closing(open_source(disk.path)) as source:
+    with in_empty_file(tmp_path) as disk, closing(disk_of(disk.path).open_source()) as source:
         assert source.size == 0
         assert list(source.extents()) == []
         assert read(source) == b""

@@ -13,6 +13,7 @@ import pytest
 from blockstream.captures.options import CaptureOptions, StateOptions
 from blockstream.captures.plain import PlainCapture
 from blockstream.errors import NotFoundError
+from blockstream.locations.local import LocalDisk
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.token import ResumeToken
 from blockstream.run import Run
@@ -55,7 +56,7 @@ class Sent:
 def stored(what: Sent, path: Path) -> Path:
     """Send into a file."""
     states = StateOptions(what.base, what.goal, what.extents, what.resume)
-    capture = PlainCapture(what.source, CaptureOptions(what.state_dir, states))
+    capture = PlainCapture(LocalDisk(what.source), CaptureOptions(what.state_dir, states))
     how = TransferOptions(what.state_dir, CompressionChoice(0), resume=what.resume)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     try:

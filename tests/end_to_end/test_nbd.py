@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from blockstream.linux.qmp import Qmp, connected
-from blockstream.locations import open_source
+from blockstream.locations.registry import disk_of
 from blockstream.pipeline.workers import default_workers
 from tests.devices import run
 from tests.end_to_end.hosts import Host, content
@@ -271,7 +271,7 @@ def _copy_moment(host: Host, qmp: Qmp, guest: Machine, copy: Path, number: int) 
         ended = host.run("send", export, copy, "--goal", f"m{number}", *words)
         assert ended.status == 0, ended.err
         guest.wait_beyond(at + 5)  # it ran on meanwhile, and what it wrote since is not in there
-        with closing(open_source(export)) as source:
+        with closing(disk_of(export).open_source()) as source:
             moment = memoryview(bytearray(source.size))
             source.read_into([0], [source.size], moment)
         assert copy.read_bytes() == moment

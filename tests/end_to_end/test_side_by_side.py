@@ -11,7 +11,7 @@ import pytest
 
 from blockstream.captures.interface import Captured
 from blockstream.errors import InterruptedTransferError
-from blockstream.locations import Remote, Way
+from blockstream.locations.ssh import Remote, Way
 from blockstream.run import Run
 from blockstream.sources.disk import DiskSource
 from blockstream.transfers.copy import copy

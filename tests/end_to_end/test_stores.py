@@ -13,7 +13,7 @@ import pytest
 
 from blockstream.formats.point import Pack, Point
 from blockstream.interfaces import Objects
-from blockstream.locations import open_objects
+from blockstream.locations.store import open_objects
 from blockstream.repository.repository import FOLDERS
 from tests.end_to_end.hosts import Ended, Host, Words, wait_until
 from tests.rotation import share

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from blockstream.captures.options import CaptureOptions, LvmOptions
 from blockstream.captures.registry import capture_of
+from blockstream.locations.local import LocalDisk
 
 DEVICE, SIZE, BLOCK = "/dev/vg/vm", 8 << 20, 65536
 
@@ -41,7 +42,7 @@ class Volume:
     async def capture(self, number):
         how = LvmOptions("last" if number else "", rotate=True, snapshot_bytes=16 << 20)
         options = CaptureOptions(Path("/root/state"), lvm=how, target="somewhere")
-        return await capture_of(DEVICE, options, Run())
+        return await capture_of(LocalDisk(DEVICE), options, Run())
 
     def contents(self):
         page = mmap.mmap(-1, SIZE)

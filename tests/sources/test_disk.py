@@ -13,7 +13,7 @@ import pytest
 from blockstream.errors import NotFoundError, SourceError
 from blockstream.linux.buffers import aligned_buffer
 from blockstream.linux.page_cache import CacheView
-from blockstream.locations import open_source
+from blockstream.locations.registry import disk_of
 from blockstream.sources import disk as source_module
 from blockstream.sources.disk import DiskSource
 from tests.devices import loop_device, mounted, rigged, run
@@ -241,7 +241,7 @@ def test_a_device_that_changed_its_size_is_not_valid(tmp_path: Path) -> None:
 def test_a_disk_in_another_form_is_warned_of(tmp_path: Path, head: bytes, instead: str) -> None:
     path = tmp_path / "disk.img"
     path.write_bytes(head.ljust(1024, b"\0"))
-    with closing(open_source(str(path))) as source:
+    with closing(disk_of(str(path)).open_source()) as source:
         (warning,) = source.warnings
     with closing(DiskSource(str(path))) as part_of_another:
         assert part_of_another.warnings == []
@@ -252,5 +252,5 @@ def test_a_disk_in_another_form_is_warned_of(tmp_path: Path, head: bytes, instea
 def test_a_disk_as_it_is_is_not_warned_of(tmp_path: Path) -> None:
     path = tmp_path / "disk.img"
     path.write_bytes(b"\xeb\x63\x90".ljust(1024, b"\0"))
-    with closing(open_source(str(path))) as source:
+    with closing(disk_of(str(path)).open_source()) as source:
         assert source.warnings == []

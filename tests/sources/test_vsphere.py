@@ -21,7 +21,8 @@ from blockstream.errors import (
     UsageError,
 )
 from blockstream.linux.buffers import aligned_buffer
-from blockstream.locations import MachinePlace, machine_place, open_vsphere, remote, server_of
+from blockstream.locations.ssh import remote
+from blockstream.locations.vsphere import MachinePlace, machine_place, open_vsphere, server_of
 from blockstream.pipeline.read_ahead import ReadAhead
 from blockstream.sources.datastore import Datastore, DatastorePath
 from blockstream.sources.virtual_disk import DatastoreFile, VirtualDiskSource, chain_of

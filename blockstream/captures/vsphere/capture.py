@@ -33,7 +33,8 @@ from blockstream.extents import ExtentMap
 from blockstream.formats.changed_areas import TrackedState
 from blockstream.formats.extent_lists import ExtentList, Meaning
 from blockstream.linux.state_directory import locked, make_directory
-from blockstream.locations import MachinePlace, Way
+from blockstream.locations.ssh import Way
+from blockstream.locations.vsphere import MachinePlace
 from blockstream.run import Run
 from blockstream.sources.datastore import Server
 from blockstream.sources.inventory import (

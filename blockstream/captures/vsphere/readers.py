@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from blockstream.errors import SourceError, UsageError
-from blockstream.locations import MachinePlace, Way, open_link, remote
+from blockstream.locations.ssh import Way, open_link, remote
+from blockstream.locations.vsphere import MachinePlace
 from blockstream.sources.datastore import Datastore, DatastorePath, Server
 from blockstream.sources.inventory import Machine, Snapshot, VirtualDisk
 from blockstream.sources.nbd import NbdSource

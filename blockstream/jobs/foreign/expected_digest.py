@@ -7,7 +7,7 @@ import numpy as np
 
 from blockstream.extents import DATA, ExtentMap
 from blockstream.interfaces import Source
-from blockstream.locations import open_source
+from blockstream.locations.local import LocalDisk
 from blockstream.run import Run
 from blockstream.sources.layered import LayeredSource
 
@@ -40,7 +40,9 @@ def foretold(name: str, changes: LayeredSource, disk: str, run: Run) -> bytes:
     listed = changes.changes()
     ends = listed.offsets + listed.lengths
     with contextlib.ExitStack() as stack:
-        base = stack.enter_context(contextlib.closing(open_source(disk))) if disk else None
+        base = (
+            stack.enter_context(contextlib.closing(LocalDisk(disk).open_source())) if disk else None
+        )
         for start in range(0, changes.size, _WINDOW_BYTES):
             run.check("nothing was written")
             part = window[: min(_WINDOW_BYTES, changes.size - start)]

@@ -21,7 +21,7 @@ from blockstream.formats.foreign.table import HEAD_BYTES, chosen
 from blockstream.formats.foreign.wrappings import wrapping
 from blockstream.jobs.foreign.expected_digest import can_digest, foretold
 from blockstream.linux.streams import widen_pipe
-from blockstream.locations import open_target
+from blockstream.locations.local import open_target
 from blockstream.run import Run
 from blockstream.sources.foreign_stream import ForeignStream, StreamContents
 from blockstream.sources.layered import LayeredSource

@@ -13,7 +13,7 @@ from blockstream.errors import BlockstreamError, ConnectionLostError, Interrupte
 from blockstream.interfaces import Link
 from blockstream.linux.buffers import write_stream
 from blockstream.linux.children import run_guarded
-from blockstream.locations import Remote, open_link
+from blockstream.locations.ssh import Remote, open_link
 from blockstream.run import Run
 from blockstream.transfers.remote_command import PeerOptions
 

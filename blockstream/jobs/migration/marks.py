@@ -12,7 +12,7 @@ from typing import Final
 
 from blockstream.errors import UsageError
 from blockstream.linux.lvm import Volume
-from blockstream.locations import Remote, remote
+from blockstream.locations.ssh import Remote, remote
 
 _TO: Final = "blockstream_to:"
 _ODD: Final = re.compile(r"[^A-Za-z0-9_+.\-/!:&#]")

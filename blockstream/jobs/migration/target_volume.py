@@ -12,7 +12,7 @@ from pathlib import Path
 from blockstream.errors import BlockstreamError, ConnectionLostError, InterruptedTransferError
 from blockstream.linux import lvm
 from blockstream.linux.streams import WakeableReader
-from blockstream.locations import Remote, open_link
+from blockstream.locations.ssh import Remote, open_link
 from blockstream.run import Run
 from blockstream.transfers.opened_target import status_at, wait_for_receiver
 from blockstream.transfers.remote_command import LOCK_WAIT_SECONDS, PeerOptions

@@ -32,7 +32,8 @@ from blockstream.jobs.migration.target_volume import Landing, LandingWish, ask
 from blockstream.jobs.transfer import ChangeOptions, transfer
 from blockstream.linux import lvm
 from blockstream.linux.lvm import Volume
-from blockstream.locations import Remote
+from blockstream.locations.local import LocalDisk
+from blockstream.locations.ssh import Remote
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.limiter import Limiter
 from blockstream.run import Run
@@ -342,7 +343,9 @@ class MovingVolume:
         return lvm.make_snapshot(self.volume, name, self._room)
 
     def _read(self, newer: Volume, older: Volume | None, *, itself: bool = False) -> RoundCapture:
-        return RoundCapture(self._move.source, newer, older, self._changes, itself=itself)
+        return RoundCapture(
+            LocalDisk(self._move.source), newer, older, self._changes, itself=itself
+        )
 
     async def _delivered(
         self, capture: RoundCapture, run: Run, *, compare: bool = False

@@ -13,7 +13,7 @@ import pytest
 from blockstream.errors import InterruptedTransferError
 from blockstream.jobs.migration.domain import DomainGuest, Leaving
 from blockstream.jobs.migration.guests import FarHost
-from blockstream.locations import Remote, Way
+from blockstream.locations.ssh import Remote, Way
 from blockstream.run import Run
 from blockstream.transfers.remote_command import PeerOptions
 

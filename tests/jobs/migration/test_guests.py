@@ -7,7 +7,7 @@ import pytest
 
 from blockstream.errors import ConnectionLostError, InterruptedTransferError
 from blockstream.jobs.migration.guests import CommandGuest, FarHost
-from blockstream.locations import Remote, Way
+from blockstream.locations.ssh import Remote, Way
 from blockstream.run import Run
 from blockstream.transfers.remote_command import PeerOptions
 

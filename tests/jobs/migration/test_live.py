@@ -12,7 +12,7 @@ from blockstream.errors import InterruptedTransferError
 from blockstream.jobs.migration.guests import FarHost
 from blockstream.jobs.migration.live import LiveGuest
 from blockstream.linux.qmp import connected
-from blockstream.locations import Remote, Way
+from blockstream.locations.ssh import Remote, Way
 from blockstream.run import Run
 from blockstream.transfers.remote_command import PeerOptions
 from tests.machine import BOOT, DISK_BYTES, IDLE_BOOT, Machine, machine, wrong_records

@@ -7,7 +7,7 @@ import pytest
 
 from blockstream.jobs.migration.marks import places_of, tag_of
 from blockstream.linux.lvm import Volume
-from blockstream.locations import Remote
+from blockstream.locations.ssh import Remote
 
 VOLUME = Volume(
     group="vg",
