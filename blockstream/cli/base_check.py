@@ -7,7 +7,7 @@ import click
 
 from blockstream.cli.send_arguments import SendArguments
 from blockstream.errors import UsageError
-from blockstream.transfers.receive import ReceiveRequest
+from blockstream.transfers.receive_options import ReceiveRequest
 
 F = TypeVar("F", bound=Callable[..., Any])
 

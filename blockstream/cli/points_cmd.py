@@ -7,8 +7,8 @@ import click
 
 from blockstream.cli.console import result, say, show
 from blockstream.cli.options import warn
+from blockstream.cli.store_access import StoreAccess, with_store_access
 from blockstream.cli.stores import (
-    StoreAccess,
     check_doubts,
     doubts_of,
     is_store,
@@ -17,7 +17,6 @@ from blockstream.cli.stores import (
     place_of,
     show_strays,
     whole_store,
-    with_store_access,
 )
 from blockstream.errors import NotFoundError, StaleViewError, StoreDamagedError, UsageError
 from blockstream.formats.point import Point

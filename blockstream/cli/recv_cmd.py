@@ -4,13 +4,12 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from blockstream.cli.console import event, saving_text, say
+from blockstream.cli.console import say
 from blockstream.cli.foreground import done
 from blockstream.cli.foreign import show_foreign, wish_given, with_foreign_options
 from blockstream.cli.join_options import meeting_of, with_meeting
@@ -22,6 +21,8 @@ from blockstream.cli.options import (
     with_progress,
     with_state_dir,
 )
+from blockstream.cli.received_output import sampled_text, show_received
+from blockstream.cli.target_options import with_target_options
 from blockstream.errors import (
     ForeignStreamError,
     InterruptedTransferError,
@@ -32,38 +33,18 @@ from blockstream.formats.foreign.wrappings import wrapping
 from blockstream.jobs.foreign.detect import beginning, is_ours
 from blockstream.linux.files import write_durably
 from blockstream.run import Run
-from blockstream.transfers.apply_modes import ApplyMode
-from blockstream.transfers.receive import (
-    ReceiveRequest,
-    ReceiveResult,
-    receive,
-    receive_sessions,
-)
-from blockstream.words import OURS, duration_text, moment_text, size_text
+from blockstream.transfers.receive import ReceiveResult, receive, receive_sessions
+from blockstream.transfers.receive_options import ApplyMode, ReceiveRequest
+from blockstream.words import OURS
 
 if TYPE_CHECKING:
     from blockstream.jobs.foreign.receive import ForeignResult
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-TARGET_FLAGS = ("create", "verify", "force_in_use", "force_larger", "force_base")
+
 _STDIN = 0
 _STDOUT = 1
-
-
-def with_target_options(function: F) -> F:
-    """Add what says how a target may be written."""
-    for option in (
-        click.option(
-            "--create", is_flag=True, help="Make TARGET, a sparse file; refused if it exists."
-        ),
-        click.option("--verify", is_flag=True, help="Read everything back before it is durable."),
-        click.option("--force-in-use", is_flag=True, help="Write although somebody uses TARGET."),
-        click.option("--force-larger", is_flag=True, help="Take a TARGET larger than the source."),
-        click.option("--force-base", is_flag=True, help="Believe that TARGET holds the base."),
-    ):
-        function = option(function)
-    return function
 
 
 @click.command("recv", short_help="Take a stream onto a disk.")
@@ -271,43 +252,3 @@ def _write_receipt(path: str, result: ReceiveResult) -> None:
             f"the target is committed, but the receipt cannot be written to {path}: "
             f"{error.strerror}; the sender does not know; the same stream again says so once more"
         ) from error
-
-
-def sampled_text(target: str, reason: str) -> str:
-    """Say that only samples told that a target was its base, and why."""
-    return (
-        f"{target} was compared with its base by samples alone, because {reason}; --check-base "
-        "reads all of it"
-    )
-
-
-def show_received(result: ReceiveResult, target: str, *, as_json: bool, quiet: bool) -> None:
-    """Say what was committed and what that saved."""
-    committed = result.committed
-    if as_json:
-        event(
-            "committed" if committed else "would-apply",
-            **(asdict(committed) if committed else asdict(result.opening)),
-            written=result.written,
-            seconds=round(result.seconds, 3),
-            counts=asdict(result.counts),
-            untouched_tail=result.untouched_tail,
-            sampled=result.sampled,
-            moment=moment_text(result.moment),
-        )
-        return
-    if quiet:
-        return
-    if committed is None:
-        kind = "a full copy" if result.opening.full else f"changes from {result.opening.base}"
-        say(f"{target} would take {kind} to {result.opening.goal}; nothing was written")
-        return
-    if not result.written:
-        say(f"already committed: {target} holds {committed.goal}; nothing was written")
-        return
-    if result.sampled:
-        say(sampled_text(target, result.sampled))
-    if result.untouched_tail:
-        say(f"the last {size_text(result.untouched_tail)} of {target} were not touched")
-    saving = saving_text(result.counts, full=result.opening.full)
-    say(f"committed: {target} holds {committed.goal}: {saving}, in {duration_text(result.seconds)}")

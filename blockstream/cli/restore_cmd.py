@@ -7,23 +7,17 @@ from typing import Any
 import click
 
 from blockstream.cli.options import ProgressWish, reporters, with_progress, with_state_dir
-from blockstream.cli.recv_cmd import TARGET_FLAGS, with_target_options
 from blockstream.cli.remote_options import peer_options, refuse_peer_options, with_peer_options
 from blockstream.cli.send_output import SendOutput, Voice
-from blockstream.cli.stores import (
-    StoreAccess,
-    captured_point,
-    doubts_text,
-    open_store,
-    place_of,
-    with_store_access,
-)
+from blockstream.cli.store_access import StoreAccess, with_store_access
+from blockstream.cli.stores import captured_point, doubts_text, open_store, place_of
+from blockstream.cli.target_options import TARGET_FLAGS, with_target_options
 from blockstream.destinations.places import OneDisk
 from blockstream.destinations.registry import DestinationOptions, opened_destination
 from blockstream.jobs.transfer import transfer
 from blockstream.locations.registry import disk_here, location_of
 from blockstream.locations.ssh import Remote
-from blockstream.transfers.receive import ReceiveRequest
+from blockstream.transfers.receive_options import ReceiveRequest
 from blockstream.transfers.remote_command import PeerOptions
 from blockstream.transfers.send import TransferOptions
 

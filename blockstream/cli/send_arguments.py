@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from blockstream.cli.nbd_options import with_certificates
-from blockstream.cli.recv_cmd import TARGET_FLAGS
 from blockstream.cli.remote_options import refuse_peer_options
+from blockstream.cli.target_options import TARGET_FLAGS
 from blockstream.cli.vsphere_options import refuse_machine_options
 from blockstream.destinations.places import DiskSet, MachineDisks, Naming, OneDisk
 from blockstream.errors import UsageError
@@ -18,7 +18,7 @@ from blockstream.locations.ssh import HostFolder, Remote
 from blockstream.locations.store import StorePlace
 from blockstream.locations.vmdk import VmdkFile
 from blockstream.locations.vsphere import MachinePlace
-from blockstream.transfers.apply_modes import ApplyMode
+from blockstream.transfers.receive_options import ApplyMode
 
 
 @dataclass(frozen=True, slots=True)

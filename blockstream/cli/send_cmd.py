@@ -34,11 +34,12 @@ from blockstream.cli.options import (
     with_state_dir,
 )
 from blockstream.cli.other_tool import OtherTool, other_tool, with_other_tool
-from blockstream.cli.recv_cmd import TARGET_FLAGS, show_received, with_target_options
+from blockstream.cli.received_output import show_received
 from blockstream.cli.remote_options import peer_options, with_peer_options
 from blockstream.cli.send_arguments import SendArguments, check_arguments
 from blockstream.cli.send_output import SendOutput, Voice, show_rehearsal
-from blockstream.cli.stores import captured_point, doubts_text, open_store, with_store_access
+from blockstream.cli.store_access import with_store_access
+from blockstream.cli.target_options import TARGET_FLAGS, with_target_options
 from blockstream.cli.vsphere_options import machine_capture, with_machine_options
 from blockstream.destinations.interface import Destination
 from blockstream.destinations.registry import DestinationOptions, opened_destination
@@ -48,9 +49,7 @@ from blockstream.locations.local import LocalDisk
 from blockstream.locations.ssh import Remote
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.token import ResumeToken
-from blockstream.transfers.apply_modes import ApplyMode
-from blockstream.transfers.pull import pull
-from blockstream.transfers.receive import ReceiveRequest
+from blockstream.transfers.receive_options import ApplyMode, ReceiveRequest
 from blockstream.transfers.send import TransferOptions
 
 if TYPE_CHECKING:
@@ -421,6 +420,8 @@ class _Sending:
                 lanes = [_STDOUT, *(writing for _, writing in guests)]
                 yield StreamDestination(self.how, lanes, _STDIN if session else None)
         else:
+            from blockstream.cli.stores import open_store
+
             access = self.options["access"]
             options = DestinationOptions(
                 where=self.where,
@@ -443,6 +444,8 @@ class _Sending:
             yield self.machine
             return
         if given.point is not None:
+            from blockstream.cli.stores import captured_point, doubts_text
+
             target = str(given.target or "the stream")
             opening = captured_point(
                 given.point, target, options["access"], run, increments=given.is_in_store
@@ -473,6 +476,8 @@ class _Sending:
 async def _fetch(
     host: Remote, words: list[str], where: ReceiveRequest, options: Mapping[str, Any], voice: Voice
 ) -> None:
+    from blockstream.transfers.pull import pull
+
     peer = peer_options(options, as_json=voice.as_json)
     try:
         result = await pull(host, words, where, peer, voice.run)

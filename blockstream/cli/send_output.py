@@ -9,20 +9,17 @@ from blockstream.captures.interface import Captured
 from blockstream.cli.console import event, saving_text, say
 from blockstream.cli.foreground import Reporter, done
 from blockstream.cli.options import cleared, warn
-from blockstream.cli.recv_cmd import show_received
-from blockstream.cli.stores import missed_text, show_saved
+from blockstream.cli.received_output import show_received
 from blockstream.destinations.interface import Delivered, Rehearsal
 from blockstream.errors import BlockstreamError, StaleViewError
 from blockstream.run import Run
-from blockstream.transfers.digests import Comparison
-from blockstream.transfers.receive import ReceiveResult
-from blockstream.transfers.save import SaveEstimate
 from blockstream.transfers.send import SendPlan, SendResult
-from blockstream.transfers.write_foreign import WriteResult
 from blockstream.words import counted, duration_text, moment_text, size_text
 
 if TYPE_CHECKING:
     from blockstream.captures.vsphere.capture import MachineCapture  # pyVmomi: 0.2 s
+    from blockstream.transfers.digests import Comparison  # numpy: 60 ms
+    from blockstream.transfers.write_foreign import WriteResult
 
 T = TypeVar("T")
 
@@ -92,7 +89,7 @@ class SendOutput:
                 size = size_text(each.source.size)
                 self._voice.tell(f"{each.name}: all of its {size}, because {each.why_whole}")
 
-    def compared(self, disk: Captured, found: Comparison) -> None:
+    def compared(self, disk: Captured, found: "Comparison") -> None:
         """See `Onlooker`."""
         cleared(self._voice.shown)
 
@@ -109,19 +106,26 @@ class SendOutput:
         self._delivered.append(what)
 
     def _show(self, what: Delivered) -> None:
-        voice, result = self._voice, what.result
+        voice, result, full = self._voice, what.result, not what.disk.base
         if what.base_checked and voice.as_json:
             event("base-checked", target=what.place)
         elif what.base_checked and not voice.quiet:
             say(f"{what.place} held the base: all that was not sent was read, and was equal")
+        if isinstance(result, SendResult):
+            show_sent(result, voice, full=full, target=what.place)
+            return
+        # What the others take to say is loaded for them alone.
+        from blockstream.transfers.receive import ReceiveResult
+        from blockstream.transfers.write_foreign import WriteResult
+
         if isinstance(result, ReceiveResult):
             show_received(result, what.place, as_json=voice.as_json, quiet=voice.quiet)
             self.doubt(result.undo_lost)
-        elif isinstance(result, SendResult):
-            show_sent(result, voice, full=not what.disk.base, target=what.place)
         elif isinstance(result, WriteResult):
-            show_written(result, voice, full=not what.disk.base)
+            show_written(result, voice, full=full)
         else:
+            from blockstream.cli.stores import missed_text, show_saved
+
             show_saved(result, what.place, as_json=voice.as_json, quiet=voice.quiet)
             self.doubt(missed_text(result, what.place))
 
@@ -179,6 +183,9 @@ def _described(disk: Captured) -> dict[str, object]:
 
 def show_rehearsal(source: str, found: Rehearsal, voice: Voice) -> None:
     """Say what would be sent, and what the place says of it."""
+    from blockstream.transfers.receive import ReceiveResult
+    from blockstream.transfers.save import SaveEstimate
+
     show_plan(source, found.plan, as_json=voice.as_json)
     answer = found.answer
     if isinstance(answer, ReceiveResult):
@@ -246,7 +253,7 @@ def show_sent(result: SendResult, voice: Voice, *, full: bool, target: str = "")
             say("sent, not confirmed: the receiver's exit status decides")
 
 
-def show_written(result: WriteResult, voice: Voice, *, full: bool) -> None:
+def show_written(result: "WriteResult", voice: Voice, *, full: bool) -> None:
     """Say what was written for another tool."""
     if voice.as_json:
         event("written", format=result.format, counts=asdict(result.counts))

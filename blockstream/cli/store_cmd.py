@@ -14,8 +14,8 @@ from blockstream.cli.command_group import CommandGroup
 from blockstream.cli.console import event, result, say, show
 from blockstream.cli.foreground import done
 from blockstream.cli.options import ProgressWish, cleared, reporters, with_json, with_progress
+from blockstream.cli.store_access import StoreAccess, with_store_access
 from blockstream.cli.stores import (
-    StoreAccess,
     check_doubts,
     is_store,
     missing_disks,
@@ -24,7 +24,6 @@ from blockstream.cli.stores import (
     place_of,
     show_strays,
     whole_store,
-    with_store_access,
 )
 from blockstream.errors import (
     NotAllowedError,

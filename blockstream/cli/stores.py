@@ -2,20 +2,16 @@
 
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import click
-from click.core import ParameterSource
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from blockstream.cli.console import event, saving_text, say
+from blockstream.cli.store_access import StoreAccess
 from blockstream.errors import NotFoundError, StaleViewError, StoreDamagedError, UsageError
 from blockstream.formats.store_names import began
 from blockstream.interfaces import Objects
-from blockstream.linux.state_directory import check_owner, default_state_directory
 from blockstream.locations.store import StorePlace, open_objects, store_place
 from blockstream.repository.keys import StoreHeader
 from blockstream.repository.memory import Memory
@@ -27,60 +23,6 @@ from blockstream.words import counted, duration_text, moment_text, size_text, ti
 
 if TYPE_CHECKING:
     from blockstream.captures.point import PointCapture  # numpy: 60 ms
-
-
-@dataclass(frozen=True, slots=True)
-class StoreAccess:
-    """What it takes to reach a store, and to read it.
-
-    Attributes:
-        endpoint: URL of another S3 server than AWS; empty for what botocore's settings say.
-        identity: File with an identity that opens an encrypted store.
-        state_dir: Where it is remembered which stores were used, and how far they were.
-        given: Whether endpoint or identity were given on the command line.
-        allow_http: Speak to another host without TLS.
-    """
-
-    endpoint: str
-    identity: Path | None
-    state_dir: Path
-    given: bool
-    allow_http: bool = False
-
-
-def with_store_access(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that say how a store is reached, as `access`."""
-
-    @click.option(
-        "--endpoint-url",
-        default="",
-        metavar="URL",
-        help="S3 server other than AWS; AWS_ENDPOINT_URL and ~/.aws/config say it, too.",
-    )
-    @click.option(
-        "--identity",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        envvar="BLOCKSTREAM_IDENTITY",
-        help="Opens an encrypted store: a file with an age identity, or an ssh private key; "
-        "BLOCKSTREAM_IDENTITY says it, too.",
-    )
-    @click.option(
-        "--allow-http",
-        is_flag=True,
-        help="Take an S3 server of another host that is reached by http, without TLS.",
-    )
-    @functools.wraps(command)
-    def wrapped(
-        *words: Any, endpoint_url: str, identity: Path | None, allow_http: bool, **options: Any
-    ) -> None:
-        typed = click.get_current_context().get_parameter_source("identity")
-        given = bool(endpoint_url) or allow_http or typed is ParameterSource.COMMANDLINE
-        state_dir = options.get("state_dir") or check_owner(default_state_directory())
-        access = StoreAccess(endpoint_url, identity, state_dir, given, allow_http)
-        command(*words, access=access, **options)
-
-    return wrapped
 
 
 @contextlib.contextmanager

@@ -27,7 +27,8 @@ from blockstream.locations.registry import (
 from blockstream.locations.ssh import Remote
 from blockstream.run import Run
 from blockstream.transfers.digests import Comparison
-from blockstream.transfers.receive import ReceiveRequest, ReceiveResult
+from blockstream.transfers.receive import ReceiveResult
+from blockstream.transfers.receive_options import ReceiveRequest
 from blockstream.transfers.remote_command import PeerOptions
 from blockstream.transfers.send import SendResult, TransferOptions
 from blockstream.words import size_text

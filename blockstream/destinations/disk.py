@@ -27,7 +27,7 @@ from blockstream.transfers.opened_target import (
     record_adopted,
     status_at,
 )
-from blockstream.transfers.receive import ReceiveRequest
+from blockstream.transfers.receive_options import ReceiveRequest
 from blockstream.transfers.send import SendPlan, TransferOptions, planned
 from blockstream.transfers.sender_journal import SentTransfers
 from blockstream_protocol import Clean

@@ -19,7 +19,7 @@ from blockstream.transfers.digests import Comparison, compared
 from blockstream.transfers.disk_set import push_set
 from blockstream.transfers.dry_run import rehearsed_there
 from blockstream.transfers.push import push
-from blockstream.transfers.receive import ReceiveRequest
+from blockstream.transfers.receive_options import ReceiveRequest
 from blockstream.transfers.remote_command import PeerOptions, remote_command
 from blockstream.transfers.remote_errors import explained
 from blockstream.transfers.send import SendResult, TransferOptions, planned

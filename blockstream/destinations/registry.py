@@ -14,7 +14,7 @@ from blockstream.locations.local import LocalDisk
 from blockstream.locations.ssh import HostFolder, Remote
 from blockstream.locations.store import StorePlace
 from blockstream.run import Run
-from blockstream.transfers.receive import ReceiveRequest
+from blockstream.transfers.receive_options import ReceiveRequest
 from blockstream.transfers.remote_command import PeerOptions
 from blockstream.transfers.send import TransferOptions
 

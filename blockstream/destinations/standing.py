@@ -14,7 +14,7 @@ from blockstream.pipeline.limiter import Limiter
 from blockstream.run import Run
 from blockstream.transfers.digests import Comparison
 from blockstream.transfers.push import push
-from blockstream.transfers.receive import ReceiveRequest
+from blockstream.transfers.receive_options import ReceiveRequest
 from blockstream.transfers.remote_command import PeerOptions
 from blockstream.transfers.reusable_receiver import ReusableReceiver, standing
 from blockstream.transfers.send import SendResult, TransferOptions

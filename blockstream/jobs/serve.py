@@ -14,14 +14,9 @@ from blockstream.pipeline.error_map import discreet
 from blockstream.pipeline.limiter import Limiter
 from blockstream.pipeline.receiver import FrameReader
 from blockstream.run import Run
-from blockstream.transfers.apply_modes import ApplyMode
 from blockstream.transfers.digests import digests_sent
-from blockstream.transfers.receive import (
-    Answering,
-    ReceiveRequest,
-    greeting_in_time,
-    receive_frames,
-)
+from blockstream.transfers.receive import Answering, greeting_in_time, receive_frames
+from blockstream.transfers.receive_options import ApplyMode, ReceiveRequest
 from blockstream.transfers.remote_command import PEER_COMMAND
 from blockstream_protocol import DEVICE_BYTES
 

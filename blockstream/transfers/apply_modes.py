@@ -2,26 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from enum import StrEnum
 
 from blockstream.pipeline.direct import DirectApplier
 from blockstream.pipeline.receiver import Applier
 from blockstream.pipeline.staged import SPOOL_POSITION, StagedApplier
 from blockstream.run import Run
 from blockstream.transfers.opened_target import OpenedTarget
+from blockstream.transfers.receive_options import ApplyMode
 from blockstream.transfers.stored_stream import finish_staged, spool_facts, undo_dropper
 from blockstream_protocol import Dirty, Open, Plan, ReceiverPolicy, TargetState
 
 # Whether a transfer of that identity is continued here.
 Continues = Callable[[str], bool]
-
-
-class ApplyMode(StrEnum):
-    """How a stream comes onto the target."""
-
-    DIRECT = "direct"
-    UNDO = "undo"
-    STAGE = "stage"
 
 
 def applier_for(

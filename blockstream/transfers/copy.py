@@ -25,7 +25,8 @@ from blockstream.transfers.opened_target import (
     made_before,
     opened_or_removed,
 )
-from blockstream.transfers.receive import ReceiveRequest, ReceiveResult, advised
+from blockstream.transfers.receive import ReceiveResult, advised
+from blockstream.transfers.receive_options import ReceiveRequest
 from blockstream.transfers.send import SendPlan, TransferOptions, planned
 from blockstream.transfers.sender_journal import Intent, SentTransfers
 from blockstream.transfers.stored_stream import finish_staged

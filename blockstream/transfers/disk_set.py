@@ -10,7 +10,7 @@ from blockstream.errors import BlockstreamError, InterruptedTransferError, Partl
 from blockstream.locations.ssh import Remote
 from blockstream.run import Run
 from blockstream.transfers.push import Push
-from blockstream.transfers.receive import ReceiveRequest
+from blockstream.transfers.receive_options import ReceiveRequest
 from blockstream.transfers.remote_command import PeerOptions, target_options
 from blockstream.transfers.send import SendResult, TransferOptions
 from blockstream.transfers.session import Sending

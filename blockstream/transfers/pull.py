@@ -11,7 +11,8 @@ from blockstream.errors import (
 )
 from blockstream.locations.ssh import Remote
 from blockstream.run import Run
-from blockstream.transfers.receive import ReceiveRequest, ReceiveResult, receive
+from blockstream.transfers.receive import ReceiveResult, receive
+from blockstream.transfers.receive_options import ReceiveRequest
 from blockstream.transfers.reconnecting import Patience
 from blockstream.transfers.remote_command import (
     PeerOptions,

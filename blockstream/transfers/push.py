@@ -17,7 +17,7 @@ from blockstream.interfaces import Link
 from blockstream.locations.ssh import Remote
 from blockstream.run import Run
 from blockstream.transfers.digests import Comparison, compared
-from blockstream.transfers.receive import ReceiveRequest
+from blockstream.transfers.receive_options import ReceiveRequest
 from blockstream.transfers.reconnecting import Patience
 from blockstream.transfers.remote_command import (
     LOCK_WAIT_SECONDS,

@@ -13,7 +13,7 @@ from blockstream.errors import (
 from blockstream.interfaces import Link
 from blockstream.linux.stream_join import MOST_STREAMS, new_token, tell_token
 from blockstream.locations.ssh import Remote, Way, open_links, round_trip
-from blockstream.transfers.receive import ReceiveRequest
+from blockstream.transfers.receive_options import ReceiveRequest
 from blockstream_protocol import IDLE_SECONDS
 
 # The one thing that a peer may ask a forced command for; it is compared, never parsed.

@@ -12,7 +12,7 @@ from blockstream.errors import (
 from blockstream.interfaces import Link
 from blockstream.locations.ssh import Remote
 from blockstream.run import Run
-from blockstream.transfers.receive import ReceiveRequest
+from blockstream.transfers.receive_options import ReceiveRequest
 from blockstream.transfers.remote_command import (
     LOCK_WAIT_SECONDS,
     PeerOptions,

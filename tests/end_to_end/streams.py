@@ -18,7 +18,8 @@ from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.token import ResumeToken
 from blockstream.run import Run
 from blockstream.transfers.opened_target import read_status
-from blockstream.transfers.receive import ReceiveRequest, ReceiveResult, receive
+from blockstream.transfers.receive import ReceiveResult, receive
+from blockstream.transfers.receive_options import ReceiveRequest
 from blockstream.transfers.send import TransferOptions, send
 from blockstream_protocol import HEAD_BYTES, MAGIC, Clean, Dirty, FrameType
 from tests.running import entered, nothing_held

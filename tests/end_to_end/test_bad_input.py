@@ -21,7 +21,8 @@ from blake3 import blake3
 from blockstream.errors import BlockstreamError, NotFoundError
 from blockstream.pipeline.workers import Workers
 from blockstream.run import Run
-from blockstream.transfers.receive import ReceiveRequest, receive
+from blockstream.transfers.receive import receive
+from blockstream.transfers.receive_options import ReceiveRequest
 from blockstream_protocol import (
     EXTENTS_BYTES,
     HEAD_BYTES,

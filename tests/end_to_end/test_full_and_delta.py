@@ -30,7 +30,7 @@ from blockstream.run import Run
 from blockstream.sources.disk import DiskSource
 from blockstream.targets.disk import DiskTarget
 from blockstream.transfers.copy import copy
-from blockstream.transfers.receive import ReceiveRequest
+from blockstream.transfers.receive_options import ReceiveRequest
 from blockstream.transfers.send import SendPlan, TransferOptions
 from blockstream_protocol import FrameType, Kind
 from tests.end_to_end.hosts import (

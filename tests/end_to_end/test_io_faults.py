@@ -25,7 +25,7 @@ from blockstream.errors import (
     TargetError,
 )
 from blockstream.transfers.opened_target import TargetStatus, read_status
-from blockstream.transfers.receive import ReceiveRequest
+from blockstream.transfers.receive_options import ReceiveRequest
 from blockstream_protocol import Clean, Dirty
 from tests.devices import Rigged, rigged
 from tests.end_to_end.streams import Sent, checkpoints_every, stored, taken, taken_with_barriers

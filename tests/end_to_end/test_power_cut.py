@@ -22,7 +22,7 @@ from blockstream.pipeline.direct import DirectApplier
 from blockstream.pipeline.journal import SLOT_BYTES, Journal
 from blockstream.pipeline.token import ResumeToken
 from blockstream.targets.disk import DiskTarget
-from blockstream.transfers.receive import ReceiveRequest
+from blockstream.transfers.receive_options import ReceiveRequest
 from blockstream_protocol import Clean, Dirty, TargetState
 from tests.devices import loop_device, mounted, rigged, run, tmpfs
 from tests.disk_log import Logged, lose_power, read_log

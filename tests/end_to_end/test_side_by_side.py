@@ -17,7 +17,7 @@ from blockstream.sources.disk import DiskSource
 from blockstream.transfers.copy import copy
 from blockstream.transfers.opened_target import status_at
 from blockstream.transfers.push import push
-from blockstream.transfers.receive import ReceiveRequest
+from blockstream.transfers.receive_options import ReceiveRequest
 from blockstream.transfers.remote_command import PeerOptions
 from blockstream.transfers.send import TransferOptions
 from blockstream_protocol import Clean, Dirty

@@ -28,7 +28,8 @@ from blockstream.sources.layered import LayeredSource
 from blockstream.transfers.copy import copy
 from blockstream.transfers.dry_run import rehearsed_here
 from blockstream.transfers.opened_target import LOCK_POLL_SECONDS, patiently, status_at
-from blockstream.transfers.receive import ReceiveRequest, ReceiveResult
+from blockstream.transfers.receive import ReceiveResult
+from blockstream.transfers.receive_options import ReceiveRequest
 from blockstream.transfers.send import TransferOptions, planned
 from blockstream_protocol import Clean, Dirty, TargetState, Unknown, is_id
 

@@ -37,7 +37,7 @@ from blockstream.locations.ssh import Remote
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.limiter import Limiter
 from blockstream.run import Run
-from blockstream.transfers.receive import ReceiveRequest
+from blockstream.transfers.receive_options import ReceiveRequest
 from blockstream.transfers.remote_command import PeerOptions
 from blockstream.transfers.send import SendResult, TransferOptions
 

@@ -31,7 +31,7 @@ from blockstream.jobs.foreign.convert import write_ours
 from blockstream.jobs.target_admin import adopt
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.run import Run
-from blockstream.transfers.receive import ReceiveRequest
+from blockstream.transfers.receive_options import ReceiveRequest
 from blockstream.transfers.write_foreign import write_foreign
 from tests.end_to_end.streams import taken
 from tests.foreign_streams import Change, applied, brought_onto, lvmsync, rbd_diff, thin_send
