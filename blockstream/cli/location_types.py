@@ -3,7 +3,8 @@
 import click
 from click.shell_completion import CompletionItem
 
-from blockstream.locations.registry import disk_here
+from blockstream.locations.interface import DiskLocation
+from blockstream.locations.registry import disk_here, disk_of
 
 
 class _DiskHere(click.ParamType[str]):
@@ -28,4 +29,22 @@ class _DiskHere(click.ParamType[str]):
         return [CompletionItem(incomplete, type="file")]
 
 
+class _Disk(click.ParamType[DiskLocation]):
+    """A disk that is read from this host, or an export."""
+
+    name = "disk"
+
+    def convert(
+        self, value: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> DiskLocation:
+        """Return it.
+
+        Raises:
+            UsageError: If it is something else.
+        """
+        del param, ctx  # the error says which word it was
+        return disk_of(value)
+
+
 DISK_HERE = _DiskHere()
+DISK = _Disk()

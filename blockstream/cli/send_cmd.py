@@ -124,7 +124,7 @@ _NO_EFFECT = "have no effect here: a session with another host confirms and cont
 @click.option(
     "--compare",
     is_flag=True,
-    help="Where nobody tracked: both hosts read and digest all, only what differs travels.",
+    help="Where nobody tracked: both sides are read whole, and only what differs is sent.",
 )
 @click.option(
     "--session",
@@ -182,10 +182,12 @@ def command(  # one an option
 
     TARGET is a disk of this host, or of another one: [USER@]HOST:/PATH or
     ssh://[USER@]HOST[:PORT]/PATH; or STORE/DISK, a disk in a store. SOURCE may be one of another
-    host, too, and is fetched then. Several SOURCEs go to HOST: or HOST:/FOLDER/ as one set: none
-    is committed before all are durable there. SOURCE may be a virtual machine of VMware,
-    vsphere://USER@VCENTER/DATACENTER/vm/NAME, and TARGET then a folder, HOST:/FOLDER/ or
-    STORE/NAME for all of its disks; only what changed since the TARGET's state is sent.
+    host, too, and is fetched then; or STORE/DISK[@POINT], a restore point. Several SOURCEs go to
+    HOST:, HOST:/FOLDER/ or STORE as one set: none is committed before all are durable there.
+
+    SOURCE may be a virtual machine of VMware, vsphere://USER@VCENTER/DATACENTER/vm/NAME, and
+    TARGET then a folder, HOST:/FOLDER/ or STORE/NAME for all of its disks; only what changed since
+    the TARGET's state is sent.
 
     An export of an NBD server is nbd://HOST[:PORT]/EXPORT, or nbd+unix:///EXPORT?socket=PATH; with
     TLS, which is then required, nbds://... and nbds+unix://...
@@ -205,6 +207,8 @@ def command(  # one an option
       blockstream send --base monday --goal tuesday --extents changed.json disk.img | ...
       blockstream send disk.img copy.img --create
       blockstream send /dev/vg/vm dir:/var/backups/blockstream/vm
+      blockstream send /dev/vg/root /dev/vg/data dir:/var/backups/blockstream
+      blockstream send dir:/var/backups/blockstream/vm@last s3://bucket/backups/vm
       blockstream send nbd://HOST/vm copy.img --base monday --goal tuesday --bitmap monday
       blockstream send vmdk:vm-000002.vmdk /dev/vg/vm
       blockstream send --delta vmdk:vm-000003.vmdk /dev/vg/vm
@@ -412,7 +416,7 @@ class _Sending:
             from blockstream.formats.foreign.table import by_name
 
             how = by_name(self.other.format)
-            yield OtherToolDestination(how, self.other.pool_chunk, self.how, _STDOUT)
+            yield OtherToolDestination(self.how, how, _STDOUT, self.other.pool_chunk)
         elif given.target is None:
             from blockstream.destinations.stdout import StreamDestination
 

@@ -15,18 +15,14 @@ from blockstream.transfers.session import send_session
 
 
 @dataclass(frozen=True, slots=True)
-class StreamDestination:
-    """Whoever reads what is written.
+class OneWay:
+    """Whoever reads what is written, and cannot be asked.
 
     Attributes:
-        how: How a disk travels.
-        lanes: Descriptors that are written.
-        answers: Descriptor that answers come from; None where nobody answers.
+        how: How a disk travels; has the sender's journal.
     """
 
     how: TransferOptions
-    lanes: Sequence[int]
-    answers: int | None = None
 
     async def last(self, location: str, run: Run) -> str:
         """See `Destination`."""
@@ -46,6 +42,19 @@ class StreamDestination:
         """See `Destination`."""
         plan = await run.carry(functools.partial(planned, disk, self.how))
         return Rehearsal("", plan, None)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamDestination(OneWay):
+    """A blockstream that reads a stream of ours, or answers in a session.
+
+    Attributes:
+        lanes: Descriptors that are written.
+        answers: Descriptor that answers come from; None where nobody answers.
+    """
+
+    lanes: Sequence[int] = ()
+    answers: int | None = None
 
     async def deliver(self, disks: Sequence[Captured], run: Run) -> AsyncGenerator[Delivered, None]:
         """See `Destination`. Over a plain pipe nobody says whether it was committed."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from blockstream.errors import BlockstreamError, NotFoundError, RefusedError, UsageError
 from blockstream.linux.streams import WakeableReader
+from blockstream.locations.local import LocalDisk
 from blockstream.pipeline.error_map import discreet
 from blockstream.pipeline.limiter import Limiter
 from blockstream.pipeline.receiver import FrameReader
@@ -204,7 +205,7 @@ def _served(
             grant = granted(grants, hello.target, VERIFY)
             most = hello.target.get("most")
             size = most if type(most) is int and most >= 0 else 0
-            digests_sent(grant.path, size, to_peer, run, identity=grant.identity)
+            digests_sent(LocalDisk(grant.path), size, to_peer, run, identity=grant.identity)
             return f"{grant.name} was compared"
         try:
             grant = granted(grants, hello.target, RECEIVE)

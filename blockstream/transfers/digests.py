@@ -22,7 +22,7 @@ from blockstream.extents import ExtentMap
 from blockstream.interfaces import Source
 from blockstream.linux.buffers import aligned_buffer, write_stream
 from blockstream.linux.streams import WakeableReader, widen_pipe
-from blockstream.locations.local import LocalDisk
+from blockstream.locations.interface import DiskLocation
 from blockstream.locations.ssh import Remote, open_link
 from blockstream.pipeline.frame_sink import PipeSink
 from blockstream.pipeline.limiter import Limiter
@@ -152,7 +152,7 @@ def _digests_of(data: memoryview) -> bytes:
 
 
 async def send_digests(
-    location: str,
+    location: DiskLocation,
     most: int,
     fd: int,
     run: Run,
@@ -176,7 +176,7 @@ async def send_digests(
 
 
 def digests_sent(
-    location: str,
+    location: DiskLocation,
     most: int,
     fd: int,
     run: Run,
@@ -187,10 +187,9 @@ def digests_sent(
     with contextlib.ExitStack() as stack:
         everything = None
         if adopt is not None:
-            everything = stack.enter_context(opened_at(location, adopt[1]))
-        source = stack.enter_context(
-            contextlib.closing(LocalDisk(location).open_source(from_medium=True))
-        )
+            everything = stack.enter_context(opened_at(str(location), adopt[1]))
+        opening = contextlib.closing(location.open_source(from_medium=True))
+        source = stack.enter_context(opening)
         if identity and not source.identity.is_known_as(identity):
             raise RefusedError("the disk is not the one that was granted; nothing was read")
         whole = blake3.blake3()
@@ -206,7 +205,7 @@ def digests_sent(
             with run.heeding(job.stop):
                 job.run()
             if everything is not None and adopt is not None:
-                record_adopted(everything, location, adopt[0])
+                record_adopted(everything, str(location), adopt[0])
             write_stream(fd, [memoryview(whole.digest())])
         except OSError as error:
             raise ConnectionLostError("whoever compares has hung up") from error

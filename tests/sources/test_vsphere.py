@@ -21,7 +21,7 @@ from blockstream.errors import (
     UsageError,
 )
 from blockstream.linux.buffers import aligned_buffer
-from blockstream.locations.ssh import remote
+from blockstream.locations.registry import location_of
 from blockstream.locations.vsphere import MachinePlace, machine_place, open_vsphere, server_of
 from blockstream.pipeline.read_ahead import ReadAhead
 from blockstream.sources.datastore import Datastore, DatastorePath
@@ -294,7 +294,7 @@ def test_a_location_is_read() -> None:
     )
     assert str(place) == "vsphere://dom\\ann@vsphere.local@vc.example:8443/My DC/vm/a%2fb?disk=2001"
     assert machine_place(f"vsphere://{USER}@vc").path == ""
-    assert remote(f"vsphere://{USER}@vc/DC/vm/a") is None
+    assert isinstance(location_of(f"vsphere://{USER}@vc/DC/vm/a"), MachinePlace)
 
 
 @pytest.mark.parametrize(
