@@ -7,8 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from blockstream.captures.interface import Captured, Held
 from blockstream.captures.listing import listing_of, parsed
 from blockstream.captures.options import CaptureOptions
-from blockstream.locations.interface import DiskLocation
-from blockstream.locations.registry import opened_source
+from blockstream.locations.interface import DiskLocation, opened_source
 from blockstream.run import Run
 
 

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 from blockstream.captures.interface import Capture
-from blockstream.captures.lvm_snapshots import volume_at, why_no_volume
 from blockstream.captures.options import CaptureOptions, LvmOptions, VmdkOptions
 from blockstream.captures.plain import PlainCapture
 from blockstream.errors import UsageError
@@ -36,6 +35,8 @@ async def capture_of(
         raise UsageError("--delta and --allow-outside are for vmdk:FILE")
     why = str(location.what).partition(",")[0]
     if isinstance(location, LocalDisk):
+        from blockstream.captures.lvm_snapshots import volume_at, why_no_volume
+
         path, why = location.path, why_no_volume()
         volume = await run.ask(lambda: volume_at(path))
         if volume is not None:

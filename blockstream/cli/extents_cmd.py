@@ -23,13 +23,10 @@ from blockstream.errors import UsageError
 from blockstream.extents import ExtentMap
 from blockstream.formats.extent_lists import Meaning, written
 from blockstream.interfaces import Source
-from blockstream.locations.interface import DiskLocation
+from blockstream.locations.interface import DiskLocation, opened_source
 from blockstream.locations.local import LocalDisk
 from blockstream.locations.nbd import NbdExport
-from blockstream.locations.registry import (
-    disk_of,
-    opened_source,
-)
+from blockstream.locations.registry import disk_of
 from blockstream.locations.vmdk import VmdkFile
 from blockstream.run import Run
 from blockstream.transfers.compare import changes

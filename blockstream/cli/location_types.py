@@ -1,10 +1,14 @@
 """What words of a command line name, as click's types: parsed once, completed by the shell."""
 
+from typing import TYPE_CHECKING
+
 import click
-from click.shell_completion import CompletionItem
 
 from blockstream.locations.interface import DiskLocation
-from blockstream.locations.registry import disk_here, disk_of
+from blockstream.locations.local import disk_here
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 
 class _DiskHere(click.ParamType[str]):
@@ -23,8 +27,10 @@ class _DiskHere(click.ParamType[str]):
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
+    ) -> "list[CompletionItem]":
         """Let the shell complete files."""
+        from click.shell_completion import CompletionItem  # the shell asks for it alone
+
         del ctx, param
         return [CompletionItem(incomplete, type="file")]
 
@@ -43,6 +49,8 @@ class _Disk(click.ParamType[DiskLocation]):
             UsageError: If it is something else.
         """
         del param, ctx  # the error says which word it was
+        from blockstream.locations.registry import disk_of
+
         return disk_of(value)
 
 

@@ -15,7 +15,8 @@ from blockstream.cli.target_options import TARGET_FLAGS, with_target_options
 from blockstream.destinations.places import OneDisk
 from blockstream.destinations.registry import DestinationOptions, opened_destination
 from blockstream.jobs.transfer import transfer
-from blockstream.locations.registry import disk_here, location_of
+from blockstream.locations.local import disk_here
+from blockstream.locations.registry import location_of
 from blockstream.locations.ssh import Remote
 from blockstream.transfers.receive_options import ReceiveRequest
 from blockstream.transfers.remote_command import PeerOptions

@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blockstream.cli.nbd_options import with_certificates
 from blockstream.cli.remote_options import refuse_peer_options
 from blockstream.cli.target_options import TARGET_FLAGS
 from blockstream.cli.vsphere_options import refuse_machine_options
-from blockstream.destinations.places import DiskSet, MachineDisks, Naming, OneDisk
 from blockstream.errors import UsageError
 from blockstream.locations.interface import DiskLocation, Location
 from blockstream.locations.local import LocalDisk
@@ -19,6 +18,9 @@ from blockstream.locations.store import StorePlace
 from blockstream.locations.vmdk import VmdkFile
 from blockstream.locations.vsphere import MachinePlace
 from blockstream.transfers.receive_options import ApplyMode
+
+if TYPE_CHECKING:
+    from blockstream.destinations.places import Naming
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +92,10 @@ class SendArguments:
         return tuple(disk.name for disk in self.disks)
 
     @property
-    def naming(self) -> Naming:
+    def naming(self) -> "Naming":
         """What the disks are called at the target."""
+        from blockstream.destinations.places import DiskSet, MachineDisks, OneDisk
+
         if self.machine is not None:
             return MachineDisks(bool(self.machine.disk))
         if len(self.sources) > 1:

@@ -42,7 +42,6 @@ from blockstream.cli.store_access import with_store_access
 from blockstream.cli.target_options import TARGET_FLAGS, with_target_options
 from blockstream.cli.vsphere_options import machine_capture, with_machine_options
 from blockstream.destinations.interface import Destination
-from blockstream.destinations.registry import DestinationOptions, opened_destination
 from blockstream.errors import UsageError
 from blockstream.jobs.transfer import ChangeOptions, rehearse, transfer
 from blockstream.locations.local import LocalDisk
@@ -425,6 +424,7 @@ class _Sending:
                 yield StreamDestination(self.how, lanes, _STDIN if session else None)
         else:
             from blockstream.cli.stores import open_store
+            from blockstream.destinations.registry import DestinationOptions, opened_destination
 
             access = self.options["access"]
             options = DestinationOptions(

@@ -34,7 +34,8 @@ from blockstream.errors import (
     StoreError,
     UsageError,
 )
-from blockstream.locations.registry import disk_of, opened_source
+from blockstream.locations.interface import opened_source
+from blockstream.locations.registry import disk_of
 from blockstream.locations.store import store_place
 from blockstream.repository.compaction import Compacted, compact
 from blockstream.repository.healing import heal

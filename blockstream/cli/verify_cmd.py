@@ -17,13 +17,9 @@ from blockstream.destinations.places import OneDisk
 from blockstream.destinations.registry import DestinationOptions, opened_destination
 from blockstream.errors import IntegrityError
 from blockstream.jobs.transfer import ChangeOptions, Unwatched, transfer
-from blockstream.locations.interface import DiskLocation, Location
-from blockstream.locations.registry import (
-    disk_here,
-    disk_of,
-    location_of,
-    opened_source,
-)
+from blockstream.locations.interface import DiskLocation, Location, opened_source
+from blockstream.locations.local import disk_here
+from blockstream.locations.registry import disk_of, location_of
 from blockstream.locations.ssh import Remote
 from blockstream.run import Run
 from blockstream.transfers.digests import Comparison

@@ -12,8 +12,8 @@ from blockstream.destinations.interface import Delivered, Rehearsal
 from blockstream.destinations.places import Places
 from blockstream.errors import NotFoundError, RefusedError
 from blockstream.interfaces import Target
+from blockstream.locations.interface import opened_source
 from blockstream.locations.local import LocalDisk, open_target
-from blockstream.locations.registry import opened_source
 from blockstream.run import Run
 from blockstream.transfers.base_check import check_base_here
 from blockstream.transfers.compare import differing
@@ -21,8 +21,8 @@ from blockstream.transfers.copy import copy
 from blockstream.transfers.digests import Comparison
 from blockstream.transfers.dry_run import rehearsed_here
 from blockstream.transfers.opened_target import (
+    TargetStatus,
     absolute_path,
-    holding_of,
     opened,
     record_adopted,
     status_at,
@@ -30,7 +30,7 @@ from blockstream.transfers.opened_target import (
 from blockstream.transfers.receive_options import ReceiveRequest
 from blockstream.transfers.send import SendPlan, TransferOptions, planned
 from blockstream.transfers.sender_journal import SentTransfers
-from blockstream_protocol import Clean
+from blockstream_protocol import Clean, Dirty
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class DiskDestination:
         if not Path(place).exists():
             return Holding(exists=False)
         try:
-            return holding_of(status_at(place, self.where.state_dir))
+            return _holding_of(status_at(place, self.where.state_dir))
         except NotFoundError:
             return Holding()
 
@@ -143,3 +143,16 @@ def _compared(disk: Captured, place: str, run: Run) -> Comparison:
                 "be equal; nothing was written"
             )
         return Comparison(source.size, differing(source, other, run), other.size)
+
+
+def _holding_of(status: TargetStatus) -> Holding:
+    """Return what an increment for a target may start from."""
+    state = status.state
+    if status.staged:
+        return Holding(status.staged)  # applied before anything else is taken
+    if isinstance(state, Dirty):
+        # Which is what a transfer that covers the unfinished one has.
+        return Holding(state.base, unfinished=True)
+    if isinstance(state, Clean):
+        return Holding(state.id, state.moment)
+    return Holding()

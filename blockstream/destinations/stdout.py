@@ -3,15 +3,18 @@
 import functools
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from blockstream.captures.interface import Captured, Holding
 from blockstream.destinations.interface import Delivered, Rehearsal
 from blockstream.errors import UsageError
 from blockstream.run import Run
-from blockstream.transfers.digests import Comparison
 from blockstream.transfers.send import TransferOptions, planned, send
 from blockstream.transfers.sender_journal import SentTransfers
 from blockstream.transfers.session import send_session
+
+if TYPE_CHECKING:
+    from blockstream.transfers.digests import Comparison
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,7 @@ class OneWay:
         del name, run
         return Holding(exists=False)
 
-    async def differing(self, disk: Captured, run: Run, *, adopt: bool = False) -> Comparison:
+    async def differing(self, disk: Captured, run: Run, *, adopt: bool = False) -> "Comparison":
         """See `Destination`."""
         raise UsageError("a stream cannot be compared: give a TARGET")
 

@@ -1,5 +1,7 @@
 """What the things are that people name."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import ClassVar, Protocol
 
 from blockstream.interfaces import Source
@@ -37,3 +39,10 @@ class DiskLocation(Location, Protocol):
             NotFoundError: If there is nothing.
             SourceError: If it cannot be read.
         """
+
+
+@contextlib.contextmanager
+def opened_source(location: DiskLocation, *, from_medium: bool = False) -> Iterator[Source]:
+    """Open a disk for reading, and close it. See `DiskLocation.open_source`."""
+    with contextlib.closing(location.open_source(from_medium=from_medium)) as source:
+        yield source

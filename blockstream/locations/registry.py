@@ -1,15 +1,13 @@
 """From what people type to the thing that it names: one row a kind."""
 
-import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from blockstream.errors import UsageError
-from blockstream.interfaces import Source
 from blockstream.locations.interface import DiskLocation, Location
-from blockstream.locations.local import LocalDisk
+from blockstream.locations.local import LocalDisk, is_plain
 from blockstream.locations.nbd import NbdExport
 from blockstream.locations.ssh import host_folder, remote
 from blockstream.locations.store import store_place
@@ -79,20 +77,6 @@ def location_of(text: str, *, many: bool = False, folder: bool = False) -> Locat
     return host or remote(text) or _path_here(text)
 
 
-def disk_here(text: str) -> LocalDisk:
-    """Return a disk of this host, where only one will do.
-
-    Raises:
-        UsageError: If it is something else.
-    """
-    if text and (":" not in text.partition("/")[0] or Path(text).exists()):
-        return LocalDisk(text)
-    found = location_of(text, many=True)
-    if isinstance(found, LocalDisk):
-        return found
-    raise UsageError(f"{found} {found.what}")
-
-
 def disk_of(text: str) -> DiskLocation:
     """Return a disk that is read from this host.
 
@@ -105,20 +89,13 @@ def disk_of(text: str) -> DiskLocation:
     raise UsageError(f"{found} {found.what}")
 
 
-@contextlib.contextmanager
-def opened_source(location: DiskLocation, *, from_medium: bool = False) -> Iterator[Source]:
-    """Open a disk for reading, and close it. See `DiskLocation.open_source`."""
-    with contextlib.closing(location.open_source(from_medium=from_medium)) as source:
-        yield source
-
-
 def _path_here(text: str) -> LocalDisk:
     """Return a path; refuse what only a slip would take for one, as the `HOST:FILE` of scp.
 
     Raises:
         UsageError: If it names something else, and no file here is called so.
     """
-    if ":" not in text.partition("/")[0] or Path(text).exists():
+    if is_plain(text) or Path(text).exists():
         return LocalDisk(text)
     near = _likely_form(text.partition(":")[0])
     raise UsageError(

@@ -9,11 +9,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from blockstream.errors import NotFoundError, UsageError
-from blockstream.transports.command import CommandLink, PipedLink
 from blockstream.words import printable
+
+if TYPE_CHECKING:
+    from blockstream.transports.command import PipedLink
 
 _ROUND_TRIP_SECONDS = 5.0
 # `DOMAIN\user` is a user of a Windows domain.
@@ -138,7 +140,7 @@ def host_folder(location: str) -> HostFolder | None:
     return HostFolder(replace(inside, path=inside.path.removesuffix("_") if folder else ""))
 
 
-def open_link(where: Remote, command: str, way: Way) -> PipedLink:
+def open_link(where: Remote, command: str, way: Way) -> "PipedLink":
     """Run a command, for its shell, on another host.
 
     Raises:
@@ -148,8 +150,10 @@ def open_link(where: Remote, command: str, way: Way) -> PipedLink:
     return open_links(where, [command], way)[0]
 
 
-def open_links(where: Remote, commands: Sequence[str], way: Way) -> list[PipedLink]:
+def open_links(where: Remote, commands: Sequence[str], way: Way) -> "list[PipedLink]":
     """Run commands on another host, each over a connection of its own. See `open_link`."""
+    from blockstream.transports.command import CommandLink
+
     if way.rsh:
         return [
             CommandLink(_rsh_command(where, command, way.rsh), where.account)

@@ -8,7 +8,6 @@ from typing import ClassVar
 
 from blockstream.errors import NotFoundError, UsageError
 from blockstream.interfaces import Objects
-from blockstream.stores.folder import FolderObjects
 from blockstream.words import holds_credentials
 
 _STORE = re.compile(
@@ -97,6 +96,8 @@ def open_objects(store: str, endpoint: str = "", *, allow_http: bool = False) ->
             f"{endpoint} is no URL of an S3 server, as https://s3.example.com is; nothing was done"
         )
     if store.startswith("dir:"):
+        from blockstream.stores.folder import FolderObjects
+
         return FolderObjects(Path(store.removeprefix("dir:")).absolute())
     if importlib.util.find_spec("aiobotocore") is None:
         raise NotFoundError(

@@ -11,7 +11,6 @@ from typing import TypeVar
 
 import blake3
 
-from blockstream.captures.interface import Holding
 from blockstream.errors import BlockstreamError, BusyError, NotFoundError, RefusedError
 from blockstream.linux.block import data_ranges, is_locked
 from blockstream.linux.identity import Identity, identity_of
@@ -259,19 +258,6 @@ class TargetStatus:
     staged: str
     undo: bool
     folder: Path
-
-
-def holding_of(status: TargetStatus) -> Holding:
-    """Return what an increment for a target may start from."""
-    state = status.state
-    if status.staged:
-        return Holding(status.staged)  # applied before anything else is taken
-    if isinstance(state, Dirty):
-        # Which is what a transfer that covers the unfinished one has.
-        return Holding(state.base, unfinished=True)
-    if isinstance(state, Clean):
-        return Holding(state.id, state.moment)
-    return Holding()
 
 
 def status_at(location: str, state_dir: Path) -> TargetStatus:

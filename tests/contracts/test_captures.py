@@ -21,8 +21,9 @@ from blockstream.captures.registry import capture_of
 from blockstream.captures.together import Together
 from blockstream.captures.vsphere.capture import MachineCapture, MachineOptions
 from blockstream.formats.extent_lists import ExtentList, Meaning
+from blockstream.locations.interface import opened_source
 from blockstream.locations.local import LocalDisk
-from blockstream.locations.registry import disk_of, opened_source
+from blockstream.locations.registry import disk_of
 from blockstream.locations.vsphere import machine_place, open_vsphere, server_of
 from blockstream.repository.repository import Repository
 from blockstream.run import Run
