@@ -27,12 +27,14 @@ class Delivered:
         place: What people call the place where it is now; empty for a stream.
         result: What the transfer says of itself.
         base_checked: Whether the place was read first, and was the base.
+        is_confirmed: Whether the place said that it holds it; over a plain pipe, nobody does.
     """
 
     disk: Captured
     place: str
     result: "SendResult | ReceiveResult | SaveResult | WriteResult"
     base_checked: bool = False
+    is_confirmed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ class Destination(Protocol):
         """
 
     def deliver(self, disks: Sequence[Captured], run: Run) -> AsyncGenerator[Delivered, None]:
-        """Take disks, together where that is possible; give each as soon as it is committed.
+        """Take disks, together where that is possible; give each once it is committed, or was sent.
 
         Raises:
             PartlyDoneError: If some were committed and others not; the same call finishes them.

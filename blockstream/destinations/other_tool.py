@@ -35,4 +35,5 @@ class OtherToolDestination(OneWay):
         without = ", ".join(lost(self.format, head))
         run.tell(f"{self.format.title} does not carry {without}")
         await write_foreign(self.format, disk.source, plan.extents, head, self.fd, run)
-        yield Delivered(disk, "", WriteResult(self.format.name, run.progress.snapshot()))
+        result = WriteResult(self.format.name, run.progress.snapshot())
+        yield Delivered(disk, "", result, is_confirmed=False)

@@ -66,4 +66,4 @@ class StreamDestination(OneWay):
             result = await send(disk, self.how, self.lanes[0], run)
         else:
             result = await send_session(disk, self.how, self.answers, self.lanes, run)
-        yield Delivered(disk, "", result)
+        yield Delivered(disk, "", result, is_confirmed=result.confirmed)

@@ -27,7 +27,7 @@ class Onlooker(Protocol):
         """Of what was called unchanged in a disk, so many bytes differ, and are sent as well."""
 
     def delivered(self, what: Delivered) -> None:
-        """A disk is committed."""
+        """A disk is committed, or was sent where nobody says so."""
 
 
 class Unwatched:
@@ -98,7 +98,8 @@ async def transfer(
         delivered = []
         async with contextlib.aclosing(destination.deliver(disks, run)) as delivering:
             async for each in delivering:
-                await capture.committed(each.disk)
+                if each.is_confirmed:
+                    await capture.committed(each.disk)
                 onlooker.delivered(each)
                 delivered.append(each)
     return delivered
