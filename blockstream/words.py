@@ -9,6 +9,7 @@ _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 # What our program begins with that says something to whoever started it on another host.
 OURS = "blockstream: "
+NOTE = f"{OURS}note: "
 
 
 def size_text(count: float) -> str:

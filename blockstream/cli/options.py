@@ -23,6 +23,7 @@ from blockstream.cli.console import (
 from blockstream.cli.foreground import Reporter
 from blockstream.errors import UsageError
 from blockstream.linux.state_directory import check_owner, default_state_directory
+from blockstream.words import NOTE
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -145,7 +146,7 @@ def warn(text: str, *, as_json: bool) -> None:
     if as_json:
         event("warning", message=text)
     else:
-        say(f"blockstream: note: {text}")
+        say(NOTE + text)
 
 
 def refuse_empty(context: click.Context, option: click.Parameter, value: str) -> str:

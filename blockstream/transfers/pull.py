@@ -1,5 +1,6 @@
 """A disk of another host, fetched onto one of this host."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ from blockstream.transfers.remote_command import (
     connected,
     wished_streams,
 )
-from blockstream.transfers.remote_errors import explained
+from blockstream.transfers.remote_errors import explained, pass_on
 from blockstream.words import noise_text
 
 
@@ -51,13 +52,17 @@ async def pull(
         async with run.within(connected(where, words, options, patience.streams)) as links:
             lanes = [link.from_peer for link in links]
             try:
-                return await receive(what, lanes[0], run, links[0].to_peer, lanes[1:])
+                result = await receive(what, lanes[0], run, links[0].to_peer, lanes[1:])
             except ForeignStreamError as error:
                 text = noise_text(links[0].name, await run.settle(error.words))
                 raise InterruptedTransferError(text) from error
             except ConnectionLostError as error:
                 lost, greeted = error, run.progress.total > 0
                 failure = await run.settle(lambda: explained(lost, links, greeted=greeted))  # noqa: B023
+            else:
+                links[0].hang_up()
+                await run.settle(functools.partial(pass_on, links[0], options.tell))
+                return result
         patience.connected |= greeted
         await patience.after(failure, run)
         # What this run has made is there now.

@@ -13,7 +13,6 @@ from blockstream.errors import (
     UsageError,
 )
 from blockstream.formats.extent_lists import ExtentList, Meaning
-from blockstream.interfaces import Link
 from blockstream.locations.ssh import Remote
 from blockstream.run import Run
 from blockstream.transfers.digests import Comparison, compared
@@ -27,10 +26,9 @@ from blockstream.transfers.remote_command import (
     target_options,
     wished_streams,
 )
-from blockstream.transfers.remote_errors import explained
+from blockstream.transfers.remote_errors import explained, pass_on
 from blockstream.transfers.send import SendResult, TransferOptions
 from blockstream.transfers.session import Sending
-from blockstream.words import OURS
 from blockstream_protocol import Committed
 
 
@@ -92,14 +90,8 @@ class Push:
                 raise explained(error, links, greeted=self._sending.greeted) from error
             finally:
                 self._patience.connected |= self._sending.greeted
-            self._pass_on(links[0])
+            pass_on(links[0], self._options.tell)
             return committed
-
-    def _pass_on(self, link: Link) -> None:
-        """Pass on what our program there has to say, although all went well."""
-        for line in link.ended()[1].splitlines():
-            if line.startswith(OURS):
-                self._options.tell(f"{link.name}: {line.removeprefix(OURS)}")
 
 
 async def push(

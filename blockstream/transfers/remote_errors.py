@@ -1,6 +1,6 @@
 """Why a program on another host ended: what it said, and what its exit status means."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from blockstream.errors import (
     AuthenticationError,
@@ -11,12 +11,30 @@ from blockstream.errors import (
 )
 from blockstream.interfaces import Link
 from blockstream.transfers.remote_command import PEER_COMMAND
-from blockstream.words import OURS
+from blockstream.words import NOTE, OURS
 
 _COMMAND_NOT_FOUND = 127
 _NO_CONNECTION = 255  # of the system's ssh, and of ours
 # What the system's ssh says before its 255 that no other attempt would change.
 _DENIED = ("Permission denied", "Host key verification failed", "REMOTE HOST IDENTIFICATION")
+
+
+def pass_on(link: Link, tell: Callable[[str], None]) -> None:
+    """Wait for the end of our program there, and pass on what it has to say although all went well.
+
+    Args:
+        link: What it runs on, on which nothing more is said.
+        tell: Takes each line.
+    """
+    for line in link.ended()[1].splitlines():
+        if line.startswith(OURS):
+            tell(f"{link.name}: {line.removeprefix(NOTE).removeprefix(OURS)}")
+
+
+def _without_notes(words: str) -> str:
+    """Return why a program ended, without what it had noted before."""
+    lines = words.splitlines()
+    return "\n".join(line for line in lines if not line.startswith(NOTE)) or words
 
 
 def explained(error: BlockstreamError, links: Sequence[Link], *, greeted: bool) -> BlockstreamError:
@@ -25,6 +43,7 @@ def explained(error: BlockstreamError, links: Sequence[Link], *, greeted: bool) 
     for each in links:
         each.hang_up()
     status, words = link.ended()
+    words = _without_notes(words)
     said = f"; it said: {words}" if words else ""
     if greeted:
         return type(error)(f"the connection to {link.name} was lost: {error}{said}")

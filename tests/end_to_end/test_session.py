@@ -126,6 +126,20 @@ def test_a_disk_is_fetched(host: Host, way: list[str]) -> None:
 
 
 @pytest.mark.slow
+def test_what_the_source_of_a_fetch_has_to_say_is_passed_on(host: Host, way: list[str]) -> None:
+    disk, copy = host.disk("disk", MIB), host.folder / "copy"
+    disk.write_bytes(b"QFI\xfb" + disk.read_bytes()[4:])
+    ended = host.run("send", f"lab:{disk}", copy, "--create", *way)
+    assert ended.status == 0, ended.err
+    assert f"blockstream: note: lab: {disk} is a qcow2 image" in ended.err
+    # Where it fails, the reason is said, and not what was noted before.
+    ended = host.run("send", f"lab:{disk}", copy, "--base", "x", "--goal", "y", *way)
+    assert ended.status != 0
+    assert "qcow2" not in ended.err
+    assert "an increment needs to know" in ended.err
+
+
+@pytest.mark.slow
 def test_each_who_fetches_has_a_last_base_of_its_own(host: Host, way: list[str]) -> None:
     disk, before = host.disk("disk"), host.folder / "before"
     copies = [host.folder / "one", host.folder / "two"]
