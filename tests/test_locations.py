@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from blockstream.cli.location_types import disk_here
 from blockstream.errors import NotFoundError, UsageError
-from blockstream.locations.local import LocalDisk, disk_here
+from blockstream.locations.local import LocalDisk
 from blockstream.locations.registry import disk_of, location_of
 from blockstream.locations.ssh import HostFolder, Remote, Way, open_link
 from blockstream.locations.store import open_objects, store_place

@@ -1,14 +1,32 @@
 """What words of a command line name, as click's types: parsed once, completed by the shell."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from blockstream.errors import UsageError
 from blockstream.locations.interface import DiskLocation
-from blockstream.locations.local import disk_here
+from blockstream.locations.local import LocalDisk, is_plain
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
+
+
+def disk_here(text: str) -> LocalDisk:
+    """Return a disk of this host, where only one will do.
+
+    Raises:
+        UsageError: If it is something else.
+    """
+    if text and (is_plain(text) or Path(text).exists()):
+        return LocalDisk(text)
+    from blockstream.locations.registry import location_of
+
+    found = location_of(text, many=True)
+    if isinstance(found, LocalDisk):
+        return found
+    raise UsageError(f"{found} {found.what}")
 
 
 class _DiskHere(click.ParamType[str]):

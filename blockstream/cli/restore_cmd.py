@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from blockstream.cli.location_types import disk_here
 from blockstream.cli.options import ProgressWish, reporters, with_progress, with_state_dir
 from blockstream.cli.remote_options import peer_options, refuse_peer_options, with_peer_options
 from blockstream.cli.send_output import SendOutput, Voice
@@ -15,7 +16,6 @@ from blockstream.cli.target_options import TARGET_FLAGS, with_target_options
 from blockstream.destinations.places import OneDisk
 from blockstream.destinations.registry import DestinationOptions, opened_destination
 from blockstream.jobs.transfer import transfer
-from blockstream.locations.local import disk_here
 from blockstream.locations.registry import location_of
 from blockstream.locations.ssh import Remote
 from blockstream.transfers.receive_options import ReceiveRequest

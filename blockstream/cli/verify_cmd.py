@@ -9,6 +9,7 @@ from blockstream.captures.interface import Captured
 from blockstream.captures.options import CaptureOptions
 from blockstream.captures.registry import capture_of
 from blockstream.cli.console import event, say
+from blockstream.cli.location_types import disk_here
 from blockstream.cli.options import ProgressWish, reporters, with_progress, with_state_dir
 from blockstream.cli.remote_options import peer_options, refuse_peer_options, with_peer_options
 from blockstream.cli.send_output import Voice
@@ -18,7 +19,6 @@ from blockstream.destinations.registry import DestinationOptions, opened_destina
 from blockstream.errors import IntegrityError
 from blockstream.jobs.transfer import ChangeOptions, Unwatched, transfer
 from blockstream.locations.interface import DiskLocation, Location, opened_source
-from blockstream.locations.local import disk_here
 from blockstream.locations.registry import disk_of, location_of
 from blockstream.locations.ssh import Remote
 from blockstream.run import Run

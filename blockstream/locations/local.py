@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from blockstream.errors import UsageError
 from blockstream.linux.identity import Node
 from blockstream.targets.disk import DiskTarget
 
@@ -50,22 +49,6 @@ class LocalDisk:
 def is_plain(text: str) -> bool:
     """Tell whether a text can be nothing but a path: no colon comes before its first slash."""
     return ":" not in text.partition("/")[0]
-
-
-def disk_here(text: str) -> LocalDisk:
-    """Return a disk of this host, where only one will do.
-
-    Raises:
-        UsageError: If it is something else.
-    """
-    if text and (is_plain(text) or Path(text).exists()):
-        return LocalDisk(text)
-    from blockstream.locations.registry import location_of
-
-    found = location_of(text, many=True)
-    if isinstance(found, LocalDisk):
-        return found
-    raise UsageError(f"{found} {found.what}")
 
 
 def open_target(
