@@ -25,12 +25,15 @@ class Holding:
             knows.
         exists: Whether there is anything of that name.
         unfinished: Whether a transfer onto it has begun and not ended.
+        origin: What that state was made from, by its identity; empty where nobody knows. Names are
+            given by people: two states of one name may be two.
     """
 
     state: str = ""
     moment: int | None = None
     exists: bool = True
     unfinished: bool = False
+    origin: str = ""
 
 
 Held = Callable[[str], Awaitable[Holding]]
@@ -73,9 +76,9 @@ class Capture(Protocol):
     def open(self, held: Held, run: Run) -> AbstractAsyncContextManager[Sequence[Captured]]:
         """Make what is needed, as snapshots are, after the destination was asked what it holds.
 
-        A cancelled entry leaves nothing. Leaving the context removes all that is not kept, however
-        it ends: what goes on with an unfinished transfer is kept, and what `committed` was told of
-        if the next round starts from it.
+        A cancelled entry leaves nothing but what the same command goes on with. Leaving the context
+        removes all that is not kept, however it ends: what goes on with an unfinished transfer is
+        kept, and what `committed` was told of if the next round starts from it.
 
         Args:
             held: Asks the destination; called before anything is made that grows.

@@ -128,7 +128,9 @@ class LvmCapture:
         began, options, states = time.time_ns(), self._options, self._options.states
         with lvm.activated(self._volume) as active:
             last = remembered(options.state_dir, ident_of(self._volume, options.target))
-            since = _since(active, options, last) if options.lvm.since else _Since()
+            since = (
+                _since(active, options, last, self._rehearsal) if options.lvm.since else _Since()
+            )
             older = since.older
             if older is not None:
                 flush(active)
@@ -188,7 +190,9 @@ class LvmCapture:
                 raise type(error)(f"{error}; {text}") from error
             except BaseException:
                 if held.is_committed:
-                    not_removed(held.used_up(stale, ident, keep=options.lvm.rotate))
+                    stays = not_removed(held.used_up(stale, ident, keep=options.lvm.rotate))
+                    for each, why in stays.items():
+                        self._run.tell(f"the snapshot {each} stays, and grows: {why}")
                 elif made:
                     not_removed([ours])
                 raise
@@ -311,13 +315,14 @@ def _remove_used(snapshots: list[Volume]) -> None:
         ) from error
 
 
-def _since(volume: Volume, options: CaptureOptions, last: str) -> _Since:
+def _since(volume: Volume, options: CaptureOptions, last: str, rehearsal: bool = False) -> _Since:
     """Return what the changes are counted from.
 
     Args:
         volume: What is sent.
         options: What was asked for.
         last: Uuid of the snapshot that the target held last.
+        rehearsal: Remove nothing.
 
     Raises:
         NotFoundError: If there is none of that name.
@@ -329,7 +334,7 @@ def _since(volume: Volume, options: CaptureOptions, last: str) -> _Since:
     ident = ident_of(volume, options.target)
     for each in lvm.volumes(volume.group):
         if each.origin == volume.name and is_ours(each, ident) and each.uuid == last:
-            return _lost(each, options.lvm) if each.is_invalid else _Since(each)
+            return _lost(each, options.lvm, rehearsal) if each.is_invalid else _Since(each)
     if not options.lvm.rotate:
         raise NotFoundError(
             f"no snapshot of {volume} was kept for this target; nothing was sent; --rotate keeps "
@@ -338,7 +343,7 @@ def _since(volume: Volume, options: CaptureOptions, last: str) -> _Since:
     return _Since()
 
 
-def _lost(kept: Volume, how: LvmOptions) -> _Since:
+def _lost(kept: Volume, how: LvmOptions, rehearsal: bool) -> _Since:
     """Give up a snapshot that overflowed since the last time: all is sent again.
 
     Raises:
@@ -350,8 +355,9 @@ def _lost(kept: Volume, how: LvmOptions) -> _Since:
             f"{text}, so nothing is known of what changed; nothing was sent; without "
             "--on-lost-base fail all is sent again; --snapshot-size gives the next one more room"
         )
-    stays = not_removed([kept])
+    stays = {} if rehearsal else not_removed([kept])
     gone = f"cannot be removed ({stays[kept]})" if stays else "was removed"
+    gone = "would be removed" if rehearsal else gone
     return _Since(None, f"{text}, and {gone}; --snapshot-size gives the next one more room")
 
 

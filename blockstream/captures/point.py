@@ -4,12 +4,12 @@ import contextlib
 import functools
 from collections.abc import AsyncIterator, Iterator, Sequence
 
-from blockstream.captures.interface import Captured, Held
+from blockstream.captures.interface import Captured, Held, Holding
 from blockstream.extents import ExtentMap
 from blockstream.formats.extent_lists import ExtentList, Meaning
 from blockstream.formats.point import Point
 from blockstream.repository.repository import StoredDisk
-from blockstream.repository.restore import opened_point
+from blockstream.repository.restore import identity_of, opened_point
 from blockstream.run import Run
 
 
@@ -36,26 +36,26 @@ class PointCapture:
         Raises:
             StoreDamagedError: If something that it needs is missing or damaged.
         """
-        state = (await held(self._disk.name)).state if self._increments else ""
-        if state == self._point.state:
+        there = await held(self._disk.name) if self._increments else Holding()
+        if there.origin == identity_of(self._point):
             run.tell(f"{self._disk.name}: the destination holds this very state")
             yield []
             return
-        changes = await run.ask(functools.partial(self._since, state)) if state else None
-        async with run.within(self._opened(state, changes), harmless=True) as disk:
+        changes = await run.ask(functools.partial(self._since, there)) if there.state else None
+        async with run.within(self._opened(there.state, changes), harmless=True) as disk:
             yield [disk]
 
     async def committed(self, disk: Captured) -> None:
         """See `Capture`. A point stays as it is."""
 
-    def _since(self, state: str) -> ExtentList | None:
-        """Return what changed since an older state; None where it is none that led here."""
+    def _since(self, there: Holding) -> ExtentList | None:
+        """Return what changed since a point that led here; None where none is known to be held."""
         chain, size = self._disk.chain(self._point), self._point.size
-        states = [each.state for each in chain]
-        if state not in states:
+        origins = [identity_of(each) for each in chain]
+        if there.origin not in origins:
             return None
         changed = ExtentMap.empty(size)
-        for index in self._disk.indexes(chain[states.index(state) + 1 :]):
+        for index in self._disk.indexes(chain[origins.index(there.origin) + 1 :]):
             rows = index.within(size).rows
             newer = ExtentMap.from_columns(rows.offset, rows.length, rows.kind, size)
             changed = changed.overlaid(newer)
@@ -65,7 +65,7 @@ class PointCapture:
     def _opened(self, state: str, changes: ExtentList | None) -> Iterator[Captured]:
         disk, point, why = self._disk, self._point, ""
         if state and changes is None:
-            why = f"the destination holds {state!r}, from which it was not made"
+            why = f"nothing says that it goes onto {state!r}, which the destination holds"
         with contextlib.closing(opened_point(disk, point)) as source:
             yield Captured(
                 name=disk.name,

@@ -27,6 +27,11 @@ T = TypeVar("T")
 _STOPS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _IMPORTING_SECONDS: Final = 0.05
 _MANY: Final = 4096
+_STDERR = 2
+_LEFT = (
+    "\nblockstream: left at once by {}; what is durable stays, and the same command goes on from "
+    "there\n"
+)
 
 
 class Reporter(Protocol):
@@ -213,6 +218,8 @@ class _Job:
         if self._came and number == signal.SIGHUP:
             return
         if self._came and not self._run.must_end:
+            # Nothing is waited for, a lock of standard error least of all.
+            os.write(_STDERR, _LEFT.format(number.name).encode())
             os._exit(ExitStatus.INTERRUPTED)
         self._came.append(number.name)
         if self._loop is not None:

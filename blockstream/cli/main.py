@@ -1,5 +1,6 @@
 """The command group: finds commands, speaks of failures, knows exit statuses."""
 
+import errno
 import importlib
 import os
 import sys
@@ -116,6 +117,10 @@ def _status_of(arguments: list[str]) -> int:
     except BlockstreamError as error:
         _speak(error, as_json=as_json)
         return error.exit_status
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EPIPE, errno.EIO} or error.filename is not None:
+            return _bug()
+        return _unheard(error)  # of click, which wrote to standard output
     except Exception:  # noqa: BLE001  # the last place where a bug can be turned into words
         return _bug()
     return result if isinstance(result, int) else ExitStatus.OK
@@ -168,10 +173,14 @@ def _flushed(status: int) -> int:
     try:
         sys.stdout.flush()
     except OSError as error:
-        # Python would try again at exit, and complain in its own words.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        if status:
-            return status
-        say(f"blockstream: standard output cannot be written: {error.strerror}")
-        return ExitStatus.INTERRUPTED
+        unheard = _unheard(error)
+        return status or unheard
     return status
+
+
+def _unheard(error: OSError) -> int:
+    """Say that standard output cannot be written; return the status for that."""
+    # Python would try again at exit, and complain in its own words.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    say(f"blockstream: standard output cannot be written: {error.strerror}")
+    return ExitStatus.INTERRUPTED

@@ -1,6 +1,5 @@
 """`blockstream restore`."""
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from blockstream.cli.options import ProgressWish, reporters, with_progress, with
 from blockstream.cli.remote_options import peer_options, refuse_peer_options, with_peer_options
 from blockstream.cli.send_output import SendOutput, Voice
 from blockstream.cli.store_access import StoreAccess, with_store_access
-from blockstream.cli.stores import captured_point, doubts_text, open_store, place_of
+from blockstream.cli.stores import captured_point, doubts_text, place_of
 from blockstream.cli.target_options import TARGET_FLAGS, with_target_options
 from blockstream.destinations.places import OneDisk
 from blockstream.destinations.registry import DestinationOptions, opened_destination
@@ -72,7 +71,6 @@ def command(
         where=where,
         how=TransferOptions(state_dir),
         peer=peer,
-        open_store=functools.partial(open_store, access),
     )
     output = SendOutput(voice)
 

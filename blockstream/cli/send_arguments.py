@@ -1,7 +1,7 @@
 """What `send` is given: the sources, and where they go."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from blockstream.cli.nbd_options import with_certificates
@@ -21,6 +21,9 @@ from blockstream.transfers.receive_options import ApplyMode
 
 if TYPE_CHECKING:
     from blockstream.destinations.places import Naming
+
+
+_FAR = "one of SOURCE and TARGET has to be on this host; run it on one of theirs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,7 @@ class SendArguments:
         if self.machine is not None:
             return MachineDisks(bool(self.machine.disk))
         if len(self.sources) > 1:
-            return DiskSet(dict(zip(self.names, self.hosts, strict=False)))
+            return DiskSet(dict(zip(self.names, self.hosts, strict=True)) if self.hosts else {})
         return OneDisk()
 
     @property
@@ -140,11 +143,15 @@ class SendArguments:
         if len(found) == 1:
             return cls(found)
         made = cls(found[:-1], found[-1])
+        if isinstance(found[-1], StorePlace) and found[-1].point:
+            raise UsageError(
+                f"{found[-1]} is a point, which nobody writes; a new one is made by sending to "
+                f"{found[-1].store}/{found[-1].disk}"
+            )
         if many:
             made._check_set()
         elif isinstance(found[-1], HostFolder):
-            made._check_has_path()
-            return cls(made.sources, made.hosts[0])
+            return cls(made.sources, made._place_in(found[-1]))
         return made
 
     @classmethod
@@ -162,9 +169,23 @@ class SendArguments:
             )
         return cls(words[:1], target)
 
+    def _place_in(self, folder: HostFolder) -> Remote:
+        """Return where a single source goes that is given no path of its own."""
+        if isinstance(self.source, Remote):
+            raise UsageError(_FAR)
+        if isinstance(self.source, StorePlace):
+            if not folder.host.path:
+                raise UsageError("a restore point has no path that it could have there: HOST:/PATH")
+            return replace(folder.host, path=f"{folder.host.path}{self.source.disk}")
+        self._check_has_path()
+        return folder.place_of(self.source.key)
+
     def _check_set(self) -> None:
         if any(isinstance(each, StorePlace) for each in self.sources):
             raise UsageError("restore points are sent one by one")
+        for each in self.sources:
+            if each not in self.disks:
+                raise UsageError(f"{each} {each.what}")
         if isinstance(self.target, HostFolder):
             self._check_has_path()
         elif isinstance(self.target, StorePlace):
@@ -209,7 +230,7 @@ def check_arguments(given: SendArguments, options: Mapping[str, Any]) -> None:
     if given.from_host is not None and given.target is None:
         raise UsageError("a SOURCE of another host needs a TARGET here")
     if given.from_host is not None and given.to_host:
-        raise UsageError("one of SOURCE and TARGET has to be on this host; run it on one of theirs")
+        raise UsageError(_FAR)
     if given.from_host is None and not given.to_host:
         refuse_peer_options(options)
     if given.target is None and _target_options_given(options):

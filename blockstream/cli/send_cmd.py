@@ -259,8 +259,9 @@ def command(  # one an option
         target=on_behalf_of,
     )
     _refuse(given, states, where, how, options, compare=compare, dry_run=dry_run, session=session)
-    _refuse_pipe_options(given, pipe)
-    sending = _Sending(given, states, where, how, other, options, voice)
+    if not dry_run:
+        _refuse_pipe_options(given, pipe)
+    sending = _Sending(given, states, where, how, other, options, voice, compares=compare)
     if dry_run:
         voice.done(sending.rehearsed())
         return
@@ -316,8 +317,8 @@ def _refuse(
         raise UsageError(f"--require-receipt and --resume {_NO_EFFECT}")
     if given.is_in_store and (how.receipt_seconds or how.resume):
         raise UsageError("--require-receipt and --resume have no effect on a store")
-    if len(given.sources) > 1 and (states.extents or states.base or states.goal):
-        raise UsageError("--base, --goal and --extents are for one disk at a time")
+    if len(given.sources) > 1 and (states.extents or states.base):
+        raise UsageError("--base and --extents are for one disk at a time")
     if given.target is None and options["rotate"] and not (session or how.receipt_seconds):
         raise UsageError(
             "--rotate turns over when the target is committed, which nobody tells over a plain "
@@ -369,6 +370,7 @@ class _Sending:
     options: Mapping[str, Any]
     voice: Voice
     machine: "MachineCapture | None" = None
+    compares: bool = False
     doubts: str = ""
 
     def __post_init__(self) -> None:
@@ -405,7 +407,8 @@ class _Sending:
             self._capture(destination, rehearsal=True) as capture,
         ):
             shown = functools.partial(show_rehearsal, voice=self.voice)
-            await rehearse(capture, destination, self.voice.run, shown)
+            output = SendOutput(self.voice)
+            await rehearse(capture, destination, self.voice.run, shown, output)
 
     @contextlib.asynccontextmanager
     async def _destination(self, *, session: bool, meeting: int) -> AsyncIterator[Destination]:
@@ -450,9 +453,14 @@ class _Sending:
         if given.point is not None:
             from blockstream.cli.stores import captured_point, doubts_text
 
-            target = str(given.target or "the stream")
+            # Where two stores may be damaged, it has to say itself which one is.
+            target = "" if given.is_in_store else str(given.target or "the stream")
             opening = captured_point(
-                given.point, target, options["access"], run, increments=given.is_in_store
+                given.point,
+                target,
+                options["access"],
+                run,
+                increments=given.is_in_store and not self.compares,
             )
             async with opening as (capture, doubts):
                 yield capture

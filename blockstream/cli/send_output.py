@@ -159,15 +159,22 @@ class SendOutput:
             self._show(each)
 
     def _texts(self) -> list[str]:
-        if not self._missed:
-            return self._doubts
-        missed = ", ".join(f"{size_text(count)} of {name}" for name, count in self._missed.items())
-        return [
-            *self._doubts,
-            f"what arrived is right, but change tracking had missed {missed}: what other targets "
-            "hold may lack them; send them full copies, and do not trust this tracker before it "
-            "was switched off and on",
-        ]
+        arrived = {each.disk.name for each in self._delivered}
+        texts, missed, lost = list(self._doubts), list[str](), list[str]()
+        for name, count in self._missed.items():
+            (missed if name in arrived else lost).append(f"{size_text(count)} of {name}")
+        if missed:
+            texts.append(
+                f"what arrived is right, but change tracking had missed {', '.join(missed)}: what "
+                "other targets hold may lack them; send them full copies, and do not trust this "
+                "tracker before it was switched off and on"
+            )
+        if lost:
+            texts.append(
+                f"change tracking had missed {', '.join(lost)}, of which nothing arrived: do not "
+                "trust this tracker before it was switched off and on"
+            )
+        return texts
 
 
 def _described(disk: Captured) -> dict[str, object]:
@@ -232,6 +239,7 @@ def show_sent(result: SendResult, voice: Voice, *, full: bool, target: str = "")
     if voice.as_json:
         event(
             "sent",
+            target=target,
             **asdict(result.expected),
             confirmed=result.confirmed,
             moment=moment_text(result.moment),

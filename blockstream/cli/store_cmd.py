@@ -39,7 +39,7 @@ from blockstream.locations.registry import disk_of
 from blockstream.locations.store import store_place
 from blockstream.repository.compaction import Compacted, compact
 from blockstream.repository.healing import heal
-from blockstream.repository.keys import StoreKeys
+from blockstream.repository.keys import StoreHeader, StoreKeys
 from blockstream.repository.memory import Memory
 from blockstream.repository.pins import Pins
 from blockstream.repository.policy import Role, policy
@@ -84,8 +84,11 @@ def command() -> None:
     help="Encrypt all that is saved, for who can open it: age1..., an ssh public key, or kms:ARN. "
     "May be given several times.",
 )
+@click.option(
+    "--anew", is_flag=True, help="Make it although this host has used another store in that place."
+)
 @with_store_access
-def init(store: str, recipients: tuple[str, ...], access: StoreAccess) -> None:
+def init(store: str, recipients: tuple[str, ...], anew: bool, access: StoreAccess) -> None:
     """Make a STORE, once; its bucket must be there.
 
     With --encrypt-to, whoever reads the bucket or the folder sees names and sizes only. Every
@@ -99,6 +102,12 @@ def init(store: str, recipients: tuple[str, ...], access: StoreAccess) -> None:
             "folder that is in no store"
         )
     with opened_objects(place, access) as objects:
+        empty = not StoreHeader.is_there(objects) and not StoredIds.of(objects).disks
+        if empty and not anew and Memory(access.state_dir).has_used(objects.name):
+            raise RefusedError(
+                f"this host has used a store in {objects.name} that is not there now; nothing was "
+                "made; is what it lies on mounted? --anew makes another one all the same"
+            )
         header = Repository.create(objects, recipients)
         name = objects.name
         if not header.encrypted:  # else its key is remembered, when it is used
@@ -459,6 +468,8 @@ async def _with_each(
     What is wrong with one is not in others' way.
     """
     disks, failed = await run.ask(lambda: _disks_of(place, access)), []
+    if not disks:
+        say(f"{place} has no disk yet")
     for store, name in disks:
         try:
             async with run.within(opened_store(store, access), harmless=True) as repository:

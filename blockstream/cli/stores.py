@@ -43,6 +43,12 @@ def opened_store(store: str, access: StoreAccess, disk: str = "") -> Iterator[Re
             repository = Repository(objects, access.identity)
         except NotFoundError:
             _explain(store, disk, access)
+            if Memory(access.state_dir).has_used(objects.name):
+                raise NotFoundError(
+                    f"{objects.name} holds no store now, and this host has used one there; nothing "
+                    "was done; is what it lies on mounted? If it is gone for good, `blockstream "
+                    f"store init --anew {objects.name}` makes another"
+                ) from None
             raise
         Pins(access.state_dir).check(repository)
         yield repository
@@ -61,7 +67,7 @@ async def captured_point(
 
     Args:
         place: The point.
-        target: Where it goes, for people.
+        target: Where it goes, for people; empty for another store.
         access: How its store is reached.
         run: Stops it.
         increments: See `PointCapture`.
@@ -96,6 +102,8 @@ def _what_next(place: StorePlace, target: str) -> Iterator[None]:
     try:
         yield
     except StoreDamagedError as error:
+        if not target:
+            raise
         raise StoreDamagedError(
             f"{error}; {target} does not hold the point, at most a part of it; "
             f"`blockstream store verify {place.store}/{place.disk}` says which points are "

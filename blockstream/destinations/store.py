@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from blockstream.captures.interface import Captured, Holding
 from blockstream.destinations.interface import Delivered, Rehearsal
 from blockstream.destinations.places import Places
+from blockstream.errors import PartlyDoneError
 from blockstream.extents import ExtentMap
 from blockstream.locations.store import StorePlace
 from blockstream.repository.audit import audit
@@ -14,7 +15,7 @@ from blockstream.repository.memory import Memory
 from blockstream.repository.repository import Repository, StoredDisk
 from blockstream.run import Run
 from blockstream.transfers.digests import Comparison
-from blockstream.transfers.save import estimated, last_state, save
+from blockstream.transfers.save import SaveResult, estimated, last_state, save
 from blockstream.transfers.send import TransferOptions, planned
 
 
@@ -53,7 +54,9 @@ class StoreDestination:
         """See `Destination`."""
         self.places.check(name)
         last = await run.ask(self._disk(name).last)
-        return Holding(last.state, last.moment) if last is not None else Holding(exists=False)
+        if last is None:
+            return Holding(exists=False)
+        return Holding(last.state, last.moment, origin=str(last.source.get("identity", "")))
 
     async def differing(self, disk: Captured, run: Run, *, adopt: bool = False) -> Comparison:
         """See `Destination`. What is stored is compared by its digests where these are enough."""
@@ -84,7 +87,13 @@ class StoreDestination:
         places = [self._disk(each.name) for each in disks]
         for each in places:
             await run.ask(functools.partial(self.memory.check, each))
-        saved = await save(disks, self.how, places, run, self.audit_cycle)
-        for disk, where, result in zip(disks, places, saved, strict=True):
+        saved, failed = list[SaveResult](), None
+        try:
+            await save(disks, self.how, places, run, self.audit_cycle, saved)
+        except PartlyDoneError as error:
+            failed = error
+        for disk, where, result in zip(disks, places, saved, strict=False):
             await run.settle(functools.partial(self.memory.remember, where, result.point))
             yield Delivered(disk, self._shown(disk.name), result)
+        if failed is not None:
+            raise failed

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from blockstream.captures.interface import Capture, Captured
 from blockstream.destinations.interface import Delivered, Destination, Rehearsal
+from blockstream.errors import RefusedError
 from blockstream.run import Run
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ async def transfer(
             for text in disk.source.warnings:
                 run.tell(text)
         if options.compare:
-            disks = [await _differing(disk, destination, run, onlooker) for disk in disks]
+            compared = [await _differing(disk, destination, run, onlooker) for disk in disks]
+            disks = [disk for disk in compared if disk is not None]
         elif options.recheck:
             disks = [await _rechecked(disk, destination, run, onlooker) for disk in disks]
         if not disks:
@@ -110,6 +112,7 @@ async def rehearse(
     destination: Destination,
     run: Run,
     shown: Callable[[str, Rehearsal], None],
+    onlooker: Onlooker = _UNWATCHED,
 ) -> None:
     """Say what would become of each disk; nothing is sent.
 
@@ -118,22 +121,38 @@ async def rehearse(
         destination: Where to.
         run: Stops it.
         shown: Takes the name of a source, and what would become of it.
+        onlooker: Hears what would be captured.
     """
     async with capture.open(functools.partial(destination.held, run=run), run) as disks:
+        onlooker.captured(disks)
         for disk in disks:
             shown(disk.source.name, await destination.rehearse(disk, run))
 
 
 async def _differing(
     disk: Captured, destination: Destination, run: Run, onlooker: Onlooker
-) -> Captured:
-    """Return a disk of which only what differs is sent; all, where nothing is held of it."""
+) -> Captured | None:
+    """Return a disk of which only what differs is sent; all, where nothing is held of it.
+
+    None where the state is held that it has, and nothing differs.
+
+    Raises:
+        RefusedError: If that state is held with another content.
+    """
     from blockstream.formats.extent_lists import ExtentList, Meaning  # numpy
 
     found = await destination.differing(disk, run, adopt=True)
     onlooker.compared(disk, found)
     if not found.base:
         return disk
+    if found.base == disk.state:
+        if found.differing.total():
+            raise RefusedError(
+                f"{disk.name}: the destination holds state {disk.state!r} already, with another "
+                "content; nothing was sent; --goal names this one otherwise"
+            )
+        run.tell(f"{disk.name}: the destination holds this very state, with this content")
+        return None
     changes = ExtentList(found.differing, Meaning.CHANGED, "comparison", found.size)
     # The same open source: what is written to it from the first look on is noticed before END.
     return replace(disk, base=found.base, changes=changes)

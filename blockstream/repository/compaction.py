@@ -256,4 +256,5 @@ def _written(disk: StoredDisk, last: Point, moving: _Moving) -> Point:
         milliseconds=0,
         software=f"blockstream {__version__}",
         audits=last.audits,
+        moment=last.moment,
     )

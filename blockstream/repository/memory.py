@@ -77,6 +77,14 @@ class Memory:
             found = f"point {seen.seq} of {place} is another one than this host has seen"
         return f"{found}: the store was rolled back, or replaced"
 
+    def has_used(self, place: str) -> bool:
+        """Tell whether this host has used a store in a place."""
+        folder = self.state_dir / "seen" / blake3(place.encode()).hexdigest(16)
+        try:
+            return any(folder.glob("*/*.json"))
+        except OSError:
+            return False
+
     def missing(self, store: Repository) -> list[str]:
         """Return the names of disks that this host has seen in a store, and that it has no more."""
         there = set(store.disks())

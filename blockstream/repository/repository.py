@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +30,7 @@ from blockstream.errors import (
     RefusedError,
     StoreDamagedError,
     StoreError,
+    UsageError,
 )
 from blockstream.formats.point import MANIFEST_BYTES, Pack, Point, rooted
 from blockstream.formats.point_index import PointIndex, most_index_bytes
@@ -403,6 +405,7 @@ class StoredDisk:
         if not _TIME.fullmatch(word):
             return None
         until = word.replace(" ", "T")
+        _check_time(until)
         # As text, as far as the word goes: 2026-11-20 means the whole of that day.
         return next((each for each in reversed(points) if each.time[: len(until)] <= until), None)
 
@@ -650,3 +653,17 @@ def new_id() -> str:
 def now_text() -> str:
     """Return the time, UTC."""
     return time_text(time.time())
+
+
+def _check_time(text: str) -> None:
+    """Refuse a time that is in no calendar: as text it would come before or after others.
+
+    Raises:
+        UsageError: If it is none.
+    """
+    try:
+        datetime.fromisoformat(text)
+    except ValueError as error:
+        raise UsageError(
+            f"{text} is no time ({error}); nothing was done; write it as 2026-11-20T03:15, in UTC"
+        ) from None

@@ -9,6 +9,11 @@ from blockstream.repository.repository import StoredDisk
 from blockstream.sources.point import Layer, PointSource
 
 
+def identity_of(point: Point) -> str:
+    """Return what a point is known by, wherever it lies: of two there are no equal ones."""
+    return f"point:{point.digest}"
+
+
 def opened_point(disk: StoredDisk, point: Point) -> PointSource:
     """Return a point as a source, its chain and its indexes checked.
 
@@ -21,7 +26,7 @@ def opened_point(disk: StoredDisk, point: Point) -> PointSource:
         for each, index in zip(chain, disk.indexes(chain), strict=True)
     ]
     name = f"{disk.objects.name}/{disk.name}@{point.seq}"
-    return PointSource(name, Identity(f"point:{point.digest}", lasting=True), layers, Decompressor)
+    return PointSource(name, Identity(identity_of(point), lasting=True), layers, Decompressor)
 
 
 def _reader(disk: StoredDisk, point: Point) -> Callable[[int, int, int], bytes]:

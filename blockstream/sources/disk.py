@@ -199,6 +199,10 @@ class DiskSource:
 
     def look_for_an_image(self) -> None:
         """Warn of a file that holds a disk in another form; for whoever sends it as it is."""
+        if not self.size:
+            self.warnings.append(
+                f"{self.name} has no bytes: it is an empty file, or a device without a medium"
+            )
         if self._is_device or self.size < _HEAD_BYTES:
             return
         head, foot = aligned_buffer(_HEAD_BYTES), aligned_buffer(_HEAD_BYTES)

@@ -146,7 +146,7 @@ class NbdkitReader:
                 # A Ctrl-C is for us: what is being read then must not fail for it.
                 process_group=0,
             )
-        except OSError as error:
+        except BaseException as error:  # noqa: BLE001  # handed over to who waits for it
             started.set_exception(error)
             return
         started.set_result(process)

@@ -57,6 +57,8 @@ async def pull(
                 text = noise_text(links[0].name, await run.settle(error.words))
                 raise InterruptedTransferError(text) from error
             except ConnectionLostError as error:
+                if run.stopped:
+                    raise
                 lost, greeted = error, run.progress.total > 0
                 failure = await run.settle(lambda: explained(lost, links, greeted=greeted))  # noqa: B023
             else:

@@ -1,6 +1,5 @@
 """A disk of this host, sent to another one, over as many connections as it takes."""
 
-import uuid
 from dataclasses import replace
 
 from blockstream.captures.interface import Captured
@@ -10,12 +9,9 @@ from blockstream.errors import (
     OutcomeUnknownError,
     RefusedError,
     SourceError,
-    UsageError,
 )
-from blockstream.formats.extent_lists import ExtentList, Meaning
 from blockstream.locations.ssh import Remote
 from blockstream.run import Run
-from blockstream.transfers.digests import Comparison, compared
 from blockstream.transfers.receive_options import ReceiveRequest
 from blockstream.transfers.reconnecting import Patience
 from blockstream.transfers.remote_command import (
@@ -128,26 +124,3 @@ async def push(
     counts, seconds = run.progress.snapshot(), run.now() - began
     moment = sending.what.moment
     return SendResult(committed, counts, seconds, confirmed=True, moment=moment)
-
-
-async def push_differing(
-    disk: Captured,
-    how: TransferOptions,
-    where: Remote,
-    what: ReceiveRequest,
-    options: PeerOptions,
-    run: Run,
-) -> tuple[SendResult, Comparison]:
-    """Compare a disk with one of another host, and send what differs.
-
-    Raises:
-        BlockstreamError: With what the other end said.
-    """
-    if where.name:
-        raise UsageError("HOST::NAME can be compared by `verify`, but not sent what differs")
-    base = f"compared-{uuid.uuid4()}"
-    comparison = await compared(disk.source, where, options, run, adopt=base)
-    found = ExtentList(comparison.differing, Meaning.CHANGED, "comparison", comparison.size)
-    disk = replace(disk, base=base, changes=found)
-    # The same open source: what is written to it from the first look on is noticed before END.
-    return await push(disk, how, where, what, options, run), comparison

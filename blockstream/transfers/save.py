@@ -118,6 +118,7 @@ async def save(
     places: Sequence[StoredDisk],
     run: Run,
     audit_cycle: int = 0,
+    saved: list[SaveResult] | None = None,
 ) -> list[SaveResult]:
     """Send disks into a store; when this returns, their points can be restored.
 
@@ -130,6 +131,7 @@ async def save(
         run: Counts, and stops it.
         audit_cycle: In how many increments all that is called unchanged is compared with the
             newest point, a part each time; 0 for never. What differs is sent as well.
+        saved: Takes what is returned, also where that fails in between.
 
     Raises:
         BaseMismatchError: If an increment does not go onto the newest point.
@@ -138,16 +140,18 @@ async def save(
     """
     parts = run.parts(len(disks), "another disk of the set failed") if len(disks) > 1 else [run]
 
-    def saved() -> list[SaveResult]:
+    visible = saved if saved is not None else []
+
+    def work() -> list[SaveResult]:
         with contextlib.ExitStack() as stack:
             stored = [
                 stack.enter_context(_stored(disk, how, where, part, audit_cycle))
                 for disk, where, part in zip(disks, places, parts, strict=True)
             ]
-            _commit(stored)
-        return [each.result for each in stored]
+            _commit(stored, visible)
+        return visible
 
-    return await run.carry(saved)
+    return await run.carry(work)
 
 
 @dataclass(slots=True)
@@ -183,7 +187,7 @@ class _Stored:
         failpoint("store.after_commit")
 
 
-def _commit(stored: Sequence[_Stored]) -> None:
+def _commit(stored: Sequence[_Stored], visible: list[SaveResult]) -> None:
     """Make points visible, one right after the other.
 
     Raises:
@@ -192,12 +196,13 @@ def _commit(stored: Sequence[_Stored]) -> None:
     for number, each in enumerate(stored):
         try:
             each.commit()
+            visible.append(each.result)
         except BlockstreamError as error:
             if not number:
                 raise
-            visible = ", ".join(f"{done.where.name}" for done in stored[:number])
+            names = ", ".join(f"{done.where.name}" for done in stored[:number])
             raise PartlyDoneError(
-                f"{error}; {visible} had been saved by then, the others were not; the same "
+                f"{error}; {names} had been saved by then, the others were not; the same "
                 "command saves all of them once more"
             ) from error
 
@@ -299,8 +304,8 @@ def _check_same(
 ) -> None:
     """Check that the newest point is what would be sent: an earlier run was not heard of.
 
-    What the source holds is read and digested, unless it cannot have changed. A point that was made
-    of others, as by `compact`, is of no transfer: its disk is compared.
+    What the source holds is read and digested, unless it is what was saved and cannot have changed.
+    A point that was made of others, as by `compact`, is of no transfer: its disk is compared.
 
     Raises:
         RefusedError: If it is not.
@@ -310,7 +315,7 @@ def _check_same(
         nothing = ExtentMap.empty(source.size)
         compared = audit(source, disk, last, nothing, 1, run)
         same = source.size == last.size and not len(compared.missed)
-    elif same and not source.immutable:
+    elif same and not (source.immutable and last.source.get("identity") == source.identity.key):
         nowhere = _Nowhere(run.count_anew())
         same = _streamed(what, how, source, nowhere, run).chain == last.chain
     if not same:

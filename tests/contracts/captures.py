@@ -48,9 +48,11 @@ class Target:
 
     states: dict[str, str] = field(default_factory=dict)
     copies: dict[str, bytearray] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
 
     async def held(self, name: str) -> Holding:
-        return Holding(self.states.get(name, ""), exists=name in self.states)
+        origin = self.origins.get(name, "")
+        return Holding(self.states.get(name, ""), exists=name in self.states, origin=origin)
 
     def take(self, disk: Captured, number: int) -> None:
         """Receive what is sent of a disk."""
@@ -68,6 +70,7 @@ class Target:
             )
         source.validate()
         self.states[disk.name] = disk.state or f"round-{number}"
+        self.origins[disk.name] = source.identity.key
 
 
 def read(source: Source, offset: int, length: int) -> bytes:

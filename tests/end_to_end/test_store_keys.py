@@ -130,7 +130,7 @@ def test_another_store_in_its_place_is_refused_until_it_is_trusted(
     ok(host.run("store", "init", place, "--encrypt-to", identity[1]))
     ok(host.run("send", disk, f"{place}/vm", *key))
     folder.rename(tmp_path / "ours")
-    ok(host.run("store", "init", place, "--encrypt-to", identity[1]))
+    ok(host.run("store", "init", place, "--anew", "--encrypt-to", identity[1]))
     for words in (
         ("send", disk, f"{place}/vm", *key),
         ("send", "-n", disk, f"{place}/vm", *key),
@@ -144,7 +144,7 @@ def test_another_store_in_its_place_is_refused_until_it_is_trusted(
         assert f"`blockstream store trust {place}`" in refused.err
     assert not (folder / "bs1" / "disk").exists()
     shutil.rmtree(folder)
-    ok(host.run("store", "init", place))
+    ok(host.run("store", "init", place, "--anew"))
     bare = host.run("send", disk, f"{place}/vm")
     assert (bare.status, "before: it is not encrypted" in bare.err) == (16, True), bare.err
     ok(host.run("store", "trust", place))

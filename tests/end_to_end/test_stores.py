@@ -1150,7 +1150,7 @@ def test_stores_take_turns_in_one_place(host: Host, store: str, tmp_path: Path) 
     disk, root = tmp_path / "disk", tmp_path / "store"
     saved(host, store, disk, 3)
     root.rename(tmp_path / "first")
-    ok(host.run("store", "init", store))
+    ok(host.run("store", "init", store, "--anew"))
     saved(host, store, disk, 1)
     root.rename(tmp_path / "second")
     for name in ("first", "second", "first"):

@@ -86,6 +86,11 @@ def test_a_set_of_which_one_cannot_be_saved_is_not(host: Host, store: str) -> No
         (["root", "data", "{store}", "--base", "a"], "for one disk at a time"),
         (["root", "data", "{store}", "--compare"], "one disk at a time"),
         (["{store}/vm", "data", "{store}"], "restore points are sent one by one"),
+        (["root", "lab:/x", "{store}"], "is on another host"),
+        (["root", "vsphere://me@h/DC/vm/x", "{store}"], "is a machine of VMware"),
+        (["root", "{store}/vm@3"], "is a point, which nobody writes"),
+        (["{store}/vm", "lab:"], "a restore point has no path that it could have there"),
+        (["lab:/x", "lab:"], "one of SOURCE and TARGET has to be on this host"),
         (["root", "--compare"], "--compare finds out what changed since TARGET"),
     ],
 )
@@ -180,7 +185,7 @@ def test_a_point_that_does_not_come_from_what_is_there_is_sent_whole(
     _, held = three_points(host, store)
     ok(host.run("send", host.disk("another", MIB), f"{other}/vm"))
     ended = ok(host.run("send", f"{store}/vm@2", f"{other}/vm"))
-    assert "all of its 2.0 MiB, because the destination holds" in ended.err
+    assert "all of its 2.0 MiB, because nothing says that it goes onto" in ended.err
     assert restored(host, f"{other}/vm") == held[1]
     # Nothing leads from a newer point to an older one.
     ended = ok(host.run("send", f"{store}/vm@1", f"{other}/vm"))
@@ -213,3 +218,91 @@ def test_a_point_says_itself_what_it_is(host: Host, store: str) -> None:
         assert option in refused(host, f"{store}/vm", copy, option, "x").err
     for option in ("--quiesced", "--rotate", "--delta"):
         refused(host, f"{store}/vm", copy, option)
+
+
+def test_states_of_one_name_are_not_taken_for_one(host: Host, store: str, other: str) -> None:
+    """A copy was silently another disk: names are given by people."""
+    one, two = host.disk("one", MIB, seed=1), host.disk("two", MIB, seed=2)
+    ok(host.run("send", one, f"{store}/vm", "--goal", "monday"))
+    ok(host.run("send", two, f"{other}/vm", "--goal", "monday"))
+    ended = host.run("send", f"{store}/vm", f"{other}/vm")
+    assert ended.status == 10, ended.err
+    assert "is state 'monday' already, with another content" in ended.err
+    content = bytearray(one.read_bytes())
+    content[:5] = b"newer"
+    one.write_bytes(content)
+    ok(host.run("send", one, f"{store}/vm", "--goal", "tuesday", "--compare"))
+    ended = ok(host.run("send", f"{store}/vm", f"{other}/vm"))
+    assert "because nothing says that it goes onto 'monday'" in ended.err
+    assert restored(host, f"{other}/vm") == one.read_bytes()
+
+
+def test_a_copy_that_was_compacted_is_gone_on_with(host: Host, store: str, other: str) -> None:
+    disk, _ = three_points(host, store)
+    for point in ("@1", "@2"):
+        ok(host.run("send", f"{store}/vm{point}", f"{other}/vm"))
+    ok(host.run("store", "compact", f"{other}/vm"))
+    ended = ok(host.run("send", f"{store}/vm", f"{other}/vm"))
+    assert "because" not in ended.err
+    assert restored(host, f"{other}/vm") == disk.read_bytes()
+    moments = [each["moment"] for each in points(host, f"{other}/vm")]
+    assert None not in moments
+
+
+def test_a_comparison_with_itself_is_one(host: Host, store: str) -> None:
+    _, _ = three_points(host, store)
+    ended = ok(host.run("send", "--compare", f"{store}/vm", f"{store}/vm"))
+    assert "holds this very state, with this content" in ended.err
+    assert len(points(host, f"{store}/vm")) == 3
+
+
+def test_a_set_has_one_name_if_that_is_wished(host: Host, store: str) -> None:
+    disks = pair(host)
+    ok(host.run("send", *disks, store, "--goal", "night"))
+    for disk in disks:
+        assert points(host, f"{store}/{disk.name}")[0]["state"] == "night"
+
+
+def test_why_all_would_be_sent_is_said_beforehand(host: Host, store: str, other: str) -> None:
+    three_points(host, store)
+    ok(host.run("send", host.disk("another", MIB), f"{other}/vm"))
+    ended = ok(host.run("send", "-n", f"{store}/vm", f"{other}/vm"))
+    assert "all of its 2.0 MiB, because nothing says" in ended.err
+    assert len(points(host, f"{other}/vm")) == 1
+
+
+# What goes wrong at three in the morning.
+
+
+@pytest.mark.parametrize("time", ["2026-13-41", "2026-12-45", "2026-02-30", "2026-11-20T25:00"])
+def test_a_time_that_is_in_no_calendar_is_no_point(host: Host, store: str, time: str) -> None:
+    """The newest point was written over the target in its place."""
+    three_points(host, store)
+    back = host.folder / "back"
+    ended = host.run("restore", f"{store}/vm@{time}", back, "--create")
+    assert ended.status == 2, ended.err
+    assert "is no time" in ended.err
+    assert not back.exists()
+
+
+def test_where_a_store_was_no_other_one_is_made_unasked(host: Host, store: str) -> None:
+    disk = host.disk("disk", MIB)
+    ok(host.run("send", disk, f"{store}/vm"))
+    folder = Path(store.removeprefix("dir:"))
+    folder.rename(host.folder / "unmounted")
+    folder.mkdir()
+    for words in (["points", f"{store}/vm"], ["send", str(disk), f"{store}/vm"]):
+        ended = host.run(*words)
+        assert ended.status == 17, ended.err
+        assert "is what it lies on mounted?" in ended.err
+    ended = host.run("store", "init", store)
+    assert ended.status == 10, ended.err
+    ok(host.run("store", "init", store, "--anew"))
+    ok(host.run("send", disk, f"{store}/vm"))
+
+
+def test_a_disk_without_bytes_is_no_quiet_success(host: Host, store: str) -> None:
+    empty = host.folder / "empty"
+    empty.touch()
+    ended = ok(host.run("send", empty, f"{store}/vm"))
+    assert "has no bytes" in ended.err

@@ -16,7 +16,7 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import TypeVar
 
-from blockstream.errors import BlockstreamError, LeftoverError, SourceError, StaleViewError
+from blockstream.errors import BlockstreamError, LeftoverError, SourceError
 from blockstream.run import Run
 from blockstream.sources.inventory import InTheWayError, Machine, QuiesceError, Snapshot
 from blockstream.sources.vsphere import VSphere
@@ -162,14 +162,6 @@ class MachineSnapshots:
         try:
             self.retried(make, "no snapshot was made and nothing was sent")
             yield made[0]
-        except StaleViewError as error:
-            # All was done, but has to be looked at: what grows has to be sooner.
-            try:
-                self._remove(made[0][0], _ALL_DONE)
-            except LeftoverError:
-                self._run.tell(f"{error}")
-                raise
-            raise
         except BaseException:
             for snapshot, _ in made:
                 try:
