@@ -34,6 +34,7 @@ from blockstream.errors import (
     StoreError,
     UsageError,
 )
+from blockstream.interfaces import Objects
 from blockstream.locations.interface import opened_source
 from blockstream.locations.registry import disk_of
 from blockstream.locations.store import store_place
@@ -102,8 +103,7 @@ def init(store: str, recipients: tuple[str, ...], anew: bool, access: StoreAcces
             "folder that is in no store"
         )
     with opened_objects(place, access) as objects:
-        empty = not StoreHeader.is_there(objects) and not StoredIds.of(objects).disks
-        if empty and not anew and Memory(access.state_dir).has_used(objects.name):
+        if not anew and Memory(access.state_dir).has_used(objects.name) and _is_empty(objects):
             raise RefusedError(
                 f"this host has used a store in {objects.name} that is not there now; nothing was "
                 "made; is what it lies on mounted? --anew makes another one all the same"
@@ -116,6 +116,14 @@ def init(store: str, recipients: tuple[str, ...], anew: bool, access: StoreAcces
     say(f"{name} is a store now; `blockstream send DISK {name}/NAME` saves a disk")
     if recipients:
         say("Whoever loses every identity that opens it has lost what it holds: keep one elsewhere")
+
+
+def _is_empty(objects: Objects) -> bool:
+    """Tell whether there is nothing of a store, not even a damaged one."""
+    try:
+        return not StoreHeader.is_there(objects)
+    except StoreDamagedError:
+        return False
 
 
 @command.command("verify", short_help="Read what points are made of.")
