@@ -961,14 +961,13 @@ def pipe_is_full(fd: int) -> bool:
 @pytest.mark.slow
 def test_limit_holds_in_every_second(host: Host) -> None:
     arrivals = list_arrivals(host, ["--bwlimit", "2M"], 6 << 20)
-    rate = 2 << 20
-    last = arrivals[-1][0]
-    assert last > 1.2
+    rate, last = 2 << 20, arrivals[-1][0]
+    # Never faster, however late we are to look. How fast it is otherwise, a machine that has other
+    # things to do does not tell.
+    assert last > 0.9 * (6 << 20) / rate
     for start, _ in arrivals:
-        if start + 1 > last:
-            break
         carried = sum(count for when, count in arrivals if start <= when < start + 1)
-        assert rate * 0.9 < carried < rate * 1.1, (start, carried)
+        assert carried < rate * 1.1 + PIPE_BYTES, (start, carried)
 
 
 def list_arrivals(host: Host, words: list[str], size: int) -> list[tuple[float, int]]:
