@@ -188,10 +188,20 @@ class SendArguments:
                 raise UsageError(f"{each} {each.what}")
         if isinstance(self.target, HostFolder):
             self._check_has_path()
+            self._check_hosts()
         elif isinstance(self.target, StorePlace):
             self._check_names(self.target)
         else:
             raise UsageError("several SOURCEs go to HOST:, HOST:/FOLDER/ or a store together")
+
+    def _check_hosts(self) -> None:
+        """Two disks that went to one place would wait for each other, and write over it."""
+        twice = {str(host) for host in self.hosts if self.hosts.count(host) > 1}
+        if twice:
+            raise UsageError(
+                f"two SOURCEs would go to {min(twice)}; nothing was sent; send them one by one, "
+                "each to a HOST:/PATH of its own"
+            )
 
     def _check_names(self, target: StorePlace) -> None:
         names = self.names

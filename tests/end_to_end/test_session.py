@@ -742,7 +742,7 @@ def test_what_cannot_be_compared_is_said(host: Host, way: list[str]) -> None:
         (["disk", "lab:/x", "--require-receipt"], "have no effect here"),
         (["disk", "lab:/x", "--rsh", "'"], "is no command"),
         (["disk", "disk", "lab:/x"], "several SOURCEs go to HOST:, HOST:/FOLDER/ or a store"),
-        (["disk", "disk", "lab:", "--base", "a"], "for one disk at a time"),
+        (["disk", "disk", "lab:"], "two SOURCEs would go to lab:"),
         (["disk", "lab:/x", "--streams", "17"], "--streams is auto, or 1 to 16"),
     ],
 )

@@ -86,6 +86,8 @@ def test_a_set_of_which_one_cannot_be_saved_is_not(host: Host, store: str) -> No
         (["root", "data", "{store}", "--base", "a"], "for one disk at a time"),
         (["root", "data", "{store}", "--compare"], "one disk at a time"),
         (["{store}/vm", "data", "{store}"], "restore points are sent one by one"),
+        (["root", "sub/root", "lab:/there/"], "two SOURCEs would go to lab:/there/root"),
+        (["root", "root", "lab:"], "two SOURCEs would go to lab:"),
         (["root", "lab:/x", "{store}"], "is on another host"),
         (["root", "vsphere://me@h/DC/vm/x", "{store}"], "is a machine of VMware"),
         (["root", "{store}/vm@3"], "is a point, which nobody writes"),
