@@ -11,6 +11,7 @@ from blockstream.formats.point import Point
 from blockstream.repository.repository import StoredDisk
 from blockstream.repository.restore import identity_of, opened_point
 from blockstream.run import Run
+from blockstream.words import time_text
 
 
 class PointCapture:
@@ -36,6 +37,7 @@ class PointCapture:
         Raises:
             StoreDamagedError: If something that it needs is missing or damaged.
         """
+        await run.ask(functools.partial(self._warn, run))
         there = await held(self._disk.name) if self._increments else Holding()
         if there.origin == identity_of(self._point):
             run.tell(f"{self._disk.name}: the destination holds this very state")
@@ -47,6 +49,21 @@ class PointCapture:
 
     async def committed(self, disk: Captured) -> None:
         """See `Capture`. A point stays as it is."""
+
+    def _warn(self, run: Run) -> None:
+        """Say what `store verify` found of the point, before anything is overwritten with it."""
+        points = self._disk.everything()
+        damaged = self._disk.found_damaged(points)
+        if self._point.seq not in damaged:
+            return
+        sound = [point.seq for point in points if point.seq not in damaged]
+        name = f"{self._disk.objects.name}/{self._disk.name}"
+        run.tell(
+            f"point {self._point.seq} of {self._disk.name} was found damaged by `store verify` on "
+            f"{time_text(damaged[self._point.seq])}, or what it goes onto was: what is damaged "
+            "ends this with status 12; "
+            + (f"without known damage is {name}@{sound[-1]}" if sound else "no point is without")
+        )
 
     def _since(self, there: Holding) -> ExtentList | None:
         """Return what changed since a point that led here; None where none is known to be held."""

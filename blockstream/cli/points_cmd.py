@@ -21,7 +21,7 @@ from blockstream.cli.stores import (
 from blockstream.errors import NotFoundError, StaleViewError, StoreDamagedError, UsageError
 from blockstream.formats.point import Point
 from blockstream.repository.repository import VERIFIED, StoredDisk
-from blockstream.words import duration_text, moment_text, size_text, time_text
+from blockstream.words import counted, duration_text, moment_text, size_text, time_text
 
 
 @click.command("points", short_help="List the restore points of a disk, or the disks of a store.")
@@ -34,6 +34,7 @@ def command(place: str, access: StoreAccess, as_json: bool) -> None:
     The time is when the disk held that state; of points that nobody knew that of, when they were
     saved. The lag is how long after that they could be restored.
 
+    Exit 12 if `store verify` found that one cannot be restored, and has not found it whole since.
     Exit 19 if a point that others go onto is missing, or newer points may be: there is data of one
     without a manifest, or this host has seen a newer one before.
 
@@ -51,13 +52,15 @@ def command(place: str, access: StoreAccess, as_json: bool) -> None:
     with opened_store(found.store, access, found.disk) as repository:
         disk = repository.disk(found.disk)
         points, verified = _points_of(disk, found.store), disk.marks(VERIFIED)
+        damaged = disk.found_damaged(disk.everything())
         doubts, lost = doubts_of(disk, access), _lost(disk, points)
     if as_json:
         for point in points:
             values = asdict(point) | {"moment": moment_text(point.moment)}
-            result("point", **values, verified=verified.get(point.seq))
+            times = {"verified": verified.get(point.seq), "damaged": damaged.get(point.seq)}
+            result("point", **values, **times)
     elif points:
-        _show(points, verified)
+        _show(points, verified, damaged)
     elif not doubts:
         raise NotFoundError(
             f"{found} has no point; `blockstream points {found.store}` lists the disks"
@@ -71,9 +74,17 @@ def command(place: str, access: StoreAccess, as_json: bool) -> None:
             f"{found}: not every point that is listed can be restored; `blockstream store repair "
             f"{found} --from COPY` puts back what is missing"
         )
+    bad = [point for point in points if point.seq in damaged]
+    if bad:
+        raise StoreDamagedError(
+            f"{found}: {counted(len(bad), 'point')} cannot be restored as a whole; `blockstream "
+            f"store repair {found} --from COPY|DISK` replaces what is damaged"
+        )
 
 
-def _show(points: Sequence[Point], verified: Mapping[int, float]) -> None:
+def _show(
+    points: Sequence[Point], verified: Mapping[int, float], damaged: Mapping[int, float]
+) -> None:
     heads = ("kind", "disk", "changed", "stored", "lag")
     head = "{:<9}{:>10}{:>12}{:>12}{:>9}".format(*heads)
     show(f"point   {'time (UTC)':<20}   {head}   {'verified':<10}   state\n")
@@ -86,6 +97,9 @@ def _show(points: Sequence[Point], verified: Mapping[int, float]) -> None:
             f"{duration_text(point.lag):>9}   {checked:<10}   "
             f"{point.state}\n"
         )
+        if point.seq in damaged:
+            found = time_text(damaged[point.seq], "%Y-%m-%d")
+            show(f"        ! found damaged on {found}, itself or what it goes onto\n")
         if point.missed:
             show(
                 f"        ! the list of changes had missed {size_text(point.missed)} of it; the "

@@ -69,6 +69,7 @@ class Destination(Protocol):
 
         Raises:
             NotFoundError: If there is none.
+            BaseMismatchError: If what is there is of another source.
         """
 
     async def held(self, name: str, run: Run) -> Holding:

@@ -47,8 +47,7 @@ class StoreDestination:
 
     async def last(self, location: str, run: Run) -> str:
         """See `Destination`."""
-        del location  # what the newest point holds, whoever sent it
-        return await run.ask(functools.partial(last_state, self._disk("")))
+        return await run.ask(functools.partial(last_state, self._disk(""), location))
 
     async def held(self, name: str, run: Run) -> Holding:
         """See `Destination`."""

@@ -42,6 +42,8 @@ class DirectApplier:
         self._save_undo = save_undo
         self._dirty = isinstance(journal.state, Dirty)
         self._begun = False
+        # What to record again of a target to which nothing was written after all, and its trace.
+        self._before: tuple[Clean, str] | None = None
         self._trace = ""
 
     def prepare(
@@ -65,13 +67,19 @@ class DirectApplier:
             failpoint("recv.undo_saved")
         self._target.begin()
         self._begun = True
+        state = self._journal.state  # an unfinished transfer may have been undone just now
+        self._before = (state, self._journal.trace) if isinstance(state, Clean) else None
 
     def leave(self) -> None:
-        """Note what the kernel knows of a target that is left half-written."""
+        """Note what the kernel knows of a target that is left half-written, or that it is not."""
         if self._dirty and self._begun:
             # Without it, going on is as it was.
             with suppress(TargetError, OSError):
-                self._journal.record(self._journal.state, trace=self._target.trace())
+                if self._before is None:
+                    self._journal.record(self._journal.state, trace=self._target.trace())
+                else:
+                    state, trace = self._before
+                    self._journal.record(state, trace=trace)
 
     def record(self, state: TargetState) -> None:
         """Record a state; before the first write a full disk is only a refusal."""
@@ -91,6 +99,7 @@ class DirectApplier:
 
     def write(self, seq: int, frame: Frame, table: Table) -> None:  # the interface's
         """Write the extents of a frame."""
+        self._before = None
         offsets, lengths, data = [], [], int(Kind.DATA)
         for offset, length, kind in table.extents:
             if kind == data:

@@ -19,6 +19,7 @@ from blockstream.pipeline.failpoints import failpoint
 from blockstream.repository.compaction import compact
 from blockstream.repository.repository import (
     ALIVE_SECONDS,
+    DAMAGED,
     FOLDERS,
     PRUNED,
     VERIFIED,
@@ -26,6 +27,7 @@ from blockstream.repository.repository import (
     StoredDisk,
 )
 from blockstream.repository.retention import Rules, kept
+from blockstream.words import time_text
 
 # Whoever has given no sign of life for longer than this has failed.
 _LONGEST_JOB_SECONDS: Final = 7 * 86_400.0
@@ -50,8 +52,8 @@ class Pruned:
         doubtful: Objects that no point names and that look old; they go when a later prune sees no
             sign of life of whoever wrote them.
         strays: Keys of what lies among its objects and is none of ours: it stays.
-        damaged: What the newest points lack that cannot be restored, by number. The newest one that
-            can be is kept in addition.
+        damaged: What is wrong with points that cannot be restored, by number: those that were found
+            damaged, and the newest ones that lack something. As many sound ones are kept besides.
     """
 
     disk: str
@@ -90,8 +92,8 @@ def prune(
     """
     points = list(disk.points())
     damaged = _damaged(disk, points)
-    sound = [point.seq for point in points if point.seq not in damaged]
-    keep = kept(points, rules) | set(sound[-1:])
+    sound = [point for point in points if point.seq not in damaged]
+    keep = kept(points, rules) | kept(sound, rules)
     result = Pruned(disk.name, sorted(keep), damaged=damaged)
     numbers = disk.numbers()
     marks = disk.hidden(numbers)
@@ -120,16 +122,19 @@ def prune(
 
 
 def _damaged(disk: StoredDisk, points: Sequence[Point]) -> dict[int, str]:
-    """Return what the newest points lack, down to the first one that can be restored."""
-    found = dict[int, str]()
+    """Return what is wrong with points; what they lack, of the newest, down to a sound one."""
+    found = {
+        seq: f"`store verify` found point {seq} damaged on {time_text(when)}"
+        for seq, when in disk.found_damaged(disk.everything()).items()
+    }
     for point in reversed(points):
-        lack = disk.lack_of(point)
+        lack = found.get(point.seq) or disk.lack_of(point)
         if not lack:
-            return found
+            return {each.seq: found[each.seq] for each in points if each.seq in found}
         found[point.seq] = lack
     if found:
         raise StoreDamagedError(
-            f"{next(iter(found.values()))}; no point of {disk.name} can be restored: nothing was "
+            f"{found[points[-1].seq]}; no point of {disk.name} can be restored: nothing was "
             f"pruned; `blockstream store verify {disk.objects.name}/{disk.name}` says what is "
             "missing, and `store repair` takes it from a copy of the store"
         )
@@ -177,7 +182,7 @@ def _delete(
 def _unmark(disk: StoredDisk, left: set[int], result: Pruned) -> None:
     """Delete marks of points that are gone, also of those that somebody deleted who died then."""
     newest = max(left, default=0)  # what came meanwhile is not ours
-    for kind in (PRUNED, VERIFIED):
+    for kind in (PRUNED, VERIFIED, DAMAGED):
         for seq in disk.marks(kind):
             if seq not in left and seq < newest:
                 _let_go(disk, disk.mark_key(seq, kind), 0, result)

@@ -25,6 +25,7 @@ from blockstream.errors import (
     AuthenticationError,
     BlockstreamError,
     BusyError,
+    NotAllowedError,
     NotFoundError,
     OutcomeUnknownError,
     RefusedError,
@@ -53,6 +54,7 @@ from blockstream.words import time_text
 _AT_ONCE: Final = 8  # small objects that are asked for side by side
 PRUNED: Final = "pruned"
 VERIFIED: Final = "verified"
+DAMAGED: Final = "damaged"
 _FINGERPRINT: Final = "blockstream: fingerprint of a store"
 _DISKS: Final = "bs1/disk/"
 ALIVE_SECONDS: Final = 600.0  # whoever gave no sign for so long is dead, or cut off
@@ -320,8 +322,36 @@ class StoredDisk:
         return True
 
     def mark(self, seq: int, kind: str = PRUNED) -> None:
-        """Give a point a mark: PRUNED hides it, VERIFIED says that it was read and is whole."""
+        """Give a point a mark: PRUNED hides it, VERIFIED or DAMAGED is what was found of it."""
         self.objects.put(self.mark_key(seq, kind), json.dumps({"at": int(time.time())}).encode())
+
+    def mark_found(self, seq: int, *, whole: bool) -> None:
+        """Note what a look at a point has found, in place of what was found before."""
+        self.mark(seq, VERIFIED if whole else DAMAGED)
+        with contextlib.suppress(NotAllowedError):  # then the later one counts
+            self.objects.delete(self.mark_key(seq, DAMAGED if whole else VERIFIED))
+
+    def found_damaged(self, points: Sequence[Point]) -> dict[int, float]:
+        """Return which points were found damaged and not whole since, or go onto such a one.
+
+        Args:
+            points: The disk's points, oldest first.
+
+        Returns:
+            For each, when the damage was found, in seconds since 1970.
+        """
+        damaged, whole = self.marks(DAMAGED), self.marks(VERIFIED)
+        if not damaged:
+            return {}
+        found = {seq: when for seq, when in damaged.items() if when >= whole.get(seq, 0.0)}
+        owners = {point.id: point.seq for point in points}
+        for point in points:
+            below = {owners.get(pack.owner, 0) for pack in point.packs} - {point.seq}
+            below |= {point.parent.seq} if point.parent is not None else set()
+            since = max((found[seq] for seq in below & found.keys()), default=0.0)
+            if since and since >= whole.get(point.seq, 0.0):
+                found.setdefault(point.seq, since)
+        return found
 
     def now(self) -> float:
         """Return the time as the store's own clock has it, in seconds since 1970.

@@ -21,7 +21,7 @@ from blockstream.formats.point_index import PointIndex
 from blockstream.formats.point_map import merged
 from blockstream.interfaces import PART_BYTES, Objects
 from blockstream.pipeline.compression import Decompressor
-from blockstream.repository.repository import VERIFIED, StoredDisk
+from blockstream.repository.repository import DAMAGED, PRUNED, VERIFIED, StoredDisk
 from blockstream.run import Run
 from blockstream_protocol import HEAD_BYTES, MAGIC, Buffer, Decompress, link, sound_frames
 
@@ -127,11 +127,12 @@ class _Verifying:
         for point in points[-1:] if self._newest else points:
             good = self._is_whole(point, {each.seq: each for each in points}, indexes)
             (self.found.whole if good else self.found.broken).append(point.seq)
-        if self._part >= 1:
-            # Who may only read cannot say that he has.
-            with contextlib.suppress(AuthenticationError, StoreError):
-                for seq in self.found.whole:
-                    self._disk.mark(seq, VERIFIED)
+        # Who may only read cannot say that he has. What a sample calls whole, nobody has read.
+        with contextlib.suppress(AuthenticationError, StoreError):
+            for seq in self.found.broken:
+                self._disk.mark_found(seq, whole=False)
+            for seq in self.found.whole if self._part >= 1 else ():
+                self._disk.mark_found(seq, whole=True)
         self.found.strays = sorted(self._disk.strays)
         return self.found
 
@@ -144,7 +145,8 @@ class _Verifying:
         """Return the points whose manifests are good, and which are asked for."""
         points = []
         # Before the numbers: somebody may commit a point now, and verify it.
-        marked = sorted({*self._disk.marks(), *self._disk.marks(VERIFIED)})
+        kinds = (PRUNED, VERIFIED, DAMAGED)
+        marked = sorted({seq for kind in kinds for seq in self._disk.marks(kind)})
         numbers = self._disk.numbers()
         for seq in numbers:
             try:

@@ -38,6 +38,7 @@ from blockstream.repository.audit import Audit, audit
 from blockstream.repository.repository import StoredDisk, new_id, now_text
 from blockstream.run import Run
 from blockstream.transfers.send import SendPlan, TransferOptions, one_way, planned
+from blockstream.words import time_text
 from blockstream_protocol import (
     HEAD_BYTES,
     ROW_BYTES,
@@ -221,6 +222,8 @@ def _stored(
     where.check_free(last.seq + 1 if last is not None else 1)
     began, found = time.monotonic(), None
     parent = _check_base(what, last, where) if what.opening.base else None
+    if parent is not None:
+        _warn_of_damage(where, parent, run)
     if parent is not None and audit_cycle:
         found = audit(source, where, parent, what.extents, audit_cycle, run)
         what = _with_missed(what, disk, how, found.missed)
@@ -244,7 +247,11 @@ def _stored(
                 base=what.opening.base,
                 parent=Parent(parent.seq, parent.digest) if parent is not None else None,
                 size=source.size,
-                source={"name": source.name, "identity": source.identity.key},
+                source={
+                    "name": source.name,
+                    "identity": source.identity.key,
+                    "location": disk.location,
+                },
                 transfer=committed.transfer,
                 frames=committed.frames,
                 chain=committed.chain,
@@ -265,6 +272,17 @@ def _stored(
         finally:
             if stored is None or not stored.is_settled:
                 _discard(packs, where, identity)
+
+
+def _warn_of_damage(where: StoredDisk, parent: Point, run: Run) -> None:
+    """Say that an increment goes onto a point that cannot be restored as a whole."""
+    found = where.found_damaged(where.everything()).get(parent.seq)
+    if found is not None:
+        run.tell(
+            f"point {parent.seq} of {where.name}, onto which this goes, was found damaged on "
+            f"{time_text(found)}: until `blockstream store repair` has replaced what is damaged, "
+            "or all is sent, without --base, this one cannot be restored as a whole either"
+        )
 
 
 def _put_index(index: PointIndex, disk: StoredDisk, identity: str) -> tuple[str, str]:
@@ -342,17 +360,30 @@ class _Nowhere:
         """Nothing waits."""
 
 
-def last_state(disk: StoredDisk) -> str:
+def last_state(disk: StoredDisk, location: str) -> str:
     """Return the state of the newest point.
+
+    Args:
+        disk: The disk of the store.
+        location: What is sent, as `Captured.location` has it.
 
     Raises:
         NotFoundError: If there is none.
+        BaseMismatchError: If that was saved from somewhere else.
     """
     last = disk.last()
     if last is None:
         raise NotFoundError(
             f"{disk.objects.name} has no point of {disk.name}, so there is no last base; nothing "
             "was sent; send all, without --base"
+        )
+    saved_from = last.source.get("location", location)
+    if saved_from != location:
+        raise BaseMismatchError(
+            f"point {last.seq} of {disk.name} in {disk.objects.name} was saved from {saved_from}, "
+            f"and not from {location}, so what it holds is no base for that; nothing was sent; "
+            f"send all, without --base, to another name; or say --base {last.state} if it is the "
+            "same disk under another name"
         )
     return last.state
 

@@ -56,7 +56,7 @@ def save_undo(everything: OpenedTarget, opening: Open, plan: Plan, *, resumed: b
             return
         if everything.undo_path.exists():
             undo(everything)
-        elif not opening.full:
+        else:
             raise RefusedError(
                 f"{everything.target.name} is half-written and nothing was kept of what it held, "
                 "so this transfer could not be undone; nothing was written; use --apply direct"

@@ -320,6 +320,9 @@ def test_half_written_target_without_an_undo_log_gets_none(eager: Host) -> None:
     ended = eager.pipe(words, [target, "--apply", "undo"])
     assert ended.recv.status == 10, ended
     assert "nothing was kept of what it held" in ended.recv.err
+    full = eager.pipe([new, "--goal", "C"], [target, "--apply", "undo"])
+    assert full.recv.status == 10, full
+    assert eager.status(target)["state"] == "dirty"
     assert eager.pipe(words, [target]).statuses == (0, 0)
     assert target.read_bytes() == new.read_bytes()
 

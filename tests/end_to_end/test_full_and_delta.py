@@ -575,6 +575,26 @@ def test_cut_stream_leaves_a_token_that_continues_it(eager: Host) -> None:
     assert copy.read_bytes() == disk.read_bytes()
 
 
+@pytest.mark.parametrize("apply", ["direct", "undo", "stage"])
+def test_stream_cut_before_its_first_frame_costs_nothing(eager: Host, apply: str) -> None:
+    """The target was called half-written, so that only the same increment could go onto it."""
+    old = eager.disk("old", 4 << 20)
+    target = eager.blank("target", 4 << 20)
+    assert eager.pipe([old, "--goal", "A"], [target]).statuses == (0, 0)
+    new = eager.changed("new", old)
+    everything = eager.list_everything("everything", 4 << 20)
+    stream = eager.stream(new, "--base", "A", "--goal", "B", "--extents", everything)
+    cut = eager.run("recv", target, "--apply", apply, data=stream[:5000])
+    assert cut.status == 11, cut.err
+    assert "half-written" not in cut.err
+    assert eager.status(target)["state"] == "clean"
+    assert eager.holds(target, "A")
+    changes = eager.list_changes("changes", new, old)
+    words = [new, "--base", "A", "--goal", "C", "--extents", changes]
+    assert eager.pipe(words, [target]).statuses == (0, 0)
+    assert target.read_bytes() == new.read_bytes()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("apply", ["direct", "undo", "stage"])
 def test_cut_stream_may_also_come_again_from_the_start(eager: Host, apply: str) -> None:

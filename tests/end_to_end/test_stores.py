@@ -710,6 +710,56 @@ def test_a_link_in_the_place_of_a_pack_is_named_and_made_anew(
     assert (moved.read_bytes(), pack.is_symlink()) == (before, False)
 
 
+def test_the_last_base_is_one_of_the_same_disk(host: Host, store: str, tmp_path: Path) -> None:
+    """Whatever was saved last under that name was the base, also of another disk."""
+    disk, other = host.disk("disk", SIZE), host.disk("other", SIZE)
+    ok(host.run("send", disk, f"{store}/vm", "--goal", "a"))
+    listed = host.list_everything("listed", SIZE)
+    increment = ("--base", "last", "--extents", listed, "--goal", "b")
+    refused = host.run("send", other, f"{store}/vm", *increment)
+    assert refused.status == 10, refused.err
+    assert f"was saved from {disk}, and not from {other}" in refused.err
+    ok(host.run("send", disk, f"{store}/vm", *increment))
+    named = ("--base", "b", "--extents", listed, "--goal", "c")
+    ok(host.run("send", other, f"{store}/vm", *named))
+
+
+def test_what_was_found_damaged_is_remembered(host: Host, store: str, tmp_path: Path) -> None:
+    """The rules kept the newest point, which could not be restored, and hid the good ones."""
+    disk = host.disk("disk", SIZE)
+    saved(host, store, disk, 3)
+    before = disk.read_bytes()
+    newest = max((tmp_path / "store").rglob("*.pack"), key=lambda path: path.parent.name)
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 3] ^= 1
+    newest.write_bytes(content)
+    assert host.run("store", "verify", store, "--newest").status == 12
+    listed = host.run("points", f"{store}/vm")
+    assert listed.status == 12, listed.err
+    assert "1 point cannot be restored as a whole" in listed.err
+    assert listed.out.decode().count("! found damaged on 20") == 1
+    as_json = host.run("points", f"{store}/vm", "--json").out.splitlines()
+    times = [json.loads(line)["damaged"] is not None for line in as_json[:3]]
+    assert times == [False, False, True]
+    for _ in range(2):
+        pruned = host.run(*(word.replace("{store}", store) for word in PRUNE))
+        assert pruned.status == 12, pruned.err
+        assert "vm: kept #2 to #3; " in pruned.err
+        assert "`store verify` found point 3 damaged on 20" in pruned.err
+    back = host.run("restore", f"{store}/vm", tmp_path / "back", "--create")
+    assert back.status == 12
+    assert f"without known damage is {store}/vm@2" in back.err
+    onto = ok(host.run("send", disk, f"{store}/vm", "--compare")).err
+    assert "point 3 of vm, onto which this goes, was found damaged on 20" in onto
+    doubtful = host.run("points", f"{store}/vm")
+    assert "2 points cannot be restored as a whole" in doubtful.err
+    ok(host.run("store", "repair", f"{store}/vm", "--from", disk))
+    ok(host.run("points", f"{store}/vm"))
+    ok(host.run("restore", f"{store}/vm", tmp_path / "copy", "--create"))
+    assert (tmp_path / "copy").read_bytes() == before
+    assert "kept #4; " in ok(host.run(*(word.replace("{store}", store) for word in PRUNE))).err
+
+
 def test_a_disk_that_a_store_does_not_have_is_said(host: Host, store: str, tmp_path: Path) -> None:
     disk = host.disk("disk", SIZE)
     ok(host.run("send", disk, f"{store}/vm"))
