@@ -10,6 +10,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 TARGET_FLAGS = ("create", "verify", "force_in_use", "force_larger", "force_base")
 
 
+with_force_larger = click.option(
+    "--force-larger", is_flag=True, help="Take a TARGET larger than the source."
+)
+
+
 def with_target_options(function: F) -> F:
     """Add what says how a target may be written."""
     for option in (
@@ -18,7 +23,7 @@ def with_target_options(function: F) -> F:
         ),
         click.option("--verify", is_flag=True, help="Read everything back before it is durable."),
         click.option("--force-in-use", is_flag=True, help="Write although somebody uses TARGET."),
-        click.option("--force-larger", is_flag=True, help="Take a TARGET larger than the source."),
+        with_force_larger,
         click.option("--force-base", is_flag=True, help="Believe that TARGET holds the base."),
     ):
         function = option(function)

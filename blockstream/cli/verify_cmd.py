@@ -13,6 +13,7 @@ from blockstream.cli.location_types import disk_here
 from blockstream.cli.options import ProgressWish, reporters, with_progress, with_state_dir
 from blockstream.cli.remote_options import peer_options, refuse_peer_options, with_peer_options
 from blockstream.cli.send_output import Voice
+from blockstream.cli.target_options import with_force_larger
 from blockstream.destinations.interface import Delivered
 from blockstream.destinations.places import OneDisk
 from blockstream.destinations.registry import DestinationOptions, opened_destination
@@ -36,6 +37,7 @@ _SHOWN = 5
 @click.argument("source")
 @click.argument("target")
 @click.option("--repair", is_flag=True, help="Send what differs.")
+@with_force_larger
 @with_peer_options
 @with_progress
 @with_state_dir
@@ -43,6 +45,7 @@ def command(
     source: str,
     target: str,
     repair: bool,
+    force_larger: bool,
     state_dir: Path,
     as_json: bool,
     quiet: bool,
@@ -52,7 +55,8 @@ def command(
     """Compare SOURCE with TARGET, a disk of this host or [USER@]HOST:/PATH; both are read whole.
 
     From another host, only digests travel. Exit status 0 means equal, 12 that something differs.
-    With --repair, what differs is sent, and 0 means that they are equal then.
+    With --repair, what differs is sent, and 0 means that they are equal then. A TARGET may be
+    larger: its end is not looked at; to repair such a one takes --force-larger.
 
     \b
     Examples:
@@ -67,7 +71,7 @@ def command(
     is_far = isinstance(where, Remote)
     peer = peer_options(options, as_json=as_json) if is_far else PeerOptions()
     taking = DestinationOptions(
-        where=ReceiveRequest(target, state_dir, force_larger=True),
+        where=ReceiveRequest(target, state_dir, force_larger=force_larger),
         how=TransferOptions(state_dir),
         peer=peer,
     )
@@ -126,6 +130,12 @@ class _Repairing(_Comparing, Unwatched):
             self.state = result.committed.goal
 
 
+def _tail(found: Comparison) -> str:
+    """Say what of a larger target was not looked at."""
+    more = found.target_size - found.size
+    return f"; what it has beyond that, {size_text(more)}, was not looked at" if more > 0 else ""
+
+
 def _show(
     found: Comparison, source: str, target: str, goal: str, *, as_json: bool, quiet: bool
 ) -> None:
@@ -145,9 +155,10 @@ def _show(
             repaired=goal or None,
         )
     elif not quiet and not differing:
-        say(f"equal: {target} holds the {size_text(found.size)} of {source}")
+        say(f"equal: {target} holds the {size_text(found.size)} of {source}{_tail(found)}")
     elif not quiet and goal:
-        say(f"repaired: {size_text(differing)} of {target} differed; it holds {goal} now")
+        text = f"repaired: {size_text(differing)} of {target} differed; it holds {goal} now"
+        say(text + _tail(found))
     if differing and not goal:
         places = [f"{length} bytes at offset {offset}" for offset, length, _ in found.differing]
         more = f", and {len(places) - _SHOWN} more ranges" if len(places) > _SHOWN else ""

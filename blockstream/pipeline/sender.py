@@ -57,6 +57,8 @@ class SendOptions:
         check_packing: Whether each frame is unpacked again and compared, because nobody else does
             so before the source may be gone.
         last_checkpoint: Whether a sender that is stopped asks that what it sent be made durable.
+        before_data: Called once the receiver is ready to take data, before it is sent any; None to
+            send it at once.
         before_end: Called once everything is durable there and only END is left to say; None to
             say it without waiting for that.
     """
@@ -69,6 +71,7 @@ class SendOptions:
     answers: bool = False
     check_packing: bool = False
     last_checkpoint: bool = False
+    before_data: Callable[[], None] | None = None
     before_end: Callable[[], None] | None = None
 
 
@@ -118,6 +121,8 @@ class SendEngine:
             self.perform(self._locked(self._session.start))
             self._wait_until(lambda: self._streaming)
             if self._streaming:
+                if self._options.before_data is not None:
+                    self._options.before_data()
                 with closing(self._ahead):
                     self._crew.run(self._work, self._options.workers)
                 self._raise_failure()

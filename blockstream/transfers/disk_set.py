@@ -1,4 +1,8 @@
-"""Several disks sent as one set: none is committed before all of them are durable there."""
+"""Several disks sent as one set.
+
+Nothing is written before all of their targets are ready to take it, and none is committed before
+all are durable there.
+"""
 
 import functools
 import threading
@@ -23,7 +27,7 @@ def _waiting(barrier: threading.Barrier, run: Run) -> Callable[[], None]:
     """Return what a disk waits with for the others; after a cut behind it, it waits no more."""
     passed = False
 
-    def before_end() -> None:
+    def wait() -> None:
         nonlocal passed
         try:
             with run.heeding(lambda _reason: barrier.abort()):
@@ -33,7 +37,7 @@ def _waiting(barrier: threading.Barrier, run: Run) -> Callable[[], None]:
             raise InterruptedTransferError(run.stopped or _ANOTHER_FAILED) from None
         passed = True
 
-    return before_end
+    return wait
 
 
 async def push_set(
@@ -60,13 +64,14 @@ async def push_set(
         BlockstreamError: The first error; nothing was committed then.
         PartlyDoneError: If some were committed and others not; the same command finishes them.
     """
-    barrier = threading.Barrier(len(disks))
+    begin, end = threading.Barrier(len(disks)), threading.Barrier(len(disks))
     parts = run.parts(len(disks), _ANOTHER_FAILED)
     making = creating or [what.create] * len(disks)
     pushes, sendings = [], []
     for disk, place, part, create in zip(disks, places, parts, making, strict=True):
-        to_place, waiting = replace(how, target=place.key), _waiting(barrier, part)
-        sending = await run.carry(functools.partial(Sending, disk, to_place, part, waiting))
+        to_place = replace(how, target=place.key)
+        waiting = (_waiting(begin, part), _waiting(end, part))
+        sending = await run.carry(functools.partial(Sending, disk, to_place, part, *waiting))
         sendings.append(sending)
         words = target_options(replace(what, create=create))
         pushes.append(Push(sending, place, words, options, part))

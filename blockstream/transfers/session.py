@@ -39,6 +39,7 @@ class Sending:
         disk: Captured,
         options: TransferOptions,
         run: Run,
+        before_data: Callable[[], None] | None = None,
         before_end: Callable[[], None] | None = None,
     ) -> None:
         """Plan it; nothing is sent.
@@ -47,6 +48,7 @@ class Sending:
             disk: What to send.
             options: How it travels.
             run: Counts, and stops it.
+            before_data: Called when the receiver is ready to take data; see `SendOptions`.
             before_end: Called when only END is left to say; see `SendOptions`.
 
         Raises:
@@ -58,6 +60,7 @@ class Sending:
         self._progress = progress = run.count_anew()
         self._sent = SentTransfers(options.state_dir)
         self._sent.prepare()
+        self._before_data = before_data
         self._before_end = before_end
         self._fresh = self._continued = False
         self.greeted = False
@@ -152,6 +155,7 @@ class Sending:
             # The target says whose goal it is on the way to, and it may be another disk's.
             may_trust=lambda: not self._continued,
             answers=True,
+            before_data=self._before_data,
             before_end=self._before_end,
         )
         return SendEngine(session, self._disk.source, what.extents, outlet, progress, options)

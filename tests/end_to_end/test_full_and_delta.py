@@ -590,7 +590,7 @@ def test_stream_cut_before_its_first_frame_costs_nothing(eager: Host, apply: str
     assert eager.status(target)["state"] == "clean"
     assert eager.holds(target, "A")
     changes = eager.list_changes("changes", new, old)
-    words = [new, "--base", "A", "--goal", "C", "--extents", changes]
+    words: Words = [new, "--base", "A", "--goal", "C", "--extents", changes]
     assert eager.pipe(words, [target]).statuses == (0, 0)
     assert target.read_bytes() == new.read_bytes()
 

@@ -107,7 +107,7 @@ def test_two_disks_of_one_host_are_compared(host: Host) -> None:
     copy.write_bytes(disk.read_bytes() + b"x" * 4096)
     ended = host.run("verify", disk, copy)
     assert ended.status == 0, ended.err
-    assert "equal: " in ended.err
+    assert "; what it has beyond that, 4.0 KiB, was not looked at" in ended.err
     with copy.open("r+b") as file:
         file.seek(70_000)
         file.write(b"!")
@@ -123,7 +123,10 @@ def test_two_disks_of_one_host_are_compared(host: Host) -> None:
 def test_what_differs_on_one_host_is_repaired(host: Host) -> None:
     disk, copy = host.disk("disk"), host.folder / "copy"
     copy.write_bytes(altered(disk.read_bytes(), 5) + b"beyond the end")
-    ended = host.run("verify", disk, copy, "--repair")
+    refused = host.run("verify", disk, copy, "--repair")
+    assert refused.status == 10, refused.err
+    assert "--force-larger takes it" in refused.err
+    ended = host.run("verify", disk, copy, "--repair", "--force-larger")
     assert ended.status == 0, ended.err
     assert "repaired: " in ended.err
     assert copy.read_bytes() == disk.read_bytes() + b"beyond the end"

@@ -79,6 +79,31 @@ def test_a_set_of_which_one_cannot_be_saved_is_not(host: Host, store: str) -> No
         assert not host.run("points", f"{store}/{disk.name}", "--json").results
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("bad", ["small", "missing", "large"])
+def test_a_set_is_refused_before_any_of_it_is_written(host: Host, way: list[str], bad: str) -> None:
+    """The others were half-written when one of them was refused, and `nothing was written`."""
+    disks, there = pair(host), host.folder / "there"
+    there.mkdir()
+    copies = [there / disk.name for disk in disks]
+    ok(host.run("send", disks[0], f"lab:{copies[0]}", "--create", "--goal", "A", *way))
+    before = copies[0].read_bytes()
+    if bad != "missing":
+        copies[1].write_bytes(bytes(MIB if bad == "small" else 4 * MIB))
+    for disk in disks:
+        disk.write_bytes(bytes(disk.stat().st_size - 4096) + b"newer".ljust(4096))
+    ended = host.run("send", *disks, f"lab:{there}/", *way)
+    assert ended.status in {10, 17}, ended.err
+    assert copies[0].read_bytes() == before
+    listed = host.list_changes("listed", disks[0], copies[0])
+    onto = ("--base", "A", "--extents", listed)
+    ok(host.run("send", disks[0], f"lab:{copies[0]}", *onto, *way))
+    copies[1].unlink(missing_ok=True)
+    ok(host.run("send", disks[1], f"lab:{copies[1]}", "--create", *way))
+    ok(host.run("send", *disks, f"lab:{there}/", *way))
+    assert [path.read_bytes() for path in copies] == [path.read_bytes() for path in disks]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
