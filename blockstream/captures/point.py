@@ -52,7 +52,7 @@ class PointCapture:
 
     def _warn(self, run: Run) -> None:
         """Say what `store verify` found of the point, before anything is overwritten with it."""
-        points = self._disk.everything()
+        points = self._disk.readable()
         damaged = self._disk.found_damaged(points)
         if self._point.seq not in damaged:
             return
