@@ -174,7 +174,7 @@ class LvmCapture:
             ours, stale = _unfinished(volume, ident, since.older, memory.last, notes)
             made = ours is None
             if ours is None:
-                ours = make_ours(volume, ident, options.lvm.snapshot_bytes)
+                ours = make_ours(volume, ident, options.lvm.snapshot_size)
             else:
                 notes.append(
                     f"this goes on with {ours}, which an earlier run made "
@@ -350,7 +350,7 @@ def _lost(kept: Volume, how: LvmOptions, rehearsal: bool) -> _Since:
         SnapshotInvalidError: If nothing is to be sent then.
     """
     text = f"{kept}, which was kept for the next time, has overflowed"
-    if how.base_or_nothing:
+    if how.on_lost_base == "fail":
         raise SnapshotInvalidError(
             f"{text}, so nothing is known of what changed; nothing was sent; without "
             "--on-lost-base fail all is sent again; --snapshot-size gives the next one more room"

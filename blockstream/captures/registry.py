@@ -43,7 +43,7 @@ async def capture_of(
             from blockstream.captures.lvm import LvmCapture
 
             return LvmCapture(volume, location, options, rehearsal=rehearsal)
-    if replace(options.lvm, base_or_nothing=False) != LvmOptions():
+    if replace(options.lvm, on_lost_base="") != LvmOptions():
         raise UsageError(
             f"{location} {why}: --since, --quiesced, --rotate and --snapshot-size are for logical "
             "volumes; nothing was sent"

@@ -73,7 +73,9 @@ class VmdkCapture:
 
     @contextlib.contextmanager
     def _source(self, *, delta: bool) -> Iterator[VmdkSource]:
-        opening = VmdkSource(self._location.path, delta=delta, outside=self._options.vmdk.outside)
+        opening = VmdkSource(
+            self._location.path, delta=delta, outside=self._options.vmdk.allow_outside
+        )
         with contextlib.closing(opening) as source:
             yield source
 

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from blockstream.cli.options import parse_rate, warn
+from blockstream.cli.options import warn
 from blockstream.errors import UsageError
 from blockstream.pipeline.limiter import Limiter
 from blockstream.pipeline.progress import Progress
+from blockstream.units import parse_rate
 
 
 class RateFile:
@@ -52,13 +53,13 @@ class RateFile:
         self._limiter.rate = None if text == "none" else parse_rate(text)
 
 
-def limiter_for(text: str | None, *, as_json: bool) -> tuple[Limiter, list[RateFile]]:
-    """Return the limiter for --bwlimit, and what must be called to follow a file.
+def limiter_for(text: str, *, as_json: bool) -> tuple[Limiter, list[RateFile]]:
+    """Return the limiter for --bwlimit, empty for none, and what must be called to follow a file.
 
     Raises:
         UsageError: If it is neither a rate nor a readable file.
     """
-    if text is None:
+    if not text:
         return Limiter(None), []
     if not text.startswith("@"):
         return Limiter(parse_rate(text)), []

@@ -1,15 +1,29 @@
 """`blockstream convert`."""
 
+from pathlib import Path
+
 import click
 
-from blockstream.cli.convert_common import made_of
-from blockstream.cli.foreign import with_stream_options
+from blockstream.cli.convert_common import StreamGroups, made_of
+from blockstream.cli.option_groups import GroupedCommand, with_groups
+from blockstream.cli.options import ProgressWish, with_progress, with_state_dir
 
 
-@click.command("convert", short_help="Make a stream of one tool into that of another.")
+@click.command(
+    "convert", cls=GroupedCommand, short_help="Make a stream of one tool into that of another."
+)
 @click.argument("stream", default="-")
-@with_stream_options
-def command(stream: str, to: str, **options: object) -> None:
+@with_groups(StreamGroups)
+@with_progress
+@with_state_dir
+def command(
+    stream: str,
+    options: StreamGroups,
+    state_dir: Path,
+    as_json: bool,
+    quiet: bool,
+    progress: ProgressWish,
+) -> None:
     """Write STREAM, a file or - for standard input, in another format to standard output.
 
     It may be a stream of ours or of any tool that `recv` takes. What the new format cannot carry is
@@ -20,4 +34,12 @@ def command(stream: str, to: str, **options: object) -> None:
       blockstream convert --to rbd delta.bsx > delta.rbd
       blockstream convert --size 10G --base monday dump.lvmsync > delta.bsx
     """  # noqa: D301
-    made_of("convert", (stream,), to, options)
+    made_of(
+        "convert",
+        (stream,),
+        options,
+        state_dir,
+        as_json=as_json,
+        quiet=quiet,
+        progress=progress,
+    )

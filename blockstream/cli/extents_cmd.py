@@ -1,24 +1,27 @@
 """`blockstream extents`."""
 
 import contextlib
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import click
 
 from blockstream.captures.lvm_changes import stored_changes, tracked_changes
+from blockstream.captures.options import NbdOptions, VmdkOptions
 from blockstream.captures.vmdk_chain import listed
 from blockstream.cli.console import show
 from blockstream.cli.foreground import Reporter, done
-from blockstream.cli.lvm_options import with_vmdk_options
-from blockstream.cli.nbd_options import disk_with_certificates, with_export_options
+from blockstream.cli.nbd_certificates import disk_with_certificates
+from blockstream.cli.option_groups import GroupedCommand, OptionGroups, with_groups
 from blockstream.cli.options import (
     ProgressWish,
-    parse_size,
     reporters,
     warn,
     with_progress,
     with_state_dir,
 )
+from blockstream.declared import option
 from blockstream.errors import UsageError
 from blockstream.extents import ExtentMap
 from blockstream.formats.extent_lists import Meaning, written
@@ -30,33 +33,56 @@ from blockstream.locations.registry import disk_of
 from blockstream.locations.vmdk import VmdkFile
 from blockstream.run import Run
 from blockstream.transfers.compare import changes
+from blockstream.units import parse_size
 
 _STORE = "cow:"
 
 
-@click.command("extents", short_help="List which parts of a disk hold data, or changed.")
+@dataclass(frozen=True, slots=True)
+class SinceOptions:
+    """What is listed.
+
+    Attributes:
+        since: What changed since this one; empty for what is allocated.
+        size: Of an exception store, bytes of the disk that it is of; 0 if nobody knows.
+    """
+
+    since: str = option(
+        "",
+        "List what changed since OLD: a snapshot of the logical volume SOURCE, which knows it, or "
+        "an older copy that is compared.",
+        metavar="OLD",
+    )
+    size: int = option(
+        0, "With cow:FILE, the size of the disk that it is of.", metavar="SIZE", parse=parse_size
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtentsGroups(OptionGroups):
+    """The options of `extents`."""
+
+    titles: ClassVar = {
+        "what": "What is listed",
+        "nbd": "An export of an NBD server",
+        "vmdk": "A VMware disk, vmdk:FILE",
+    }
+
+    what: SinceOptions
+    nbd: NbdOptions
+    vmdk: VmdkOptions
+
+
+@click.command(
+    "extents", cls=GroupedCommand, short_help="List which parts of a disk hold data, or changed."
+)
 @click.argument("source")
-@click.option(
-    "--since",
-    metavar="OLD",
-    help="List what changed since OLD: a snapshot of the logical volume SOURCE, which knows it, or "
-    "an older copy that is compared.",
-)
-@click.option(
-    "--size", default="", metavar="SIZE", help="With cow:FILE, the size of the disk that it is of."
-)
-@with_export_options
-@with_vmdk_options
+@with_groups(ExtentsGroups)
 @with_progress
 @with_state_dir
 def command(
     source: str,
-    since: str | None,
-    size: str,
-    bitmap: str,
-    tls_certificates: str,
-    delta: bool,
-    allow_outside: bool,
+    options: ExtentsGroups,
     state_dir: Path,
     as_json: bool,
     quiet: bool,
@@ -77,27 +103,27 @@ def command(
       blockstream extents nbd+unix:///?socket=/run/vm.sock --bitmap monday
       blockstream send --base A --goal B --extents changed.json disk.img | ...
     """  # noqa: D301
-    if size and not source.startswith(_STORE):
+    since, nbd, vmdk = options.what.since, options.nbd, options.vmdk
+    if options.what.size and not source.startswith(_STORE):
         raise UsageError("--size is for cow:FILE; every other SOURCE tells its own")
     if source.startswith(_STORE):
-        if since is not None:
+        if since:
             raise UsageError("cow:FILE says itself what changed; leave --since out")
-        bytes_of_disk = parse_size(size) if size else 0
-        found = stored_changes(source.removeprefix(_STORE), bytes_of_disk)
-        if not bytes_of_disk:
+        found = stored_changes(source.removeprefix(_STORE), options.what.size)
+        if not options.what.size:
             text = "the disk is taken to end with the last change; --size tells its real size"
             warn(text, as_json=as_json)
         _show(found.extents, Meaning.CHANGED)
         return
     shown = reporters("compare", as_json=as_json, quiet=quiet, progress=progress)
     disk = disk_of(source)
-    if tls_certificates:
-        disk = disk_with_certificates(disk, tls_certificates)
-    if bitmap:
-        _show_bitmap(disk, bitmap, since, as_json=as_json)
-    elif delta or allow_outside:
-        _show_vmdk(disk, since, delta=delta, outside=allow_outside, as_json=as_json)
-    elif since is None:
+    if nbd.tls_certificates:
+        disk = disk_with_certificates(disk, nbd.tls_certificates)
+    if nbd.bitmap:
+        _show_bitmap(disk, nbd.bitmap, since, as_json=as_json)
+    elif vmdk != VmdkOptions():
+        _show_vmdk(disk, since, vmdk, as_json=as_json)
+    elif not since:
         with opened_source(disk) as opened:
             for text in opened.warnings:
                 warn(text, as_json=as_json)
@@ -123,8 +149,8 @@ def _show_since(
     _show(extents, Meaning.CHANGED)
 
 
-def _show_bitmap(source: DiskLocation, bitmap: str, since: str | None, *, as_json: bool) -> None:
-    if since is not None or not isinstance(source, NbdExport):
+def _show_bitmap(source: DiskLocation, bitmap: str, since: str, *, as_json: bool) -> None:
+    if since or not isinstance(source, NbdExport):
         raise UsageError("--bitmap is for an export of an NBD server, without --since")
     with contextlib.closing(source.open_source(bitmap=bitmap)) as export:
         for text in export.warnings:
@@ -132,13 +158,14 @@ def _show_bitmap(source: DiskLocation, bitmap: str, since: str | None, *, as_jso
         _show(export.changes().extents, Meaning.CHANGED)
 
 
-def _show_vmdk(
-    source: DiskLocation, since: str | None, *, delta: bool, outside: bool, as_json: bool
-) -> None:
-    if not isinstance(source, VmdkFile) or since is not None:
+def _show_vmdk(source: DiskLocation, since: str, how: VmdkOptions, *, as_json: bool) -> None:
+    if not isinstance(source, VmdkFile) or since:
         raise UsageError("--delta and --allow-outside are for vmdk:FILE, without --since")
     found = listed(
-        source.path, delta=delta, outside=outside, tell=lambda text: warn(text, as_json=as_json)
+        source.path,
+        delta=how.delta,
+        outside=how.allow_outside,
+        tell=lambda text: warn(text, as_json=as_json),
     )
     _show(found.extents, found.meaning)
 

@@ -1,149 +1,16 @@
-"""What commands ask and say of streams of other tools."""
+"""What commands say of streams of other tools."""
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import click
+from typing import TYPE_CHECKING
 
 from blockstream.cli.console import event, say
-from blockstream.cli.options import parse_size, warn, with_progress, with_state_dir
-from blockstream.errors import StaleViewError, UsageError
-from blockstream.formats.foreign.names import OURS, READ, WRITTEN
+from blockstream.cli.options import warn
+from blockstream.errors import StaleViewError
 from blockstream.words import size_text
-from blockstream_protocol import is_id
 
 if TYPE_CHECKING:
     from blockstream.jobs.foreign.receive import (
         ForeignResult,  # numpy: what `recv` need not wait for
     )
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-# What dm-thin allows.
-_CHUNK_STEP = 64 << 10
-_CHUNK_MOST = 1 << 30
-_WISHES = (
-    *("format", "base", "goal", "expect_bytes", "accept_open_end", "snapback"),
-    "force_raw",
-)
-
-
-def with_foreign_options(function: F) -> F:
-    """Add what people say of a stream that does not say it itself."""
-    for option in (
-        click.option(
-            "--format",
-            type=click.Choice(READ),
-            help="Format of a stream of another tool. [default: as it begins]",
-        ),
-        click.option("--base", default="", help="State that such a stream belongs onto."),
-        click.option("--goal", default="", help="Name of the state that it leads to."),
-        click.option(
-            "--expect-bytes",
-            type=click.IntRange(min=0),
-            metavar="BYTES",
-            help="How many bytes of data it must have.",
-        ),
-        click.option(
-            "--accept-open-end",
-            is_flag=True,
-            help="Believe that a stream without an end mark is whole.",
-        ),
-        click.option(
-            "--force-raw",
-            is_flag=True,
-            help="With --format raw: it is one, although it begins like something else.",
-        ),
-        click.option(
-            "--snapback",
-            is_flag=True,
-            help="It is lvmsync's undo log: the first of two records of a range wins.",
-        ),
-    ):
-        function = option(function)
-    return function
-
-
-def with_pool_chunk(function: F) -> F:
-    """Add what a writer of zeros for a thin pool must know."""
-    return click.option(
-        "--pool-chunk",
-        default="",
-        metavar="SIZE",
-        help="For thin-send: chunk size of the pool that receives, by `lvs -o chunk_size`; zeros "
-        "that fill whole chunks are unmapped there. [default: all zeros are sent as bytes]",
-    )(function)
-
-
-def parse_pool_chunk(text: str) -> int:
-    """Return the bytes of a chunk; 0 if nothing was said.
-
-    Raises:
-        UsageError: If no pool has such chunks.
-    """
-    chunk = parse_size(text) if text else 0
-    if text and (chunk % _CHUNK_STEP or not _CHUNK_STEP <= chunk <= _CHUNK_MOST):
-        raise UsageError(
-            f"--pool-chunk {text}: chunks of a pool are a multiple of 64 KiB, at most 1 GiB"
-        )
-    return chunk
-
-
-def with_stream_options(function: F) -> F:
-    """Add what says which streams are read, and what is made of them."""
-    for option in (
-        click.option(
-            "--to",
-            type=click.Choice((OURS, *WRITTEN)),
-            default=OURS,
-            show_default=True,
-            help="Format that is written; bsx is ours.",
-        ),
-        click.option(
-            "--format", type=click.Choice(READ), help="Format that is read. [default: as it begins]"
-        ),
-        click.option("--size", default="", help="Bytes of the disk, where nothing else says it."),
-        click.option("--base", default="", help="State that it belongs onto, likewise."),
-        click.option("--goal", default="", help="Name of the state that it leads to."),
-        click.option(
-            "--compress", default="auto", show_default=True, help="auto, none, zstd or zstd:LEVEL."
-        ),
-        click.option(
-            "--accept-open-end",
-            is_flag=True,
-            help="Believe that a stream without an end mark is whole.",
-        ),
-        with_pool_chunk,
-        with_progress,
-        with_state_dir,
-    ):
-        function = option(function)
-    return function
-
-
-def wish_given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what was said of a stream.
-
-    Raises:
-        UsageError: If a state cannot be called like that.
-    """
-    check_names(options)
-    given = ((name, options[name]) for name in _WISHES)
-    # Not by comparing: of 0 bytes, which may be expected, Python thinks as of False.
-    return {name: value for name, value in given if value or type(value) is int}
-
-
-def check_names(options: Mapping[str, Any]) -> None:
-    """Look at the names of states before a stream is read to its end.
-
-    Raises:
-        UsageError: If a state cannot be called like that.
-    """
-    for option in ("base", "goal"):
-        if options[option] and not is_id(options[option]):
-            raise UsageError(
-                f"--{option} takes up to 256 printable ASCII characters, no blank at either end"
-            )
 
 
 def show_foreign(found: "ForeignResult", *, as_json: bool, quiet: bool) -> None:

@@ -74,9 +74,8 @@ def command(
 async def _inspected(
     stream: str, fd: int, given: str | None, run: Run
 ) -> "Inspection | ForeignInspection":
-    wish = {"format": given} if given else {}
     head = await run.ask(lambda: beginning(fd, given=bool(given)))
-    if is_ours(head, wish):
+    if is_ours(head, given or ""):
         if given:
             raise UsageError(
                 f"--format has no effect: {stream} is a stream of ours, which says that itself"

@@ -71,7 +71,10 @@ def _show_version() -> None:
 _version = click.Command(_VERSION, callback=_show_version, help="Show the version.")
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, "-V", "--version", prog_name="blockstream")
 def cli() -> None:
     """Move block devices by streaming only what changed, and prove that it arrived.

@@ -21,6 +21,7 @@ from blockstream.cli.console import (
     write_share,
 )
 from blockstream.cli.foreground import Reporter
+from blockstream.cli.option_groups import RareOption
 from blockstream.errors import UsageError
 from blockstream.linux.state_directory import check_owner, default_state_directory
 from blockstream.words import NOTE
@@ -29,13 +30,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _STDIN = 0
 _CANNOT_DRAW = {"", "dumb", "unknown"}
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 def with_state_dir(function: F) -> F:
     """Add --state-dir."""
     return click.option(
         "--state-dir",
+        cls=RareOption,
         type=click.Path(path_type=Path),
         default=default_state_directory,
         callback=lambda _context, _option, path: check_owner(path),
@@ -76,6 +77,7 @@ def with_progress(function: F) -> F:
         click.option("-q", "--quiet", is_flag=True, help="No progress and no closing line."),
         click.option(
             "--progress-interval",
+            cls=RareOption,
             type=click.FloatRange(min=0.1),
             metavar="SECONDS",
             help="Between two lines in a log. [default: at 10 s, then each minute, after ten each "
@@ -84,6 +86,7 @@ def with_progress(function: F) -> F:
         click.option(
             "--progress",
             "progress_fd",
+            cls=RareOption,
             type=int,
             metavar="FD",
             help="Write N/100 lines to this descriptor, as nbdcopy does; 100/100 once it is done.",
@@ -171,35 +174,3 @@ def refuse_terminal(fd: int, what: str) -> None:
         raise UsageError(
             f"{what} is a terminal, which is no place for a stream; use a pipe or file"
         )
-
-
-def parse_rate(text: str) -> int:
-    """Return bytes a second from `750k`, `10M`, `1.5G`, or plain bytes.
-
-    Raises:
-        UsageError: If it is none of these.
-    """
-    try:
-        return parse_size(text.strip().lower().removesuffix("/s"))
-    except UsageError:
-        raise UsageError(
-            f"a rate is bytes a second such as 750k, 10M or 1G, not {text!r}"
-        ) from None
-
-
-def parse_size(text: str) -> int:
-    """Return bytes from `750k`, `10M`, `1.5G`, `2T`, or plain bytes.
-
-    Raises:
-        UsageError: If it is none of these.
-    """
-    number, unit = text.strip().lower().removesuffix("ib").removesuffix("b"), ""
-    if number and number[-1] in _UNITS:
-        number, unit = number[:-1], number[-1]
-    try:
-        size = float(number) * _UNITS[unit]
-    except ValueError:
-        size = 0.0
-    if not 1 <= size < 1 << 50:
-        raise UsageError(f"a size is bytes, such as 512M or 10G, not {text!r}")
-    return int(size)

@@ -1,59 +1,62 @@
-"""`send --format`: a disk, or its changes, as a stream that another tool receives."""
+"""Streams that another tool receives, on the command line."""
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
-import click
-
-from blockstream.cli.foreign import parse_pool_chunk, with_pool_chunk
+from blockstream.declared import Needs, option
 from blockstream.errors import UsageError
 from blockstream.formats.foreign.names import WRITTEN
-from blockstream.locations.interface import Location
+from blockstream.units import parse_size
 
-F = TypeVar("F", bound=Callable[..., Any])
-_STDOUT = 1
+# What dm-thin allows.
+_CHUNK_STEP = 64 << 10
+_CHUNK_MOST = 1 << 30
+
+
+def _pool_chunk(text: str) -> int:
+    """Return the bytes of a chunk.
+
+    Raises:
+        UsageError: If no pool has such chunks.
+    """
+    chunk = parse_size(text)
+    if chunk % _CHUNK_STEP or not _CHUNK_STEP <= chunk <= _CHUNK_MOST:
+        raise UsageError(
+            f"--pool-chunk {text}: chunks of a pool are a multiple of 64 KiB, at most 1 GiB"
+        )
+    return chunk
 
 
 @dataclass(frozen=True, slots=True)
-class OtherTool:
-    """Whose stream is written.
+class PoolOptions:
+    """What a writer of zeros for a thin pool must know.
 
     Attributes:
-        format: Its name.
         pool_chunk: Bytes of a chunk of the pool that receives; 0 if nobody knows.
     """
 
-    format: str
-    pool_chunk: int
+    pool_chunk: int = option(
+        0,
+        "For thin-send: chunk size of the pool that receives, by `lvs -o chunk_size`; zeros that "
+        "fill whole chunks are unmapped there.",
+        metavar="SIZE",
+        shown="all zeros are sent as bytes",
+        parse=_pool_chunk,
+        rare=True,
+    )
 
 
-def with_other_tool(function: F) -> F:
-    """Add --format and what belongs to it."""
-    return click.option(
-        "--format",
-        "to_format",
-        type=click.Choice(WRITTEN),
-        help="Write what another tool receives, in place of a stream of ours.",
-    )(with_pool_chunk(function))
+@dataclass(frozen=True, slots=True)
+class OtherToolOptions(PoolOptions):
+    """Whose stream `send` writes.
 
-
-def other_tool(
-    options: Mapping[str, Any], target: Location | None, beside: Sequence[str]
-) -> OtherTool | None:
-    """Return whose stream was asked for, if one of another tool was.
-
-    Raises:
-        UsageError: If an option has no effect beside --format, or without it, or no pool has such
-            chunks.
+    Attributes:
+        format: The other tool's; empty for ours.
     """
-    chunk = parse_pool_chunk(options["pool_chunk"])
-    if options["to_format"] is None:
-        if chunk:
-            raise UsageError("--pool-chunk is only for --format thin-send")
-        return None
-    if target is not None:
-        raise UsageError("--format writes one disk to standard output: leave TARGET out")
-    if beside:
-        raise UsageError(f"--format is for a tool that knows nothing of {beside[0]}: leave it out")
-    return OtherTool(options["to_format"], chunk)
+
+    format: str = option(
+        "",
+        f"Write a stream for another tool: {', '.join(WRITTEN)}.",
+        metavar="TOOL",
+        choices=WRITTEN,
+        needs=(Needs.PIPE,),
+    )

@@ -3,17 +3,18 @@
 import functools
 import os
 import sys
-from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, ClassVar
 
 import click
 
 from blockstream.cli.console import say
 from blockstream.cli.foreground import done
-from blockstream.cli.foreign import show_foreign, wish_given, with_foreign_options
-from blockstream.cli.join_options import meeting_of, with_meeting
+from blockstream.cli.foreign import show_foreign
+from blockstream.cli.joined import meeting_of
 from blockstream.cli.location_types import DISK_HERE
+from blockstream.cli.option_groups import GroupedCommand, OptionGroups, with_groups
 from blockstream.cli.options import (
     ProgressWish,
     refuse_terminal,
@@ -22,7 +23,7 @@ from blockstream.cli.options import (
     with_state_dir,
 )
 from blockstream.cli.received_output import sampled_text, show_received
-from blockstream.cli.target_options import with_target_options
+from blockstream.declared import option
 from blockstream.errors import (
     ForeignStreamError,
     InterruptedTransferError,
@@ -31,79 +32,91 @@ from blockstream.errors import (
 )
 from blockstream.formats.foreign.wrappings import wrapping
 from blockstream.jobs.foreign.detect import beginning, is_ours
+from blockstream.jobs.foreign.options import ForeignOptions
 from blockstream.linux.files import write_durably
+from blockstream.linux.stream_join import MOST_STREAMS
 from blockstream.run import Run
 from blockstream.transfers.receive import ReceiveResult, receive, receive_sessions
-from blockstream.transfers.receive_options import ApplyMode, ReceiveRequest
+from blockstream.transfers.receive_options import ReceiveRequest, WriteOptions
 from blockstream.words import OURS
 
 if TYPE_CHECKING:
     from blockstream.jobs.foreign.receive import ForeignResult
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-
 _STDIN = 0
 _STDOUT = 1
 
 
-@click.command("recv", short_help="Take a stream onto a disk.")
+@dataclass(frozen=True, slots=True)
+class TakeOptions:
+    """What is done beside writing.
+
+    Attributes:
+        dry_run: Check everything, write nothing.
+        receipt: File for a receipt, `-` for standard output; empty for none.
+        lock_wait: Seconds to wait for whoever else uses the target.
+    """
+
+    dry_run: bool = option(False, "Check everything, write nothing.", short="-n")
+    receipt: str = option(
+        "",
+        "Write a receipt for `blockstream confirm`; - is standard output.",
+        metavar="FILE",
+    )
+    lock_wait: float = option(
+        0.0, "Wait that long for whoever else uses TARGET.", metavar="SECONDS", least=0
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """What a `send` says to the `recv` that it starts on the other host.
+
+    Attributes:
+        session: Answer on standard output.
+        standing: One after the other, until the sender hangs up.
+        meeting: How many further connections come.
+    """
+
+    session: bool = option(
+        False, "Answer on standard output: what `send` starts on the other host.", hidden=True
+    )
+    standing: bool = option(
+        False, "With --session: one after the other, until the sender hangs up.", hidden=True
+    )
+    meeting: int = option(
+        0, "With --session: further connections.", least=0, most=MOST_STREAMS - 1, hidden=True
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecvGroups(OptionGroups):
+    """The options of `recv`."""
+
+    titles: ClassVar = {
+        "write": "Writing TARGET",
+        "take": "Beside that",
+        "foreign": "A stream of another tool",
+    }
+
+    write: WriteOptions
+    take: TakeOptions
+    foreign: ForeignOptions
+    session: SessionOptions
+
+
+@click.command("recv", cls=GroupedCommand, short_help="Take a stream onto a disk.")
 @click.argument("target", type=DISK_HERE)
-@click.option(
-    "--apply",
-    type=click.Choice([mode.value for mode in ApplyMode]),
-    default=ApplyMode.DIRECT.value,
-    show_default=True,
-    help="direct: straight in, resumable. undo: keep what is overwritten, for `blockstream undo`. "
-    "stage: write nothing until all has arrived and was verified.",
-)
-@click.option(
-    "--receipt",
-    metavar="FILE",
-    help="Write a receipt for `blockstream confirm`; - is standard output.",
-)
-@click.option("-n", "--dry-run", is_flag=True, help="Check everything, write nothing.")
-@click.option(
-    "--lock-wait",
-    type=click.FloatRange(min=0),
-    default=0.0,
-    metavar="SECONDS",
-    help="Wait that long for whoever else uses TARGET.",
-)
-@click.option(
-    "--session",
-    is_flag=True,
-    help="Answer on standard output: what `send` starts on the other host.",
-)
-@click.option(
-    "--standing",
-    is_flag=True,
-    help="With --session: one after the other, until the sender hangs up.",
-)
-@with_foreign_options
-@with_meeting
-@with_target_options
+@with_groups(RecvGroups)
 @with_progress
 @with_state_dir
-def command(  # one an option
+def command(
     target: str,
-    apply: str,
-    receipt: str | None,
-    dry_run: bool,
-    lock_wait: float,
-    session: bool,
-    standing: bool,
-    meeting: int,
-    create: bool,
-    verify: bool,
-    force_in_use: bool,
-    force_larger: bool,
-    force_base: bool,
+    options: RecvGroups,
     state_dir: Path,
     as_json: bool,
     quiet: bool,
     progress: ProgressWish,
-    **foreign: Any,
 ) -> None:
     """Take a stream from standard input and write it to TARGET, a block device or file.
 
@@ -123,57 +136,66 @@ def command(  # one an option
       rbd export-diff --from-snap a pool/image@b - | blockstream recv /dev/vg/vm
     """  # noqa: D301
     refuse_terminal(_STDIN, "standard input")
-    if session and receipt is not None:
-        raise UsageError("--receipt has no effect in a session: its sender is told")
-    if standing and (not session or meeting or dry_run):
-        raise UsageError("--standing needs --session, over one connection, and no -n")
-    if receipt == "-" or session:
-        refuse_terminal(1, "standard output")
-    quiet = quiet or session
+    _check(options)
+    is_session, receipt = options.session.session, options.take.receipt
+    if receipt == "-" or is_session:
+        refuse_terminal(_STDOUT, "standard output")
+    quiet = quiet or is_session
     shown = reporters("recv", as_json=as_json, quiet=quiet, progress=progress)
-    request = ReceiveRequest(
-        target=target,
-        state_dir=state_dir,
-        create=create,
-        apply=ApplyMode(apply),
-        verify=verify,
-        dry_run=dry_run,
-        force_in_use=force_in_use,
-        force_larger=force_larger,
-        force_base=force_base,
-        lock_wait=lock_wait,
+    request = replace(
+        options.write.onto(target, state_dir),
+        dry_run=options.take.dry_run,
+        lock_wait=options.take.lock_wait,
     )
-    wish = wish_given(foreign)
-    if wish and session:
-        raise UsageError(f"--{next(iter(wish)).replace('_', '-')} is for streams of other tools")
     run = Run()
-    if standing:
+    if options.session.standing:
         done(receive_sessions(request, _STDIN, _STDOUT, run), run, shown)
         return
-
-    result, found = done(_taken(request, wish, meeting, run, session=session), run, shown)
+    result, found = done(_taken(request, options, run), run, shown)
     show_received(result, target, as_json=as_json, quiet=quiet)
-    _tell_starter(result, target, session=session)
-    if receipt is not None and result.committed is not None:
+    _tell_starter(result, target, session=is_session)
+    if receipt and result.committed is not None:
         _write_receipt(receipt, result)
     if found is not None:
         show_foreign(found, as_json=as_json, quiet=quiet)
     result.check()
 
 
+def _check(options: RecvGroups) -> None:
+    """An option without effect is an error.
+
+    Raises:
+        UsageError: If one has none.
+    """
+    session = options.session
+    if session.session and options.take.receipt:
+        raise UsageError("--receipt has no effect in a session: its sender is told")
+    if session.standing and (not session.session or session.meeting or options.take.dry_run):
+        raise UsageError("--standing needs --session, over one connection, and no -n")
+    said = _said(options)
+    if said and session.session:
+        raise UsageError(f"{said} is for streams of other tools")
+
+
+def _said(options: RecvGroups) -> str:
+    """Return the first option that was given of a stream of another tool; empty for none."""
+    return options.given_of(ForeignOptions)
+
+
 async def _taken(
-    request: ReceiveRequest, wish: Mapping[str, Any], meeting: int, run: Run, *, session: bool
+    request: ReceiveRequest, options: RecvGroups, run: Run
 ) -> "tuple[ReceiveResult, ForeignResult | None]":
     """Take a stream of anybody's, or a session's."""
-    async with run.within(meeting_of(meeting), harmless=True) as guests:
+    session = options.session
+    async with run.within(meeting_of(session.meeting), harmless=True) as guests:
         lanes = [reading for reading, _ in guests]
-        if wish:
-            found = await _foreign(request, wish, run)
+        if _said(options):
+            found = await _foreign(request, options, run)
             return found.received, found
-        if session or lanes:
-            answers = _STDOUT if session else None
+        if session.session or lanes:
+            answers = _STDOUT if session.session else None
             return await receive(request, _STDIN, run, answers, lanes), None
-        return await _anybodys(request, run)
+        return await _anybodys(request, options, run)
 
 
 def _tell_starter(result: ReceiveResult, target: str, *, session: bool) -> None:
@@ -183,7 +205,7 @@ def _tell_starter(result: ReceiveResult, target: str, *, session: bool) -> None:
 
 
 async def _anybodys(
-    request: ReceiveRequest, run: Run
+    request: ReceiveRequest, options: RecvGroups, run: Run
 ) -> tuple[ReceiveResult, "ForeignResult | None"]:
     """Take a stream that may be another tool's; the target is ours before its first byte comes."""
     try:
@@ -199,33 +221,26 @@ async def _anybodys(
         if packed:
             async with run.within(unpacking(_STDIN, packed, head)) as fd:
                 return await receive(request, fd, run), None
-        found = await _foreign(request, {}, run, head)
+        found = await _foreign(request, options, run, head)
         return found.received, found
 
 
 async def _foreign(
-    request: ReceiveRequest, wish: Mapping[str, Any], run: Run, head: bytes = b""
+    request: ReceiveRequest, options: RecvGroups, run: Run, head: bytes = b""
 ) -> "ForeignResult":
-    given = "format" in wish
-    head = await run.ask(functools.partial(beginning, _STDIN, head, given=given))
-    if is_ours(head, wish):
-        _refuse_wishes(wish)
+    said = options.foreign
+    head = await run.ask(functools.partial(beginning, _STDIN, head, given=bool(said.format)))
+    if is_ours(head, said.format):
+        flag = _said(options)
+        if flag:
+            raise UsageError(
+                f"{flag} has no effect: this is a stream of ours, which says that itself; nothing "
+                "was written"
+            )
         raise InterruptedTransferError("the stream was cut before it said what it is")
-    from blockstream.jobs.foreign.receive import (  # numpy, and rarely used
-        ForeignWish,
-        receive_foreign,
-    )
+    from blockstream.jobs.foreign.receive import receive_foreign  # numpy, and rarely used
 
-    return await receive_foreign(request, ForeignWish(**wish), _STDIN, head, run)
-
-
-def _refuse_wishes(wish: Mapping[str, Any]) -> None:
-    """An option without effect is an error."""
-    for name in wish:
-        raise UsageError(
-            f"--{name.replace('_', '-')} has no effect: this is a stream of ours, which says that "
-            "itself; nothing was written"
-        )
+    return await receive_foreign(request, said, _STDIN, head, run)
 
 
 def _write_receipt(path: str, result: ReceiveResult) -> None:

@@ -1,44 +1,56 @@
 """`blockstream restore`."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import click
 
 from blockstream.cli.location_types import disk_here
+from blockstream.cli.option_groups import GroupedCommand, OptionGroups, with_groups
 from blockstream.cli.options import ProgressWish, reporters, with_progress, with_state_dir
-from blockstream.cli.remote_options import peer_options, refuse_peer_options, with_peer_options
+from blockstream.cli.remote_options import RemoteOptions, refuse_remote_options
 from blockstream.cli.send_output import SendOutput, Voice
-from blockstream.cli.store_access import StoreAccess, with_store_access
+from blockstream.cli.store_access import StoreOptions
 from blockstream.cli.stores import captured_point, doubts_text, place_of
-from blockstream.cli.target_options import TARGET_FLAGS, with_target_options
 from blockstream.destinations.places import OneDisk
 from blockstream.destinations.registry import DestinationOptions, opened_destination
 from blockstream.jobs.transfer import transfer
 from blockstream.locations.registry import location_of
 from blockstream.locations.ssh import Remote
-from blockstream.transfers.receive_options import ReceiveRequest
-from blockstream.transfers.remote_command import PeerOptions
+from blockstream.transfers.receive_options import WriteOptions
 from blockstream.transfers.send import TransferOptions
 
 
-@click.command("restore", short_help="Bring a restore point back onto a disk.")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreGroups(OptionGroups):
+    """The options of `restore`."""
+
+    titles: ClassVar = {
+        "write": "Writing TARGET",
+        "store": "Reaching the store",
+        "remote": "Another host",
+    }
+
+    write: WriteOptions
+    store: StoreOptions
+    remote: RemoteOptions
+
+
+@click.command("restore", cls=GroupedCommand, short_help="Bring a restore point back onto a disk.")
 @click.argument("point", metavar="STORE/DISK[@POINT]")
 @click.argument("target")
-@with_store_access
-@with_peer_options
-@with_target_options
+@with_groups(RestoreGroups)
 @with_progress
 @with_state_dir
 def command(
     point: str,
     target: str,
-    access: StoreAccess,
+    options: RestoreGroups,
     state_dir: Path,
     as_json: bool,
     quiet: bool,
     progress: ProgressWish,
-    **options: Any,
 ) -> None:
     """Write a restore point onto TARGET, a disk of this host or, as HOST:/PATH, of another.
 
@@ -58,27 +70,24 @@ def command(
     going_to = location_of(target)
     if not isinstance(going_to, Remote):
         going_to = disk_here(target)
-        refuse_peer_options(options)
+        refuse_remote_options(options)
     shown = reporters("restore", as_json=as_json, quiet=quiet, progress=progress)
     voice = Voice(shown, as_json=as_json, quiet=quiet)
-    where = ReceiveRequest(
-        target=target, state_dir=state_dir, **{name: options[name] for name in TARGET_FLAGS}
-    )
-    peer = PeerOptions()
-    if isinstance(going_to, Remote):
-        peer = peer_options(options, as_json=as_json)
-    options_there = DestinationOptions(
-        where=where,
+    taking = DestinationOptions(
+        where=options.write.onto(target, state_dir),
         how=TransferOptions(state_dir),
-        peer=peer,
+        peer=options.remote.peer(as_json=as_json),
     )
     output = SendOutput(voice)
 
     async def restored() -> None:
         run = voice.run
         async with (
-            captured_point(place, target, access, run) as (capture, doubts),
-            opened_destination(going_to, OneDisk(), options_there, run) as destination,
+            captured_point(place, target, options.store.access(state_dir), run) as (
+                capture,
+                doubts,
+            ),
+            opened_destination(going_to, OneDisk(), taking, run) as destination,
         ):
             await transfer(capture, destination, run, output)
         output.doubt(doubts_text(doubts))

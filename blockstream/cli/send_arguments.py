@@ -1,13 +1,9 @@
 """What `send` is given: the sources, and where they go."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from blockstream.cli.nbd_options import with_certificates
-from blockstream.cli.remote_options import refuse_peer_options
-from blockstream.cli.target_options import TARGET_FLAGS
-from blockstream.cli.vsphere_options import refuse_machine_options
+from blockstream.cli.nbd_certificates import with_certificates
 from blockstream.errors import UsageError
 from blockstream.locations.interface import DiskLocation, Location
 from blockstream.locations.local import LocalDisk
@@ -17,7 +13,6 @@ from blockstream.locations.ssh import HostFolder, Remote
 from blockstream.locations.store import StorePlace
 from blockstream.locations.vmdk import VmdkFile
 from blockstream.locations.vsphere import MachinePlace
-from blockstream.transfers.receive_options import ApplyMode
 
 if TYPE_CHECKING:
     from blockstream.destinations.places import Naming
@@ -218,73 +213,3 @@ class SendArguments:
             raise UsageError("an NBD export has no path that it could have there: HOST:/PATH")
         if any(isinstance(each, VmdkFile) for each in self.sources):
             raise UsageError("a vmdk:FILE needs a TARGET that is named: HOST:/PATH")
-
-
-def check_arguments(given: SendArguments, options: Mapping[str, Any]) -> None:
-    """Refuse what has no effect between these places.
-
-    Raises:
-        UsageError: If something has none.
-    """
-    if given.machine is not None:
-        _check_machine(given, given.machine, options)
-        return
-    refuse_machine_options(options)
-    _check_store(given, options)
-    if options["bitmap"] and not all(isinstance(each, NbdExport) for each in given.sources):
-        raise UsageError("--bitmap is for a SOURCE that is an export of an NBD server")
-    if given.point is not None:
-        _check_point(options)
-    if given.from_host is not None and (options["delta"] or options["allow_outside"]):
-        raise UsageError("--delta and --allow-outside are for a vmdk:FILE of this host")
-    if given.from_host is not None and given.target is None:
-        raise UsageError("a SOURCE of another host needs a TARGET here")
-    if given.from_host is not None and given.to_host:
-        raise UsageError(_FAR)
-    if given.from_host is None and not given.to_host:
-        refuse_peer_options(options)
-    if given.target is None and _target_options_given(options):
-        raise UsageError("options of the target need a TARGET; over a pipe, give them to `recv`")
-
-
-def _check_point(options: Mapping[str, Any]) -> None:
-    """A point says itself what it is."""
-    for name in ("since", "quiesced", "rotate", "snapshot_size", "delta", "allow_outside"):
-        if options[name]:
-            raise UsageError(
-                f"--{name.replace('_', '-')} is for a disk, and not for a point of one"
-            )
-
-
-def _target_options_given(options: Mapping[str, Any]) -> bool:
-    return any(options[name] for name in TARGET_FLAGS) or options["apply"] != ApplyMode.DIRECT
-
-
-def _check_machine(given: SendArguments, place: MachinePlace, options: Mapping[str, Any]) -> None:
-    if options["bitmap"] or options["delta"] or options["allow_outside"]:
-        raise UsageError("--bitmap, --delta and --allow-outside are not for a machine of VMware")
-    if given.is_in_store:
-        _check_no_disk(options)
-        if options["verify_cbt"]:
-            raise UsageError("a store verifies by --audit 1; --verify-cbt is for disks and files")
-    elif options["access"].given or options["audit"]:
-        raise UsageError("--endpoint-url, --identity and --audit are for a store")
-    elif given.to_host:
-        return
-    if place.reader != "sftp":
-        refuse_peer_options(options)
-
-
-def _check_no_disk(options: Mapping[str, Any]) -> None:
-    if _target_options_given(options):
-        raise UsageError("a store is no disk: leave the options of a TARGET out")
-
-
-def _check_store(given: SendArguments, options: Mapping[str, Any]) -> None:
-    if not given.is_in_store:
-        if options["audit"] or (options["access"].given and given.point is None):
-            raise UsageError("--endpoint-url, --identity and --audit are for a store")
-        return
-    if given.from_host is not None:
-        raise UsageError("a disk of another host is sent into a store from there")
-    _check_no_disk(options)

@@ -4,11 +4,10 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import click
-from click.core import ParameterSource
-
+from blockstream.cli.option_groups import OptionGroups, with_groups
+from blockstream.declared import Needs, option
 from blockstream.linux.state_directory import check_owner, default_state_directory
 
 
@@ -20,47 +19,68 @@ class StoreAccess:
         endpoint: URL of another S3 server than AWS; empty for what botocore's settings say.
         identity: File with an identity that opens an encrypted store.
         state_dir: Where it is remembered which stores were used, and how far they were.
-        given: Whether endpoint or identity were given on the command line.
         allow_http: Speak to another host without TLS.
     """
 
     endpoint: str
     identity: Path | None
     state_dir: Path
-    given: bool
     allow_http: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    """How a store is reached.
+
+    Attributes:
+        endpoint_url: S3 server other than AWS; empty for what botocore's settings say.
+        identity: File with an identity that opens an encrypted store.
+        allow_http: Take a server of another host without TLS.
+    """
+
+    endpoint_url: str = option(
+        "",
+        "S3 server other than AWS; AWS_ENDPOINT_URL and ~/.aws/config say it, too.",
+        metavar="URL",
+        needs=(Needs.STORE,),
+        rare=True,
+    )
+    identity: Path | None = option(
+        None,
+        "Opens an encrypted store: an age identity or an ssh private key; BLOCKSTREAM_IDENTITY "
+        "says it, too.",
+        metavar="FILE",
+        variable="BLOCKSTREAM_IDENTITY",
+        needs=(Needs.STORE,),
+    )
+    allow_http: bool = option(
+        False,
+        "Take an S3 server of another host that is reached by http, without TLS.",
+        needs=(Needs.STORE,),
+        rare=True,
+    )
+
+    def access(self, state_dir: Path | None = None) -> StoreAccess:
+        """Return it with the state directory that remembers which stores were used."""
+        remembering = state_dir or check_owner(default_state_directory())
+        return StoreAccess(self.endpoint_url, self.identity, remembering, self.allow_http)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreGroups(OptionGroups):
+    """The options of a command that needs only a store."""
+
+    titles: ClassVar = {"store": "Reaching the store"}
+
+    store: StoreOptions
 
 
 def with_store_access(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options that say how a store is reached, as `access`."""
 
-    @click.option(
-        "--endpoint-url",
-        default="",
-        metavar="URL",
-        help="S3 server other than AWS; AWS_ENDPOINT_URL and ~/.aws/config say it, too.",
-    )
-    @click.option(
-        "--identity",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        envvar="BLOCKSTREAM_IDENTITY",
-        help="Opens an encrypted store: a file with an age identity, or an ssh private key; "
-        "BLOCKSTREAM_IDENTITY says it, too.",
-    )
-    @click.option(
-        "--allow-http",
-        is_flag=True,
-        help="Take an S3 server of another host that is reached by http, without TLS.",
-    )
+    @with_groups(StoreGroups)
     @functools.wraps(command)
-    def wrapped(
-        *words: Any, endpoint_url: str, identity: Path | None, allow_http: bool, **options: Any
-    ) -> None:
-        typed = click.get_current_context().get_parameter_source("identity")
-        given = bool(endpoint_url) or allow_http or typed is ParameterSource.COMMANDLINE
-        state_dir = options.get("state_dir") or check_owner(default_state_directory())
-        access = StoreAccess(endpoint_url, identity, state_dir, given, allow_http)
-        command(*words, access=access, **options)
+    def wrapped(*words: Any, options: StoreGroups, **given: Any) -> None:
+        command(*words, access=options.store.access(), **given)
 
     return wrapped

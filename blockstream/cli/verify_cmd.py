@@ -1,7 +1,8 @@
 """`blockstream verify`."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import click
 
@@ -10,10 +11,11 @@ from blockstream.captures.options import CaptureOptions
 from blockstream.captures.registry import capture_of
 from blockstream.cli.console import event, say
 from blockstream.cli.location_types import disk_here
+from blockstream.cli.option_groups import GroupedCommand, OptionGroups, with_groups
 from blockstream.cli.options import ProgressWish, reporters, with_progress, with_state_dir
-from blockstream.cli.remote_options import peer_options, refuse_peer_options, with_peer_options
+from blockstream.cli.remote_options import RemoteOptions, refuse_remote_options
 from blockstream.cli.send_output import Voice
-from blockstream.cli.target_options import with_force_larger
+from blockstream.declared import option
 from blockstream.destinations.interface import Delivered
 from blockstream.destinations.places import OneDisk
 from blockstream.destinations.registry import DestinationOptions, opened_destination
@@ -26,31 +28,49 @@ from blockstream.run import Run
 from blockstream.transfers.digests import Comparison
 from blockstream.transfers.receive import ReceiveResult
 from blockstream.transfers.receive_options import ReceiveRequest
-from blockstream.transfers.remote_command import PeerOptions
 from blockstream.transfers.send import SendResult, TransferOptions
 from blockstream.words import size_text
 
 _SHOWN = 5
 
 
-@click.command("verify", short_help="Compare two disks, and repair one.")
+@dataclass(frozen=True, slots=True)
+class RepairOptions:
+    """What becomes of what differs.
+
+    Attributes:
+        repair: Send it.
+        force_larger: Also to a target that is larger than the source.
+    """
+
+    repair: bool = option(False, "Send what differs.")
+    force_larger: bool = option(False, "With --repair: take a TARGET larger than SOURCE.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyGroups(OptionGroups):
+    """The options of `verify`."""
+
+    titles: ClassVar = {"repair": "What differs", "remote": "Another host"}
+
+    repair: RepairOptions
+    remote: RemoteOptions
+
+
+@click.command("verify", cls=GroupedCommand, short_help="Compare two disks, and repair one.")
 @click.argument("source")
 @click.argument("target")
-@click.option("--repair", is_flag=True, help="Send what differs.")
-@with_force_larger
-@with_peer_options
+@with_groups(VerifyGroups)
 @with_progress
 @with_state_dir
 def command(
     source: str,
     target: str,
-    repair: bool,
-    force_larger: bool,
+    options: VerifyGroups,
     state_dir: Path,
     as_json: bool,
     quiet: bool,
     progress: ProgressWish,
-    **options: Any,
 ) -> None:
     """Compare SOURCE with TARGET, a disk of this host or [USER@]HOST:/PATH; both are read whole.
 
@@ -67,17 +87,15 @@ def command(
     where, disk = location_of(target), disk_of(source)
     if not isinstance(where, Remote):
         where = disk_here(target)
-        refuse_peer_options(options)
-    is_far = isinstance(where, Remote)
-    peer = peer_options(options, as_json=as_json) if is_far else PeerOptions()
+        refuse_remote_options(options)
     taking = DestinationOptions(
-        where=ReceiveRequest(target, state_dir, force_larger=force_larger),
+        where=ReceiveRequest(target, state_dir, force_larger=options.repair.force_larger),
         how=TransferOptions(state_dir),
-        peer=peer,
+        peer=options.remote.peer(as_json=as_json),
     )
     shown = reporters("verify", as_json=as_json, quiet=quiet, progress=progress)
     voice = Voice(shown, as_json=as_json, quiet=quiet)
-    verifying = _Repairing() if repair else _Comparing()
+    verifying = _Repairing() if options.repair.repair else _Comparing()
     voice.done(verifying.done(disk, where, taking, voice.run))
     _show(verifying.found, source, target, verifying.state, as_json=as_json, quiet=quiet)
 

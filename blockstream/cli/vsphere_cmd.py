@@ -1,15 +1,17 @@
 """`blockstream vsphere`."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import click
 
+from blockstream.captures.options import PasswordOptions
 from blockstream.cli.command_group import CommandGroup
 from blockstream.cli.console import event, result, say, show
 from blockstream.cli.foreground import done
+from blockstream.cli.option_groups import GroupedCommand, OptionGroups, with_groups
 from blockstream.cli.options import warn, with_json
-from blockstream.cli.vsphere_options import opened_vsphere, password_of, with_password_option
+from blockstream.cli.vsphere_login import opened_vsphere, password_of
 from blockstream.errors import UsageError
 from blockstream.locations.vsphere import machine_place
 from blockstream.run import Run
@@ -17,6 +19,15 @@ from blockstream.words import size_text
 
 if TYPE_CHECKING:
     from blockstream.sources.inventory import Machine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PasswordGroups(OptionGroups):
+    """Who logs in."""
+
+    titles: ClassVar = {"password": "Logging in"}
+
+    password: PasswordOptions
 
 
 @click.group(
@@ -33,11 +44,11 @@ def command() -> None:
     """  # noqa: D301
 
 
-@command.command("ls", short_help="List machines and their disks.")
+@command.command("ls", cls=GroupedCommand, short_help="List machines and their disks.")
 @click.argument("place", metavar="vsphere://USER@HOST[/DATACENTER/vm/NAME]")
-@with_password_option
+@with_groups(PasswordGroups)
 @with_json
-def list_command(place: str, password_file: Path | None, as_json: bool) -> None:
+def list_command(place: str, options: PasswordGroups, as_json: bool) -> None:
     """List machines, their disks, whether changes are tracked, and their snapshots.
 
     \b
@@ -45,7 +56,7 @@ def list_command(place: str, password_file: Path | None, as_json: bool) -> None:
       blockstream vsphere ls vsphere://administrator@vsphere.local@vcenter.example.org
     """  # noqa: D301
     found = machine_place(place)
-    with opened_vsphere(found, password_of(found, password_file)) as session:
+    with opened_vsphere(found, password_of(found, options.password.password_file)) as session:
         machines = [session.machine(found.path)] if found.path else session.machines()
     for machine in machines:
         if as_json:
@@ -90,11 +101,13 @@ def list_command(place: str, password_file: Path | None, as_json: bool) -> None:
             show("  ! its disks have to be consolidated\n")
 
 
-@command.command("enable-cbt", short_help="Let changes of a machine be tracked.")
+@command.command(
+    "enable-cbt", cls=GroupedCommand, short_help="Let changes of a machine be tracked."
+)
 @click.argument("place", metavar="vsphere://USER@HOST/DATACENTER/vm/NAME")
-@with_password_option
+@with_groups(PasswordGroups)
 @with_json
-def enable_command(place: str, password_file: Path | None, as_json: bool) -> None:
+def enable_command(place: str, options: PasswordGroups, as_json: bool) -> None:
     """Switch change tracking on, and let it begin by a snapshot that is removed at once.
 
     It is refused while there are other snapshots: the tracker's map would be wrong.
@@ -116,7 +129,7 @@ def enable_command(place: str, password_file: Path | None, as_json: bool) -> Non
     def tell(text: str) -> None:
         warn(text, as_json=as_json)
 
-    password, run = password_of(found, password_file), Run(tell)
+    password, run = password_of(found, options.password.password_file), Run(tell)
 
     async def enabled() -> "tuple[Machine, bool]":
         async with run.within(opened_vsphere(found, password), harmless=True) as session:

@@ -739,7 +739,7 @@ def test_what_cannot_be_compared_is_said(host: Host, way: list[str]) -> None:
         (["disk", "ssh://-oProxyCommand/y"], "names no host"),
         (["disk", "copy", "--rsh", "ssh"], "needs another host"),
         (["disk", "lab:/x", "--rsh", "ssh", "--host-keys", "accept-new"], "for our own ssh"),
-        (["disk", "lab:/x", "--require-receipt"], "have no effect here"),
+        (["disk", "lab:/x", "--require-receipt"], "has no effect here"),
         (["disk", "lab:/x", "--rsh", "'"], "is no command"),
         (["disk", "disk", "lab:/x"], "several SOURCEs go to HOST:, HOST:/FOLDER/ or a store"),
         (["disk", "disk", "lab:"], "two SOURCEs would go to lab:"),

@@ -118,7 +118,7 @@ def test_a_set_is_refused_before_any_of_it_is_written(host: Host, way: list[str]
         (["root", "{store}/vm@3"], "is a point, which nobody writes"),
         (["{store}/vm", "lab:"], "a restore point has no path that it could have there"),
         (["lab:/x", "lab:"], "one of SOURCE and TARGET has to be on this host"),
-        (["root", "--compare"], "--compare finds out what changed since TARGET"),
+        (["root", "--compare"], "--compare reads a TARGET, and there is none"),
     ],
 )
 def test_what_makes_no_set_is_refused(host: Host, store: str, words: list[str], said: str) -> None:

@@ -40,7 +40,7 @@ class Volume:
         return set(subprocess.run(words, check=True, capture_output=True).stdout.decode().split())
 
     async def capture(self, number):
-        how = LvmOptions("last" if number else "", rotate=True, snapshot_bytes=16 << 20)
+        how = LvmOptions("last" if number else "", rotate=True, snapshot_size=16 << 20)
         options = CaptureOptions(Path("/root/state"), lvm=how, target="somewhere")
         return await capture_of(LocalDisk(DEVICE), options, Run())
 

@@ -28,6 +28,7 @@ from blockstream.formats.foreign.names import OURS
 from blockstream.formats.foreign.table import HEAD_BYTES, by_name, chosen
 from blockstream.formats.foreign.wrappings import wrapping
 from blockstream.jobs.foreign.detect import beginning, is_ours
+from blockstream.jobs.foreign.options import ConvertOptions
 from blockstream.jobs.foreign.receive import UNVERIFIED, base_of, told_whole
 from blockstream.jobs.foreign.unpacking import packed_ours, unpacking
 from blockstream.linux.buffers import write_all
@@ -62,23 +63,13 @@ class ConvertRequest:
 
     Attributes:
         streams: Files, or - for standard input, in the order in which they were made.
-        to: Format that comes out.
         state_dir: Where bytes are kept meanwhile that lie in no file as they are.
-        format: Format of what is read; empty to recognise each.
-        size: Bytes of the disk, where no stream says it; None if that was not said.
-        base: State that they belong onto, where they do not say.
-        goal: Name of the state that they lead to, where they do not say.
-        accept_open_end: Believe that streams without an end mark are whole.
+        said: What is said of them, and what is made of them.
     """
 
     streams: Sequence[str]
-    to: str
     state_dir: Path
-    format: str = ""
-    size: int | None = None
-    base: str = ""
-    goal: str = ""
-    accept_open_end: bool = False
+    said: ConvertOptions
 
 
 @dataclass(slots=True)
@@ -162,21 +153,20 @@ class _Chain:
         self._fds: list[int] = []
         self._before: dict[int, os.stat_result] = {}
         self._links: list[Link] = []
-        self._size = request.size
+        self._size = request.said.size or None
 
     def add(self, name: str) -> None:
         """Read one more."""
         fd = self._opened(name)
         name = "standard input" if name == "-" else name
-        given = self._request.format
-        wish = {"format": given} if given else {}
+        given = self._request.said.format
         head = beginning(fd, given=bool(given))
         widen_pipe(fd)
         packed, head = packed_ours(fd, head) if not given else ("", head)
         if packed:
             fd = self._unpacked(fd, packed, head)
             head = beginning(fd)
-        ours = is_ours(head, wish)
+        ours = is_ours(head, given)
         if ours and given:
             raise UsageError(
                 f"--format has no effect: {name} is a stream of ours, which says that itself; "
@@ -198,18 +188,18 @@ class _Chain:
         """Return what they make."""
         request, first, last = self._request, self._links[0], self._links[-1]
         # What the new format does not carry need not be known.
-        to = by_name(request.to) if request.to != OURS else None
+        to = by_name(request.said.to) if request.said.to != OURS else None
         if self._size is None and to is not None and to.sizeless:
             self._size = -(-self._layers.end() // ALIGNMENT) * ALIGNMENT
         if self._size is None:
             raise UsageError(
                 f"{last.name} does not say how large the disk is: give --size; nothing was made"
             )
-        if first.whole and request.base:
+        if first.whole and request.said.base:
             raise UsageError(
                 f"{first.name} is a whole disk, which needs no --base; nothing was made"
             )
-        base = "" if first.whole else base_of(first.name, first.base, request.base)
+        base = "" if first.whole else base_of(first.name, first.base, request.said.base)
         if not base and to is not None and not to.based:
             base = UNVERIFIED
         if not base and not first.whole:
@@ -230,9 +220,9 @@ class _Chain:
         """Return the name of the state that they lead to; empty for a random one."""
         request = self._request
         doubtful = next((link.how for link in self._links if link.open_ended), None)
-        if doubtful is not None and not request.accept_open_end and not request.goal:
+        if doubtful is not None and not request.said.accept_open_end and not request.said.goal:
             return f"{UNVERIFIED}-{doubtful.name}-{uuid.uuid4()}"
-        return request.goal or (last.goal if is_id(last.goal) else "")
+        return request.said.goal or (last.goal if is_id(last.goal) else "")
 
     def _opened(self, name: str) -> int:
         if name == "-":
@@ -291,7 +281,7 @@ class _Chain:
         )
         self._stack.callback(intake.close)
         self._fds.append(-1)
-        given = self._request.format
+        given = self._request.said.format
         with self._run.heeding(intake.stop):
             how = chosen(intake.head(HEAD_BYTES), given)
             if self._links:
@@ -306,7 +296,7 @@ class _Chain:
             base=found.base,
             goal=found.goal,
             whole=found.whole,
-            open_ended=not told_whole(how, packed, found.size, self._request.size),
+            open_ended=not told_whole(how, packed, found.size, self._size),
         )
 
     def _ours(self, name: str, fd: int, head: bytes) -> Link:

@@ -1,7 +1,6 @@
 """Whose stream it is, told by how it begins: light, because `recv` asks it each time."""
 
 import os
-from collections.abc import Mapping
 
 from blockstream.errors import InterruptedTransferError
 from blockstream_protocol import MAGIC
@@ -42,14 +41,18 @@ def some_of(fd: int, most: int) -> bytes:
         ) from error
 
 
-def is_ours(head: bytes, wish: Mapping[str, object]) -> bool:
+def is_ours(head: bytes, said: str = "") -> bool:
     """Tell whether a stream is of our own format, or too short to be of any other.
 
     Only of an image is it believed that it happens to begin like one of ours.
+
+    Args:
+        head: How it begins.
+        said: The format that people call it; empty for none.
     """
     if len(head) < len(MAGIC):
-        return "format" not in wish
-    return wish.get("format") != "raw" and _is_ours(head)
+        return not said
+    return said != "raw" and _is_ours(head)
 
 
 def _is_ours(head: bytes) -> bool:

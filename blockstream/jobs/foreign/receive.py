@@ -20,6 +20,7 @@ from blockstream.formats.foreign.events import Format
 from blockstream.formats.foreign.table import HEAD_BYTES, chosen
 from blockstream.formats.foreign.wrappings import wrapping
 from blockstream.jobs.foreign.expected_digest import can_digest, foretold
+from blockstream.jobs.foreign.options import ForeignOptions
 from blockstream.linux.streams import widen_pipe
 from blockstream.locations.local import open_target
 from blockstream.run import Run
@@ -35,29 +36,6 @@ from blockstream_protocol import Clean, Dirty, TargetState, Unknown, is_id
 
 # What a target is called whose content nobody ever checked.
 UNVERIFIED = "unverified"
-
-
-@dataclass(frozen=True, slots=True)
-class ForeignWish:
-    """What people say of a stream that does not say it itself.
-
-    Attributes:
-        format: Its format; empty to recognise it.
-        base: State that it belongs onto; empty for what it says, or what the target holds.
-        goal: Name of the state that it leads to; empty for what it says, or a random one.
-        expect_bytes: How many bytes of data it has; None if that was not said.
-        accept_open_end: Believe that a stream without an end mark is whole.
-        snapback: Let the first record of a range win: lvmsync's undo log.
-        force_raw: With format `raw`: it is one, although it begins like something else.
-    """
-
-    format: str = ""
-    base: str = ""
-    goal: str = ""
-    expect_bytes: int | None = None
-    accept_open_end: bool = False
-    snapback: bool = False
-    force_raw: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +60,7 @@ class ForeignResult:
 
 
 async def receive_foreign(
-    request: ReceiveRequest, wish: ForeignWish, fd: int, head: bytes, run: Run
+    request: ReceiveRequest, wish: ForeignOptions, fd: int, head: bytes, run: Run
 ) -> ForeignResult:
     """Take a stream of another tool onto a target.
 
@@ -138,7 +116,7 @@ class _Seen:
 
 
 def _looked_through(
-    request: ReceiveRequest, wish: ForeignWish, intake: ForeignStream, packed: str, run: Run
+    request: ReceiveRequest, wish: ForeignOptions, intake: ForeignStream, packed: str, run: Run
 ) -> _Seen:
     size = None
     if not request.create:
@@ -232,7 +210,7 @@ def _state_of(request: ReceiveRequest) -> TargetState:
         return Unknown()
 
 
-def _check_count(how: Format, wish: ForeignWish, taken: StreamContents) -> None:
+def _check_count(how: Format, wish: ForeignOptions, taken: StreamContents) -> None:
     if wish.expect_bytes is not None and taken.data != wish.expect_bytes:
         raise InterruptedTransferError(
             f"{how.title} has {taken.data} bytes of data in {taken.records} records, and "
@@ -241,7 +219,11 @@ def _check_count(how: Format, wish: ForeignWish, taken: StreamContents) -> None:
 
 
 def _prepared(
-    request: ReceiveRequest, wish: ForeignWish, how: Format, intake: ForeignStream, size: int | None
+    request: ReceiveRequest,
+    wish: ForeignOptions,
+    how: Format,
+    intake: ForeignStream,
+    size: int | None,
 ) -> tuple[Captured, LayeredSource]:
     """Return what is to be copied."""
     taken = intake.found
@@ -287,7 +269,7 @@ def base_of(name: str, said: str, wished: str) -> str:
     return said
 
 
-def _held(request: ReceiveRequest, wish: ForeignWish) -> str:
+def _held(request: ReceiveRequest, wish: ForeignOptions) -> str:
     """Return the state that a stream which names no base goes onto: what is there."""
     state = _state_of(request)
     if isinstance(state, Clean):
@@ -303,7 +285,7 @@ def _blind(request: ReceiveRequest, what: Captured) -> bool:
 
 def _goal(
     request: ReceiveRequest,
-    wish: ForeignWish,
+    wish: ForeignOptions,
     how: Format,
     taken: StreamContents,
     *,
@@ -320,7 +302,7 @@ def _goal(
 
 
 def _ends(
-    how: Format, wish: ForeignWish, taken: StreamContents, size: int | None, packed: str
+    how: Format, wish: ForeignOptions, taken: StreamContents, size: int | None, packed: str
 ) -> bool:
     """Tell whether anything says that a stream was whole."""
     said = wish.accept_open_end or wish.expect_bytes is not None
@@ -343,7 +325,9 @@ def told_whole(how: Format, packed: str, size: int | None, wanted: int | None) -
     return how.ends or image
 
 
-def _unchecked(how: Format, wish: ForeignWish, *, based: bool, open_ended: bool) -> tuple[str, ...]:
+def _unchecked(
+    how: Format, wish: ForeignOptions, *, based: bool, open_ended: bool
+) -> tuple[str, ...]:
     texts = how.unchecked
     if not open_ended:
         texts = tuple(text for text in texts if text != "that it is whole")

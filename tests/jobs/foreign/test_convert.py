@@ -28,6 +28,7 @@ from blockstream.errors import (
 from blockstream.formats.foreign.table import by_name
 from blockstream.jobs.foreign.chain import ConvertRequest, combined
 from blockstream.jobs.foreign.convert import write_ours
+from blockstream.jobs.foreign.options import ConvertOptions
 from blockstream.jobs.target_admin import adopt
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.run import Run
@@ -45,9 +46,8 @@ def made(
     """Make one stream of several."""
     request = ConvertRequest(
         streams=[str(each) for each in streams],
-        to=to,
         state_dir=folder / "state",
-        **said,  # type: ignore[arg-type]  # as each test knows
+        said=ConvertOptions(to=to, **said),  # type: ignore[arg-type]  # as each test knows
     )
     path = folder / f"made-{len(list(folder.glob('made-*')))}.{to}"
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -300,7 +300,9 @@ def test_a_stream_that_was_written_before_all_were_read_is_noticed(
 
     writer = threading.Thread(target=write)
     writer.start()
-    request = ConvertRequest([str(first), str(ours), str(third)], "rbd", tmp_path / "state")
+    request = ConvertRequest(
+        [str(first), str(ours), str(third)], tmp_path / "state", ConvertOptions(to="rbd")
+    )
     with combined(request, Run()) as found:
         writer.join()
         with pytest.raises(SourceError, match="written while"):
@@ -355,7 +357,7 @@ def test_a_flipped_bit_in_a_stream_of_ours_is_noticed_before_anything_is_written
 
 def test_a_stream_that_is_written_meanwhile_is_never_ended(tmp_path: Path) -> None:
     stream = put(tmp_path, "s", rbd_diff([(0, b"x" * 4096)], 8192, "a", "b"))
-    request = ConvertRequest([str(stream)], "rbd", tmp_path / "state")
+    request = ConvertRequest([str(stream)], tmp_path / "state", ConvertOptions(to="rbd"))
     reading, writing = os.pipe()
     try:
         with combined(request, Run()) as found, stream.open("ab") as file:

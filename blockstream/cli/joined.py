@@ -1,27 +1,11 @@
 """Several connections of one session: they meet where the first one says."""
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
 
-import click
-
-from blockstream.linux.stream_join import MOST_STREAMS, gathered, heard_token
-
-F = TypeVar("F", bound=Callable[..., Any])
+from blockstream.linux.stream_join import gathered, heard_token
 
 _STDIN = 0
-
-
-def with_meeting(function: F) -> F:
-    """Add --meeting."""
-    return click.option(
-        "--meeting",
-        type=click.IntRange(0, MOST_STREAMS - 1),
-        default=0,
-        hidden=True,
-        metavar="COUNT",
-    )(function)
 
 
 @contextlib.contextmanager

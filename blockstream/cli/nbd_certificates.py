@@ -1,36 +1,10 @@
-"""The options of sources that are exports of an NBD server."""
+"""Certificates for exports of NBD servers that use TLS."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
-
-import click
+from collections.abc import Sequence
 
 from blockstream.errors import UsageError
 from blockstream.locations.interface import DiskLocation, Location
 from blockstream.locations.nbd import NbdExport
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def with_export_options(function: F) -> F:
-    """Add --bitmap and --tls-certificates."""
-    for option in (
-        click.option(
-            "--tls-certificates",
-            default="",
-            metavar="DIR",
-            help="Of nbds://..., the folder with ca-cert.pem, and client-cert.pem with "
-            "client-key.pem if the server asks for them. [default: the authorities of this host]",
-        ),
-        click.option(
-            "--bitmap",
-            default="",
-            metavar="NAME",
-            help="Of an NBD export of QEMU's, only what this dirty bitmap says has changed.",
-        ),
-    ):
-        function = option(function)
-    return function
 
 
 def with_certificates(places: Sequence[Location], folder: str) -> tuple[Location, ...]:
