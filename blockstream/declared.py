@@ -41,7 +41,7 @@ class Needs(Enum):
     PUSHED = "has no effect on what is fetched from another host"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Declared:
     """What a field is on the command line.
 

@@ -134,7 +134,7 @@ class VmdkOptions:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class NbdOptions:
     """How an export of an NBD server is read.
 
@@ -159,7 +159,7 @@ class NbdOptions:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class PasswordOptions:
     """Who logs in to a vCenter or an ESXi host.
 
@@ -177,7 +177,7 @@ class PasswordOptions:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class VsphereOptions(PasswordOptions):
     """How a machine of VMware is read.
 

@@ -34,7 +34,9 @@ async def capture_of(
     if options.vmdk != VmdkOptions() and not isinstance(location, VmdkFile):
         raise UsageError("--delta and --allow-outside are for vmdk:FILE")
     why = str(location.what).partition(",")[0]
-    if isinstance(location, LocalDisk):
+    if isinstance(location, LocalDisk) and location.is_file():
+        why = "is a file"
+    elif isinstance(location, LocalDisk):
         from blockstream.captures.lvm_snapshots import volume_at, why_no_volume
 
         path, why = location.path, why_no_volume()

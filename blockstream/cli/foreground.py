@@ -5,6 +5,7 @@ short, the system's own would end us without a word. What it does depends on wha
 """
 
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -152,6 +153,7 @@ def done(job: Coroutine[object, object, T], run: "Run", reporters: Sequence[Repo
     """
     import asyncio
 
+    gc.enable()
     mine = _Job(run, reporters)
     _signals.of_job(mine)
     try:

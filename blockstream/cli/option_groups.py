@@ -24,7 +24,7 @@ _MOST_COLUMNS: Final = 24
 _BETWEEN: Final = "__"  # a group's name and a field's
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Typed:
     """An option that somebody typed, with another value than its default.
 
@@ -46,7 +46,7 @@ class Typed:
         return [self.flag, self.word] if self.word else [self.flag]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class OptionGroups:
     """What was said on a command line.
 

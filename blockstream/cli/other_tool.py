@@ -26,7 +26,7 @@ def _pool_chunk(text: str) -> int:
     return chunk
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class PoolOptions:
     """What a writer of zeros for a thin pool must know.
 
@@ -45,7 +45,7 @@ class PoolOptions:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class OtherToolOptions(PoolOptions):
     """Whose stream `send` writes.
 

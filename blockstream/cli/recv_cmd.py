@@ -34,7 +34,6 @@ from blockstream.formats.foreign.wrappings import wrapping
 from blockstream.jobs.foreign.detect import beginning, is_ours
 from blockstream.jobs.foreign.options import ForeignOptions
 from blockstream.linux.files import write_durably
-from blockstream.linux.stream_join import MOST_STREAMS
 from blockstream.run import Run
 from blockstream.transfers.receive import ReceiveResult, receive, receive_sessions
 from blockstream.transfers.receive_options import ReceiveRequest, WriteOptions
@@ -47,7 +46,7 @@ _STDIN = 0
 _STDOUT = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class TakeOptions:
     """What is done beside writing.
 
@@ -68,7 +67,7 @@ class TakeOptions:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class SessionOptions:
     """What a `send` says to the `recv` that it starts on the other host.
 
@@ -84,12 +83,10 @@ class SessionOptions:
     standing: bool = option(
         False, "With --session: one after the other, until the sender hangs up.", hidden=True
     )
-    meeting: int = option(
-        0, "With --session: further connections.", least=0, most=MOST_STREAMS - 1, hidden=True
-    )
+    meeting: int = option(0, "With --session: further connections.", least=0, hidden=True)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class RecvGroups(OptionGroups):
     """The options of `recv`."""
 

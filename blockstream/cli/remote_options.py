@@ -7,9 +7,8 @@ from blockstream.cli.option_groups import OptionGroups
 from blockstream.cli.options import warn
 from blockstream.declared import Needs, option
 from blockstream.errors import UsageError
-from blockstream.linux.stream_join import MOST_STREAMS
 from blockstream.locations.ssh import Way
-from blockstream.transfers.remote_command import PeerOptions
+from blockstream.transfers.peer_options import MOST_STREAMS, PeerOptions
 
 AUTO = 0
 
@@ -27,7 +26,7 @@ def _streams(text: str) -> int:
     raise UsageError(f"--streams is auto, or 1 to {MOST_STREAMS}, not {text!r}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class RemoteOptions:
     """How another host is reached.
 

@@ -15,13 +15,12 @@ from blockstream.cli.other_tool import OtherToolOptions
 from blockstream.cli.remote_options import RemoteOptions
 from blockstream.cli.store_access import StoreOptions
 from blockstream.declared import Needs, option
-from blockstream.linux.stream_join import MOST_STREAMS
 from blockstream.transfers.receive_options import WriteOptions
 
 _RECEIPT_SECONDS = 60.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class CheckOptions:
     """What is looked at before anything is sent.
 
@@ -61,7 +60,7 @@ class CheckOptions:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class TravelOptions:
     """How it travels.
 
@@ -100,7 +99,7 @@ class TravelOptions:
         return (self.receipt_wait or _RECEIPT_SECONDS) if self.require_receipt else 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class PlumbingOptions:
     """What a fetching `send` says to the one that it starts on the other host.
 
@@ -117,12 +116,10 @@ class PlumbingOptions:
         hidden=True,
     )
     on_behalf_of: str = option("", "With --session: who fetches.", hidden=True)
-    meeting: int = option(
-        0, "With --session: further connections.", least=0, most=MOST_STREAMS - 1, hidden=True
-    )
+    meeting: int = option(0, "With --session: further connections.", least=0, hidden=True)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class SendGroups(OptionGroups):
     """The options of `send`."""
 

@@ -45,7 +45,7 @@ _IS_MET: Final[Mapping[Needs, Callable[[SendArguments], bool]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class _Excludes:
     """An option that others have no effect beside, and why."""
 

@@ -11,7 +11,7 @@ from blockstream.declared import Needs, option
 from blockstream.linux.state_directory import check_owner, default_state_directory
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class StoreAccess:
     """What it takes to reach a store, and to read it.
 
@@ -28,7 +28,7 @@ class StoreAccess:
     allow_http: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class StoreOptions:
     """How a store is reached.
 
@@ -66,7 +66,7 @@ class StoreOptions:
         return StoreAccess(self.endpoint_url, self.identity, remembering, self.allow_http)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class StoreGroups(OptionGroups):
     """The options of a command that needs only a store."""
 

@@ -18,9 +18,10 @@ from blockstream.transfers.base_check import check_base_there
 from blockstream.transfers.digests import Comparison, compared
 from blockstream.transfers.disk_set import push_set
 from blockstream.transfers.dry_run import rehearsed_there
+from blockstream.transfers.peer_options import PeerOptions
 from blockstream.transfers.push import push
 from blockstream.transfers.receive_options import ReceiveRequest
-from blockstream.transfers.remote_command import PeerOptions, remote_command
+from blockstream.transfers.remote_command import remote_command
 from blockstream.transfers.remote_errors import explained
 from blockstream.transfers.send import SendResult, TransferOptions, planned
 from blockstream.transfers.sender_journal import SentTransfers

@@ -14,8 +14,8 @@ from blockstream.locations.local import LocalDisk
 from blockstream.locations.ssh import HostFolder, Remote
 from blockstream.locations.store import StorePlace
 from blockstream.run import Run
+from blockstream.transfers.peer_options import PeerOptions
 from blockstream.transfers.receive_options import ReceiveRequest
-from blockstream.transfers.remote_command import PeerOptions
 from blockstream.transfers.send import TransferOptions
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from blockstream.locations.ssh import Remote
 from blockstream.pipeline.limiter import Limiter
 from blockstream.run import Run
 from blockstream.transfers.digests import Comparison
+from blockstream.transfers.peer_options import PeerOptions
 from blockstream.transfers.push import push
 from blockstream.transfers.receive_options import ReceiveRequest
-from blockstream.transfers.remote_command import PeerOptions
 from blockstream.transfers.reusable_receiver import ReusableReceiver, standing
 from blockstream.transfers.send import SendResult, TransferOptions
 

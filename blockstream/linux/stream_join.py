@@ -17,7 +17,6 @@ from collections.abc import Iterator
 
 from blockstream.errors import ConnectionLostError
 
-MOST_STREAMS = 16  # connections of one session
 _NAME = b"\0blockstream-"
 _TOKEN_BYTES = 32  # hex digits, and the end of a line
 _BACKLOG = 128  # strangers may call as well

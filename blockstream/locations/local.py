@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from blockstream.linux.identity import Node
-from blockstream.targets.disk import DiskTarget
 
 if TYPE_CHECKING:
     from blockstream.sources.disk import DiskSource
+    from blockstream.targets.disk import DiskTarget
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,10 @@ class LocalDisk:
         """See `DiskLocation`."""
         return Path(self.path).name
 
+    def is_file(self) -> bool:
+        """Tell whether it is a file, and no device."""
+        return Path(self.path).is_file()
+
     def open_source(self, *, from_medium: bool = False) -> "DiskSource":
         """Open it; see `DiskSource`."""
         from blockstream.sources.disk import DiskSource  # numpy: 60 ms that `recv` need not wait
@@ -57,10 +61,12 @@ def open_target(
     create: int | None = None,
     force_in_use: bool = False,
     sources: frozenset[Node] = frozenset(),
-) -> DiskTarget:
+) -> "DiskTarget":
     """Open a disk of this host for writing; see `DiskTarget`.
 
     Raises:
         RefusedError: If it must not be written.
     """
+    from blockstream.targets.disk import DiskTarget  # what `send` does without
+
     return DiskTarget(path, create=create, force_in_use=force_in_use, sources=sources)

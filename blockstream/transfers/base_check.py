@@ -18,7 +18,7 @@ from blockstream.linux.buffers import aligned_buffer
 from blockstream.locations.ssh import Remote
 from blockstream.run import Run
 from blockstream.transfers.digests import GRAIN, compared
-from blockstream.transfers.remote_command import PeerOptions
+from blockstream.transfers.peer_options import PeerOptions
 from blockstream.transfers.send import SendPlan, TransferOptions, planned
 from blockstream_protocol import Kind
 

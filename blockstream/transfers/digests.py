@@ -31,7 +31,8 @@ from blockstream.pipeline.read_ahead import Ranges, ReadAhead
 from blockstream.pipeline.workers import Turnstile, Workers, default_workers
 from blockstream.run import Run
 from blockstream.transfers.opened_target import opened_at, record_adopted
-from blockstream.transfers.remote_command import PeerOptions, remote_command
+from blockstream.transfers.peer_options import PeerOptions
+from blockstream.transfers.remote_command import remote_command
 from blockstream.transfers.remote_errors import explained
 from blockstream.words import noise_text
 from blockstream_protocol import OWED_SECONDS, Hello, Kind

@@ -13,9 +13,10 @@ from blockstream.captures.interface import Captured
 from blockstream.errors import BlockstreamError, InterruptedTransferError, PartlyDoneError
 from blockstream.locations.ssh import Remote
 from blockstream.run import Run
+from blockstream.transfers.peer_options import PeerOptions
 from blockstream.transfers.push import Push
 from blockstream.transfers.receive_options import ReceiveRequest
-from blockstream.transfers.remote_command import PeerOptions, target_options
+from blockstream.transfers.remote_command import target_options
 from blockstream.transfers.send import SendResult, TransferOptions
 from blockstream.transfers.session import Sending
 from blockstream_protocol import Committed

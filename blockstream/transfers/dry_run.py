@@ -11,9 +11,10 @@ from blockstream.pipeline.frame_sink import PipeSink
 from blockstream.pipeline.limiter import Limiter
 from blockstream.pipeline.progress import Progress
 from blockstream.run import Run
+from blockstream.transfers.peer_options import PeerOptions
 from blockstream.transfers.receive import ReceiveResult, received
 from blockstream.transfers.receive_options import ReceiveRequest
-from blockstream.transfers.remote_command import PeerOptions, remote_command, target_options
+from blockstream.transfers.remote_command import remote_command, target_options
 from blockstream.transfers.remote_errors import explained
 from blockstream.transfers.send import SendPlan, one_way
 from blockstream_protocol import Send

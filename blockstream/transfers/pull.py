@@ -12,14 +12,11 @@ from blockstream.errors import (
 )
 from blockstream.locations.ssh import Remote
 from blockstream.run import Run
+from blockstream.transfers.peer_options import PeerOptions
 from blockstream.transfers.receive import ReceiveResult, receive
 from blockstream.transfers.receive_options import ReceiveRequest
 from blockstream.transfers.reconnecting import Patience
-from blockstream.transfers.remote_command import (
-    PeerOptions,
-    connected,
-    wished_streams,
-)
+from blockstream.transfers.remote_command import connected, wished_streams
 from blockstream.transfers.remote_errors import explained, pass_on
 from blockstream.words import noise_text
 

@@ -12,11 +12,11 @@ from blockstream.errors import (
 )
 from blockstream.locations.ssh import Remote
 from blockstream.run import Run
+from blockstream.transfers.peer_options import PeerOptions
 from blockstream.transfers.receive_options import ReceiveRequest
 from blockstream.transfers.reconnecting import Patience
 from blockstream.transfers.remote_command import (
     LOCK_WAIT_SECONDS,
-    PeerOptions,
     check_named,
     connected,
     target_options,

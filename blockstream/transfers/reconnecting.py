@@ -8,7 +8,7 @@ from blockstream.errors import (
     OutcomeUnknownError,
 )
 from blockstream.run import Run
-from blockstream.transfers.remote_command import PeerOptions
+from blockstream.transfers.peer_options import PeerOptions
 
 _FIRST_PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 30.0

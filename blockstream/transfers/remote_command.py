@@ -4,15 +4,15 @@ import contextlib
 import math
 import os
 import shlex
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 
 from blockstream.errors import (
     UsageError,
 )
 from blockstream.interfaces import Link
-from blockstream.linux.stream_join import MOST_STREAMS, new_token, tell_token
-from blockstream.locations.ssh import Remote, Way, open_links, round_trip
+from blockstream.linux.stream_join import new_token, tell_token
+from blockstream.locations.ssh import Remote, open_links, round_trip
+from blockstream.transfers.peer_options import MOST_STREAMS, PeerOptions
 from blockstream.transfers.receive_options import ReceiveRequest
 from blockstream_protocol import IDLE_SECONDS
 
@@ -22,25 +22,6 @@ PEER_COMMAND = "blockstream-peer 1"
 LOCK_WAIT_SECONDS = IDLE_SECONDS - 15.0
 # Windows are about 2 MiB: with one stream for each 12.5 ms a line of 1 Gbit/s is full.
 _SECONDS_A_STREAM = 0.0125
-
-
-@dataclass(frozen=True, slots=True)
-class PeerOptions:
-    """How the other host is reached.
-
-    Attributes:
-        way: The way there.
-        command: What blockstream is called there.
-        retries: How often to connect again without getting any further in between.
-        streams: Connections side by side; 0 to count them by the way's round-trip time.
-        tell: Says to people that a connection was lost, and what is done about it.
-    """
-
-    way: Way = field(default_factory=Way)
-    command: str = "blockstream"
-    retries: int = 10
-    streams: int = 1
-    tell: Callable[[str], None] = lambda _text: None
 
 
 @contextlib.contextmanager

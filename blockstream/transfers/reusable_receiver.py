@@ -12,13 +12,9 @@ from blockstream.errors import (
 from blockstream.interfaces import Link
 from blockstream.locations.ssh import Remote
 from blockstream.run import Run
+from blockstream.transfers.peer_options import PeerOptions
 from blockstream.transfers.receive_options import ReceiveRequest
-from blockstream.transfers.remote_command import (
-    LOCK_WAIT_SECONDS,
-    PeerOptions,
-    connected,
-    target_options,
-)
+from blockstream.transfers.remote_command import LOCK_WAIT_SECONDS, connected, target_options
 from blockstream.transfers.remote_errors import explained
 from blockstream.transfers.send import SendResult, TransferOptions
 from blockstream.transfers.session import Sending

@@ -26,8 +26,8 @@ from blockstream.repository.restore import opened_point
 from blockstream.run import Run
 from blockstream.sources.disk import DiskSource
 from blockstream.stores.folder import FolderObjects
+from blockstream.transfers.peer_options import PeerOptions
 from blockstream.transfers.receive_options import ReceiveRequest
-from blockstream.transfers.remote_command import PeerOptions
 from blockstream.transfers.send import TransferOptions
 from blockstream_protocol import Kind
 

@@ -16,9 +16,9 @@ from blockstream.run import Run
 from blockstream.sources.disk import DiskSource
 from blockstream.transfers.copy import copy
 from blockstream.transfers.opened_target import status_at
+from blockstream.transfers.peer_options import PeerOptions
 from blockstream.transfers.push import push
 from blockstream.transfers.receive_options import ReceiveRequest
-from blockstream.transfers.remote_command import PeerOptions
 from blockstream.transfers.send import TransferOptions
 from blockstream_protocol import Clean, Dirty
 from tests.end_to_end.far_host import far_command, far_status

@@ -15,7 +15,7 @@ from blockstream.linux.buffers import write_stream
 from blockstream.linux.children import run_guarded
 from blockstream.locations.ssh import Remote, open_link
 from blockstream.run import Run
-from blockstream.transfers.remote_command import PeerOptions
+from blockstream.transfers.peer_options import PeerOptions
 
 _NO_CONNECTION: Final = 255
 _PIECE: Final = 65_536

@@ -15,7 +15,8 @@ from blockstream.linux.streams import WakeableReader
 from blockstream.locations.ssh import Remote, open_link
 from blockstream.run import Run
 from blockstream.transfers.opened_target import status_at, wait_for_receiver
-from blockstream.transfers.remote_command import LOCK_WAIT_SECONDS, PeerOptions
+from blockstream.transfers.peer_options import PeerOptions
+from blockstream.transfers.remote_command import LOCK_WAIT_SECONDS
 from blockstream.transfers.remote_errors import explained
 from blockstream.words import noise_text
 from blockstream_protocol import Clean, Dirty

@@ -37,8 +37,8 @@ from blockstream.locations.ssh import Remote
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.limiter import Limiter
 from blockstream.run import Run
+from blockstream.transfers.peer_options import PeerOptions
 from blockstream.transfers.receive_options import ReceiveRequest
-from blockstream.transfers.remote_command import PeerOptions
 from blockstream.transfers.send import SendResult, TransferOptions
 
 # Of the volumes of a guest, two would take the same room of their group for theirs.

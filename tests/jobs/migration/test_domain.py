@@ -15,7 +15,7 @@ from blockstream.jobs.migration.domain import DomainGuest, Leaving
 from blockstream.jobs.migration.guests import FarHost
 from blockstream.locations.ssh import Remote, Way
 from blockstream.run import Run
-from blockstream.transfers.remote_command import PeerOptions
+from blockstream.transfers.peer_options import PeerOptions
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("virsh", "libvirtd")]
 

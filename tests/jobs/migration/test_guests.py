@@ -9,7 +9,7 @@ from blockstream.errors import ConnectionLostError, InterruptedTransferError
 from blockstream.jobs.migration.guests import CommandGuest, FarHost
 from blockstream.locations.ssh import Remote, Way
 from blockstream.run import Run
-from blockstream.transfers.remote_command import PeerOptions
+from blockstream.transfers.peer_options import PeerOptions
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from blockstream.jobs.migration.live import LiveGuest
 from blockstream.linux.qmp import connected
 from blockstream.locations.ssh import Remote, Way
 from blockstream.run import Run
-from blockstream.transfers.remote_command import PeerOptions
+from blockstream.transfers.peer_options import PeerOptions
 from tests.machine import BOOT, DISK_BYTES, IDLE_BOOT, Machine, machine, wrong_records
 
 pytestmark = [
