@@ -57,6 +57,7 @@ class Declared:
         shown: What its help calls the default; empty for the default itself, if that says anything.
         parse: Makes the value of the text that was typed; raises UsageError.
         variable: Environment variable that says it, too.
+        completes: What the shell offers for its value: `files`, `states`; empty for nothing.
         needs: What it has a meaning for, all of it.
         rare: Whether only `--help-all` shows it.
         hidden: Whether nobody types it.
@@ -73,6 +74,7 @@ class Declared:
     shown: str = ""
     parse: Callable[[str], object] | None = None
     variable: str = ""
+    completes: str = ""
     needs: tuple[Needs, ...] = ()
     rare: bool = False
     hidden: bool = False
@@ -92,6 +94,7 @@ def option(
     shown: str = "",
     parse: Callable[[str], object] | None = None,
     variable: str = "",
+    completes: str = "",
     needs: tuple[Needs, ...] = (),
     rare: bool = False,
     hidden: bool = False,
@@ -112,6 +115,7 @@ def option(
         shown=shown,
         parse=parse,
         variable=variable,
+        completes=completes,
         needs=needs,
         rare=rare,
         hidden=hidden,

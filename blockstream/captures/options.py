@@ -23,6 +23,7 @@ class StateOptions:
     base: str = option(
         "",
         "State that TARGET holds; `last` is what was last confirmed to be there.",
+        completes="states",
         needs=(Needs.STATES, Needs.ONE_DISK),
     )
     goal: str = option(
@@ -36,6 +37,7 @@ class StateOptions:
         "What changed since then: a list by `blockstream extents`, rbd diff, thin_delta or "
         "nbdinfo. Without --base, an allocation map.",
         metavar="FILE",
+        completes="files",
         needs=(Needs.STATES, Needs.ONE_DISK, Needs.NAMED_STATES),
     )
     resume: ResumeToken | None = option(
@@ -154,6 +156,7 @@ class NbdOptions:
         "Of nbds://..., the folder with ca-cert.pem, and client-cert.pem with client-key.pem if "
         "the server asks for them.",
         metavar="DIR",
+        completes="files",
         shown="the authorities of this host",
         rare=True,
     )

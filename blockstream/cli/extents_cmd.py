@@ -12,6 +12,7 @@ from blockstream.captures.options import NbdOptions, VmdkOptions
 from blockstream.captures.vmdk_chain import listed
 from blockstream.cli.console import show
 from blockstream.cli.foreground import Reporter, done
+from blockstream.cli.location_types import PLACE
 from blockstream.cli.nbd_certificates import disk_with_certificates
 from blockstream.cli.option_groups import GroupedCommand, OptionGroups, with_groups
 from blockstream.cli.options import (
@@ -76,7 +77,7 @@ class ExtentsGroups(OptionGroups):
 @click.command(
     "extents", cls=GroupedCommand, short_help="List which parts of a disk hold data, or changed."
 )
-@click.argument("source")
+@click.argument("source", type=PLACE)
 @with_groups(ExtentsGroups)
 @with_progress
 @with_state_dir

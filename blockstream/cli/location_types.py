@@ -72,5 +72,21 @@ class _Disk(click.ParamType[DiskLocation]):
         return disk_of(value)
 
 
+class _Place(click.ParamType[str]):
+    """A place, as it is typed: a command tells what is meant from all of its words."""
+
+    name = "place"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> "list[CompletionItem]":
+        """Let the shell complete it."""
+        from blockstream.cli.completion import places  # the shell asks for it alone
+
+        del ctx, param
+        return places(incomplete)
+
+
+PLACE = _Place()
 DISK_HERE = _DiskHere()
 DISK = _Disk()

@@ -41,6 +41,7 @@ _COMMANDS = (
     "points",
     "restore",
     "vsphere",
+    "completion",
 )
 # What our own commands run on other hosts; nobody types them.
 _PLUMBING = ("join", "digests", "landing")

@@ -10,13 +10,16 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
 from types import NoneType
-from typing import Any, ClassVar, Final, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, get_args, get_type_hints
 
 import click
 from click.core import ParameterSource
 
 from blockstream.declared import Declared, declared
 from blockstream.errors import UsageError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 _ALL: Final = "--help-all"
 _MORE: Final = "More"
@@ -87,6 +90,18 @@ class GroupedOption(click.Option):
         found = super().get_help_extra(ctx)
         found.pop("range", None)
         return found
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem]":
+        """Let the shell complete the value."""
+        if self.declared.completes == "states":
+            from blockstream.cli.completion import states  # the shell asks for it alone
+
+            return states(ctx, incomplete)
+        if self.declared.completes == "files":
+            from click.shell_completion import CompletionItem
+
+            return [CompletionItem(incomplete, type="file")]
+        return super().shell_complete(ctx, incomplete)
 
     def value_of(self, parsed: Any) -> Any:
         """Return the field's value, of what click made of the words."""

@@ -6,6 +6,7 @@ from dataclasses import asdict
 import click
 
 from blockstream.cli.console import result, say, show
+from blockstream.cli.location_types import PLACE
 from blockstream.cli.options import warn
 from blockstream.cli.store_access import StoreAccess, with_store_access
 from blockstream.cli.stores import (
@@ -25,7 +26,7 @@ from blockstream.words import counted, duration_text, moment_text, size_text, ti
 
 
 @click.command("points", short_help="List the restore points of a disk, or the disks of a store.")
-@click.argument("place", metavar="STORE[/DISK]")
+@click.argument("place", metavar="STORE[/DISK]", type=PLACE)
 @with_store_access
 @click.option("--json", "as_json", is_flag=True, help="Speak in JSON lines.")
 def command(place: str, access: StoreAccess, as_json: bool) -> None:

@@ -61,6 +61,7 @@ class TakeOptions:
         "",
         "Write a receipt for `blockstream confirm`; - is standard output.",
         metavar="FILE",
+        completes="files",
     )
     lock_wait: float = option(
         0.0, "Wait that long for whoever else uses TARGET.", metavar="SECONDS", least=0

@@ -64,6 +64,7 @@ class RemoteOptions:
         "",
         "Configuration of ssh, in place of the user's own.",
         metavar="FILE",
+        completes="files",
         needs=(Needs.HOST,),
         rare=True,
     )

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import click
 
-from blockstream.cli.location_types import disk_here
+from blockstream.cli.location_types import PLACE, disk_here
 from blockstream.cli.option_groups import GroupedCommand, OptionGroups, with_groups
 from blockstream.cli.options import ProgressWish, reporters, with_progress, with_state_dir
 from blockstream.cli.remote_options import RemoteOptions, refuse_remote_options
@@ -38,8 +38,8 @@ class RestoreGroups(OptionGroups):
 
 
 @click.command("restore", cls=GroupedCommand, short_help="Bring a restore point back onto a disk.")
-@click.argument("point", metavar="STORE/DISK[@POINT]")
-@click.argument("target")
+@click.argument("point", metavar="STORE/DISK[@POINT]", type=PLACE)
+@click.argument("target", type=PLACE)
 @with_groups(RestoreGroups)
 @with_progress
 @with_state_dir

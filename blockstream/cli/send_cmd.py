@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from blockstream.cli.bwlimit import limiter_for
+from blockstream.cli.location_types import PLACE
 from blockstream.cli.option_groups import GroupedCommand, with_groups
 from blockstream.cli.options import (
     ProgressWish,
@@ -34,7 +35,7 @@ _TOLD_THERE = (
 
 
 @click.command("send", cls=GroupedCommand, short_help="Send a disk, or what changed in it.")
-@click.argument("places", nargs=-1, required=True, metavar="SOURCE... [TARGET]")
+@click.argument("places", nargs=-1, required=True, metavar="SOURCE... [TARGET]", type=PLACE)
 @with_groups(SendGroups)
 @with_progress
 @with_state_dir

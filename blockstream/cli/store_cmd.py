@@ -13,6 +13,7 @@ import click
 from blockstream.cli.command_group import CommandGroup
 from blockstream.cli.console import event, result, say, show
 from blockstream.cli.foreground import done
+from blockstream.cli.location_types import PLACE
 from blockstream.cli.options import ProgressWish, cleared, reporters, with_json, with_progress
 from blockstream.cli.store_access import StoreAccess, with_store_access
 from blockstream.cli.stores import (
@@ -76,7 +77,7 @@ def command() -> None:
 
 
 @command.command("init", short_help="Make a store, once.")
-@click.argument("store")
+@click.argument("store", type=PLACE)
 @click.option(
     "--encrypt-to",
     "recipients",
@@ -127,7 +128,7 @@ def _is_empty(objects: Objects) -> bool:
 
 
 @command.command("verify", short_help="Read what points are made of.")
-@click.argument("place", metavar="STORE[/DISK]")
+@click.argument("place", metavar="STORE[/DISK]", type=PLACE)
 @click.option("--newest", is_flag=True, help="Only what the newest point is made of.")
 @click.option(
     "--percent",
@@ -188,7 +189,7 @@ def _gone(place: str, access: StoreAccess) -> list[str]:
 
 
 @command.command("prune", short_help="Hide, then delete, the points that no rule keeps.")
-@click.argument("place", metavar="STORE[/DISK]")
+@click.argument("place", metavar="STORE[/DISK]", type=PLACE)
 @click.option(
     "--keep",
     required=True,
@@ -263,7 +264,7 @@ def _say_pruned(result: Pruned, *, dry_run: bool) -> None:
 
 
 @command.command("compact", short_help="Let the newest point need no older one.")
-@click.argument("place", metavar="STORE[/DISK]")
+@click.argument("place", metavar="STORE[/DISK]", type=PLACE)
 @with_store_access
 def compact_points(place: str, access: StoreAccess) -> None:
     """Let the newest point need no other point, so that older ones can be pruned.
@@ -295,7 +296,7 @@ def compact_points(place: str, access: StoreAccess) -> None:
 
 
 @command.command("repair", short_help="Replace what is damaged, from a copy or a disk.")
-@click.argument("place", metavar="STORE[/DISK]")
+@click.argument("place", metavar="STORE[/DISK]", type=PLACE)
 @click.option(
     "--from",
     "other",
@@ -366,7 +367,7 @@ def _show_repaired(result: Repaired, other: str, *, as_json: bool) -> None:
 
 
 @command.command("policy", short_help="Print what AWS must allow a key.")
-@click.argument("store")
+@click.argument("store", type=PLACE)
 @click.option(
     "--role",
     type=click.Choice([str(role) for role in Role]),
@@ -389,7 +390,7 @@ def show_policy(store: str, role: str) -> None:
 
 
 @command.command("trust", short_help="Take the store that lies there now for the right one.")
-@click.argument("store")
+@click.argument("store", type=PLACE)
 @with_store_access
 def trust(store: str, access: StoreAccess) -> None:
     """Take the STORE that lies there now for the right one, on this host.
@@ -429,7 +430,7 @@ def new_key(file: Path) -> None:
 
 
 @key.command("list", short_help="List who can open a store.")
-@click.argument("store")
+@click.argument("store", type=PLACE)
 @with_store_access
 @with_json
 def list_keys(store: str, access: StoreAccess, as_json: bool) -> None:
@@ -443,7 +444,7 @@ def list_keys(store: str, access: StoreAccess, as_json: bool) -> None:
 
 
 @key.command("add", short_help="Let somebody open a store, too.")
-@click.argument("store")
+@click.argument("store", type=PLACE)
 @click.argument("recipient")
 @with_store_access
 def add_key(store: str, recipient: str, access: StoreAccess) -> None:
@@ -454,7 +455,7 @@ def add_key(store: str, recipient: str, access: StoreAccess) -> None:
 
 
 @key.command("remove", short_help="Take somebody's key away.")
-@click.argument("store")
+@click.argument("store", type=PLACE)
 @click.argument("recipient")
 @with_store_access
 def remove_key(store: str, recipient: str, access: StoreAccess) -> None:

@@ -10,7 +10,7 @@ from blockstream.captures.interface import Captured
 from blockstream.captures.options import CaptureOptions
 from blockstream.captures.registry import capture_of
 from blockstream.cli.console import event, say
-from blockstream.cli.location_types import disk_here
+from blockstream.cli.location_types import PLACE, disk_here
 from blockstream.cli.option_groups import GroupedCommand, OptionGroups, with_groups
 from blockstream.cli.options import ProgressWish, reporters, with_progress, with_state_dir
 from blockstream.cli.remote_options import RemoteOptions, refuse_remote_options
@@ -58,8 +58,8 @@ class VerifyGroups(OptionGroups):
 
 
 @click.command("verify", cls=GroupedCommand, short_help="Compare two disks, and repair one.")
-@click.argument("source")
-@click.argument("target")
+@click.argument("source", type=PLACE)
+@click.argument("target", type=PLACE)
 @with_groups(VerifyGroups)
 @with_progress
 @with_state_dir

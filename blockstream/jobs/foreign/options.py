@@ -41,7 +41,9 @@ class SaidOptions:
         choices=READ,
         shown="as it begins",
     )
-    base: str = option("", "State that such a stream belongs onto.", parse=_state)
+    base: str = option(
+        "", "State that such a stream belongs onto.", parse=_state, completes="states"
+    )
     goal: str = option("", "Name of the state that it leads to.", parse=_state)
     accept_open_end: bool = option(False, "Believe that a stream without an end mark is whole.")
 
