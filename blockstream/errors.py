@@ -1,11 +1,13 @@
 """Every way to fail: one class a meaning, each with its exit status.
 
-A message says what happened, where, what was not done, and what to do next.
+A message says what happened, where, what was not done, and what to do next. Whoever knows more adds
+it to the error on its way up. Programs, also ours on other hosts, read the fields.
 `scripts/error_table.py` prints the table for the README.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from enum import IntEnum
+from typing import Self
 
 
 class ExitStatus(IntEnum):
@@ -32,11 +34,55 @@ class BlockstreamError(Exception):
     """Anything that ends a command in a way that we foresaw.
 
     Attributes:
-        advice: What to do next, where a class knows it.
+        exit_status: What the shell sees.
+        advice: What to do next, where that is known apart from the message; else empty.
+        what: What happened, with what was not done.
+        more: What others added: of the place, of what is kept, of the next step.
+        where: The host on which it happened; empty for this one.
+        durable: Bytes that are durable at a target that is left unfinished; None for none.
     """
 
     exit_status = ExitStatus.BUG
     advice = ""
+
+    def __init__(self, what: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.more: list[str] = []
+        self.where = ""
+        self.durable: int | None = None
+
+    @property
+    def message(self) -> str:
+        """What is said of it on the host where it happened."""
+        return "; ".join(filter(None, [self.what, *self.more]))
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}" if self.where else self.message
+
+    def add(self, *texts: str) -> Self:
+        """Say more of it; return it."""
+        self.more += texts
+        return self
+
+    def worded(self, text: str) -> Self:
+        """Return one of the same kind that says only this."""
+        made = type(self).__new__(type(self))
+        BlockstreamError.__init__(made, text)
+        return made
+
+    def fields(self) -> dict[str, object]:
+        """Return what programs read of it."""
+        return {
+            "status": int(self.exit_status),
+            "error": type(self).__name__,
+            "message": str(self),
+            "what": self.what,
+            "more": self.more,
+            "where": self.where or None,
+            "durable": self.durable,
+            "advice": self.advice or None,
+        }
 
 
 class UsageError(BlockstreamError):
@@ -214,3 +260,33 @@ class LeftoverError(BlockstreamError):
     """It was done, but something of ours is left, such as a snapshot, which grows."""
 
     exit_status = ExitStatus.LEFTOVER
+
+
+class UnknownTargetError(NotFoundError):
+    """A target is there, but no transfer to it was recorded."""
+
+
+def _kinds(kind: type[BlockstreamError]) -> Iterator[type[BlockstreamError]]:
+    yield kind
+    for each in kind.__subclasses__():
+        yield from _kinds(each)
+
+
+def error_of(values: Mapping[str, object], where: str) -> BlockstreamError:
+    """Return the error that a program of ours on another host ended with.
+
+    Args:
+        values: What that said: its `fields`. What it leaves out is nothing.
+        where: What people call the host.
+    """
+    kinds = list(_kinds(BlockstreamError))
+    named = [kind for kind in kinds if kind.__name__ == values.get("error")]
+    of_status = [kind for kind in kinds if kind.exit_status == values.get("status")]
+    kind = next(iter([*named, *of_status]), InterruptedTransferError)
+    made = kind.__new__(kind)
+    more, durable = values.get("more"), values.get("durable")
+    BlockstreamError.__init__(made, str(values.get("what") or values.get("message") or ""))
+    made.more = [str(each) for each in more] if isinstance(more, list) else []
+    made.durable = durable if type(durable) is int else None
+    made.where = where
+    return made

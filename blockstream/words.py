@@ -7,11 +7,6 @@ from typing import Final
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
-# What our program begins with that says something to whoever started it on another host.
-OURS = "blockstream: "
-NOTE = f"{OURS}note: "
-
-
 def size_text(count: float) -> str:
     """Return bytes as people read them: `312 MiB`, `1.2 GiB`."""
     unit = 0

@@ -186,8 +186,8 @@ class LvmCapture:
                 with self._read_snapshot(held) as disk:
                     yield disk
             except _GOES_ON as error:
-                text = f"the snapshot {ours} is kept, so that the same command goes on with it"
-                raise type(error)(f"{error}; {text}") from error
+                error.add(f"the snapshot {ours} is kept, so that the same command goes on with it")
+                raise
             except BaseException:
                 if held.is_committed:
                     stays = not_removed(held.used_up(stale, ident, keep=options.lvm.rotate))

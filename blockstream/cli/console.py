@@ -12,6 +12,7 @@ from blockstream.errors import InterruptedTransferError
 from blockstream.pipeline.progress import Progress, Snapshot
 from blockstream.words import duration_text, printable, size_text
 
+_to_programs = False
 _BAR_SECONDS = 0.1
 _EVENT_SECONDS = 1.0
 # When lines come into a log: soon, to show that it goes on; then each minute; then each 10.
@@ -229,6 +230,17 @@ def say(text: str) -> None:
     with contextlib.suppress(OSError):
         sys.stderr.write(printable(text) + "\n")
         sys.stderr.flush()
+
+
+def speak_to_programs() -> None:
+    """Say errors in JSON from now on: who hears them is a program of ours, which cannot ask."""
+    global _to_programs  # there is one standard error
+    _to_programs = True
+
+
+def speaks_to_programs() -> bool:
+    """Tell whether errors are said in JSON, although nobody asked for it."""
+    return _to_programs
 
 
 def show(text: str) -> None:

@@ -6,7 +6,7 @@ import click
 
 from blockstream.cli.foreground import done
 from blockstream.cli.location_types import DISK
-from blockstream.cli.options import refuse_terminal, with_state_dir
+from blockstream.cli.options import refuse_terminal, with_errors_json, with_state_dir
 from blockstream.locations.interface import DiskLocation
 from blockstream.run import Run
 from blockstream.transfers.digests import send_digests
@@ -20,6 +20,7 @@ _STDOUT = 1
 @click.option("--most", type=click.IntRange(0), default=DEVICE_BYTES, metavar="BYTES")
 @click.option("--adopt", default="", metavar="ID")
 @with_state_dir
+@with_errors_json
 def command(disk: DiskLocation, most: int, adopt: str, state_dir: Path) -> None:
     """Write the digests of the blocks of DISK to standard output."""
     refuse_terminal(_STDOUT, "standard output")

@@ -151,18 +151,19 @@ def done(job: Coroutine[object, object, T], run: "Run", reporters: Sequence[Repo
         InterruptedTransferError: If a signal stopped it; with the next step, where there is one.
         BlockstreamError: As the job does.
     """
-    import asyncio
-
-    gc.enable()
-    mine = _Job(run, reporters)
-    _signals.of_job(mine)
     try:
+        import asyncio
+
+        gc.enable()
+        mine = _Job(run, reporters)
+        _signals.of_job(mine)
         return asyncio.run(mine.main(job))
     except BaseExceptionGroup as group:
         if len(group.exceptions) > 1:
             raise
         raise group.exceptions[0] from group.exceptions[0].__cause__
     finally:
+        job.close()  # a signal may have come before it began
         _signals.of_job(None)
         _signals.left_behind |= run.left_behind
         for reporter in reporters:

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from blockstream.cli.console import show
-from blockstream.cli.options import with_state_dir
+from blockstream.cli.options import with_errors_json, with_state_dir
 from blockstream.jobs.migration.target_volume import LandingWish, land, landing_line
 
 
@@ -20,6 +20,7 @@ from blockstream.jobs.migration.target_volume import LandingWish, land, landing_
 @click.option("--settle", is_flag=True)
 @click.option("--mark", default="")
 @with_state_dir
+@with_errors_json
 def command(
     group: str,
     name: str,

@@ -12,7 +12,7 @@ import click
 from blockstream import __version__
 from blockstream.cli import foreground
 from blockstream.cli.command_group import CommandGroup
-from blockstream.cli.console import event, say
+from blockstream.cli.console import event, say, speaks_to_programs
 from blockstream.errors import (
     BlockstreamError,
     ExitStatus,
@@ -160,10 +160,8 @@ def _open_standard_descriptors() -> None:
 
 
 def _speak(error: BlockstreamError, *, as_json: bool) -> None:
-    if as_json:
-        event(
-            "error", status=int(error.exit_status), error=type(error).__name__, message=str(error)
-        )
+    if as_json or speaks_to_programs():
+        event("error", **error.fields())
     else:
         say(f"blockstream: {error}")
 

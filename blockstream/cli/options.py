@@ -24,7 +24,6 @@ from blockstream.cli.foreground import Reporter
 from blockstream.cli.option_groups import RareOption
 from blockstream.errors import UsageError
 from blockstream.linux.state_directory import check_owner, default_state_directory
-from blockstream.words import NOTE
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -48,6 +47,11 @@ def with_state_dir(function: F) -> F:
 def with_json(function: F) -> F:
     """Add --json."""
     return click.option("--json", "as_json", is_flag=True, help="Speak in JSON lines.")(function)
+
+
+def with_errors_json(function: F) -> F:
+    """Add --json to what says nothing but errors, which are said in JSON then."""
+    return click.option("--json", is_flag=True, hidden=True, expose_value=False)(function)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +153,7 @@ def warn(text: str, *, as_json: bool) -> None:
     if as_json:
         event("warning", message=text)
     else:
-        say(NOTE + text)
+        say(f"blockstream: note: {text}")
 
 
 def refuse_empty(context: click.Context, option: click.Parameter, value: str) -> str:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 import click
 
-from blockstream.cli.console import say
 from blockstream.cli.foreground import done
 from blockstream.cli.foreign import show_foreign
 from blockstream.cli.joined import meeting_of
@@ -19,6 +18,7 @@ from blockstream.cli.options import (
     ProgressWish,
     refuse_terminal,
     reporters,
+    warn,
     with_progress,
     with_state_dir,
 )
@@ -37,7 +37,6 @@ from blockstream.linux.files import write_durably
 from blockstream.run import Run
 from blockstream.transfers.receive import ReceiveResult, receive, receive_sessions
 from blockstream.transfers.receive_options import ReceiveRequest, WriteOptions
-from blockstream.words import OURS
 
 if TYPE_CHECKING:
     from blockstream.jobs.foreign.receive import ForeignResult
@@ -139,7 +138,7 @@ def command(
     if receipt == "-" or is_session:
         refuse_terminal(_STDOUT, "standard output")
     quiet = quiet or is_session
-    shown = reporters("recv", as_json=as_json, quiet=quiet, progress=progress)
+    shown = [] if is_session else reporters("recv", as_json=as_json, quiet=quiet, progress=progress)
     request = replace(
         options.write.onto(target, state_dir),
         dry_run=options.take.dry_run,
@@ -150,8 +149,10 @@ def command(
         done(receive_sessions(request, _STDIN, _STDOUT, run), run, shown)
         return
     result, found = done(_taken(request, options, run), run, shown)
-    show_received(result, target, as_json=as_json, quiet=quiet)
-    _tell_starter(result, target, session=is_session)
+    if is_session:
+        _tell_starter(result, target, as_json=as_json)
+    else:
+        show_received(result, target, as_json=as_json, quiet=quiet)
     if receipt and result.committed is not None:
         _write_receipt(receipt, result)
     if found is not None:
@@ -196,10 +197,10 @@ async def _taken(
         return await _anybodys(request, options, run)
 
 
-def _tell_starter(result: ReceiveResult, target: str, *, session: bool) -> None:
+def _tell_starter(result: ReceiveResult, target: str, *, as_json: bool) -> None:
     """Say what whoever started us must hear of, although all went well."""
-    if session and result.sampled:
-        say(OURS + sampled_text(target, result.sampled))
+    if result.sampled:
+        warn(sampled_text(target, result.sampled), as_json=as_json)
 
 
 async def _anybodys(

@@ -73,10 +73,9 @@ def command(
     """  # noqa: D301
     given = SendArguments.of(places, options.nbd.tls_certificates)
     check(given, options)
-    quiet = quiet or options.plumbing.session
-    voice = Voice(
-        reporters("send", as_json=as_json, quiet=quiet, progress=progress), as_json, quiet
-    )
+    is_session = options.plumbing.session
+    shown = [] if is_session else reporters("send", as_json=as_json, quiet=quiet, progress=progress)
+    voice = Voice(shown, as_json, quiet or is_session)
     if given.from_host is not None:
         voice.done(_fetched(given.from_host, given, options, state_dir, voice))
         return
@@ -88,7 +87,7 @@ def command(
         return
     if given.target is None:
         refuse_terminal(_STDOUT, "standard output")
-        if options.plumbing.session:
+        if is_session:
             refuse_terminal(_STDIN, "standard input")
     output = SendOutput(voice, sending.machine)
     output.done(sending.done(output))

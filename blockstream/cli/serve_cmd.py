@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from blockstream.cli.console import say, show
+from blockstream.cli.console import say, show, speak_to_programs
 from blockstream.cli.foreground import done
 from blockstream.cli.options import refuse_terminal, warn, with_state_dir
 from blockstream.errors import BlockstreamError, UsageError
@@ -79,13 +79,14 @@ def _served(policy: Path, asked: str | None, state_dir: Path) -> str:
     Raises:
         BlockstreamError: With what the peer may hear of it.
     """
+    speak_to_programs()
     syslog.openlog("blockstream-serve", syslog.LOG_PID, syslog.LOG_DAEMON)
     try:
         run = Run()
         text = done(serve(policy, asked, state_dir, _STDIN, _STDOUT, run), run)
     except BlockstreamError as error:
         syslog.syslog(syslog.LOG_WARNING, printable(str(error)))
-        raise type(error)(discreet(error)) from error
+        raise error.worded(discreet(error)) from error
     syslog.syslog(syslog.LOG_INFO, text)
     return text
 

@@ -10,7 +10,12 @@ from dataclasses import dataclass, field, replace
 from blockstream.captures.interface import Captured, Holding
 from blockstream.destinations.interface import Delivered, Rehearsal
 from blockstream.destinations.places import Places
-from blockstream.errors import ConnectionLostError, ExitStatus, UsageError
+from blockstream.errors import (
+    ConnectionLostError,
+    NotFoundError,
+    UnknownTargetError,
+    UsageError,
+)
 from blockstream.linux.streams import WakeableReader
 from blockstream.locations.ssh import Remote, open_link
 from blockstream.run import Run
@@ -129,11 +134,12 @@ def _held(where: Remote, peer: PeerOptions, run: Run) -> Holding:
             while len(said) <= _MOST_BYTES and (count := reader.read_into(piece)):
                 said += piece[:count]
         run.check("nothing was sent")
-        status, words = link.ended()
-        if status == ExitStatus.NOT_FOUND:
-            return Holding(exists="does not exist" not in words)
+        status, _ = link.ended()
         if status:
-            raise explained(ConnectionLostError("it ended"), [link], greeted=False)
+            reason = explained(ConnectionLostError("it ended"), [link], greeted=False)
+            if isinstance(reason, NotFoundError) and reason.where:
+                return Holding(exists=isinstance(reason, UnknownTargetError))
+            raise reason
     return _holding_in(bytes(said), link.name)
 
 

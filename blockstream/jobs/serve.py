@@ -213,7 +213,7 @@ def _served(
             request = request_for(grant, state_dir)
             receive_frames(request, frames, answering, run).check()
         except BlockstreamError as error:
-            answering.explain(type(error)(discreet(error)))
+            answering.explain(error.worded(discreet(error)))
             raise
         return f"{grant.name} was committed"
 

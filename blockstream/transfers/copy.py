@@ -25,7 +25,7 @@ from blockstream.transfers.opened_target import (
     made_before,
     opened_or_removed,
 )
-from blockstream.transfers.receive import ReceiveResult, advised
+from blockstream.transfers.receive import ReceiveResult, add_advice
 from blockstream.transfers.receive_options import ReceiveRequest
 from blockstream.transfers.send import SendPlan, TransferOptions, planned
 from blockstream.transfers.sender_journal import Intent, SentTransfers
@@ -139,14 +139,14 @@ def _copied(
         try:
             return _Copying(disk, options, where, everything, facts, run, check).done()
         except RefusedError as error:
-            raise advised(error, where.target) from error
+            add_advice(error, where.target)
+            raise
         except InterruptedTransferError as error:
             if not isinstance(unfinished(where.apply, everything), Dirty):
                 raise
             state = "half-written" if isinstance(everything.journal.state, Dirty) else "as it was"
-            raise type(error)(
-                f"{error}; {where.target} is {state}; the same command again goes on"
-            ) from error
+            error.add(f"{where.target} is {state}", "the same command again goes on")
+            raise
 
 
 def _target(disk: Captured, where: ReceiveRequest) -> DiskTarget:

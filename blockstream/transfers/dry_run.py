@@ -15,7 +15,7 @@ from blockstream.transfers.peer_options import PeerOptions
 from blockstream.transfers.receive import ReceiveResult, received
 from blockstream.transfers.receive_options import ReceiveRequest
 from blockstream.transfers.remote_command import remote_command, target_options
-from blockstream.transfers.remote_errors import explained
+from blockstream.transfers.remote_errors import explained, values_in
 from blockstream.transfers.send import SendPlan, one_way
 from blockstream_protocol import Send
 
@@ -73,7 +73,21 @@ def _rehearsed_there(
         status, words = link.ended()
         if status:
             raise explained(ConnectionLostError("it ended"), [link], greeted=False)
-        return f"{link.name}: {words}"
+        return f"{link.name}: {_taken_text(words, where.path)}"
+
+
+def _taken_text(words: str, path: str) -> str:
+    """Return what a target there would take, of what was said of it.
+
+    Raises:
+        InterruptedTransferError: If nothing was.
+    """
+    for line in words.splitlines():
+        values = values_in(line)
+        if values.get("event") == "would-apply":
+            kind = f"changes from {values['base']}" if values.get("base") else "a full copy"
+            return f"{path} would take {kind} to {values.get('goal')}; nothing was written"
+    raise InterruptedTransferError(f"what it said of {path} is not understood; nothing was sent")
 
 
 def _announce(plan: SendPlan, source: Source, fd: int) -> None:

@@ -11,7 +11,13 @@ from typing import TypeVar
 
 import blake3
 
-from blockstream.errors import BlockstreamError, BusyError, NotFoundError, RefusedError
+from blockstream.errors import (
+    BlockstreamError,
+    BusyError,
+    NotFoundError,
+    RefusedError,
+    UnknownTargetError,
+)
 from blockstream.linux.block import data_ranges, is_locked
 from blockstream.linux.identity import Identity, identity_of
 from blockstream.linux.state_directory import JournalFiles
@@ -282,7 +288,7 @@ def status_at(location: str, state_dir: Path) -> TargetStatus:
     try:
         return replace(read_status(folder), location=location)
     except NotFoundError:
-        raise NotFoundError(
+        raise UnknownTargetError(
             f"nothing is known of {location}: no transfer to it was recorded in {state_dir}"
         ) from None
 

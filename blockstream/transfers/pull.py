@@ -57,7 +57,9 @@ async def pull(
                 if run.stopped:
                     raise
                 lost, greeted = error, run.progress.total > 0
-                failure = await run.settle(lambda: explained(lost, links, greeted=greeted))  # noqa: B023
+                failure = await run.settle(
+                    lambda: explained(lost, links, greeted=greeted, again=patience.connected)  # noqa: B023
+                )
             else:
                 links[0].hang_up()
                 await run.settle(functools.partial(pass_on, links[0], options.tell))

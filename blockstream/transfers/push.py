@@ -83,7 +83,12 @@ class Push:
             try:
                 committed = self._sending.over(links[0].from_peer, *lanes, name=links[0].name)
             except (ConnectionLostError, OutcomeUnknownError) as error:
-                raise explained(error, links, greeted=self._sending.greeted) from error
+                raise explained(
+                    error,
+                    links,
+                    greeted=self._sending.greeted,
+                    again=self._patience.connected,
+                ) from error
             finally:
                 self._patience.connected |= self._sending.greeted
             pass_on(links[0], self._options.tell)

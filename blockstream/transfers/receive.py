@@ -337,7 +337,8 @@ def _received(
     try:
         everything.target.refuse_source(described_here(_greeting(frames, run).target))
     except BlockstreamError as error:
-        raise _with_next_step(error, everything, duplex=answering is not None) from error
+        _add_next_step(error, everything, duplex=answering is not None)
+        raise
     facts = {"path": absolute_path(request.target), "apply": str(request.apply)}
     everything.journal.facts = facts
     if everything.spool_complete and not request.dry_run:
@@ -366,7 +367,8 @@ def _received(
         with run.heeding(engine.stop, engine.tick):
             finish = engine.run()
     except BlockstreamError as error:
-        raise _with_next_step(error, everything, duplex=answering is not None) from error
+        _add_next_step(error, everything, duplex=answering is not None)
+        raise
     finally:
         if isinstance(applier, StagedApplier):
             applier.close()
@@ -386,37 +388,35 @@ def _received(
     )
 
 
-def advised(error: RefusedError, target: str) -> RefusedError:
+def add_advice(error: RefusedError, target: str) -> None:
     """Add what was not done, and what to do, to a refusal of which only the reason was said."""
-    if not error.advice:
-        return error
-    return type(error)(f"{error}; nothing was written to {target}; {error.advice}")
+    if error.advice:
+        error.add(f"nothing was written to {target}", error.advice)
 
 
-def _with_next_step(
-    error: BlockstreamError, everything: OpenedTarget, *, duplex: bool
-) -> BlockstreamError:
-    """Add the state of the target, and how to go on, to an error's message."""
+def _add_next_step(error: BlockstreamError, everything: OpenedTarget, *, duplex: bool) -> None:
+    """Add the state of the target, and how to go on, to an error."""
     if isinstance(error, ForeignStreamError):
-        return error  # whoever knows other tools goes on
+        return  # whoever knows other tools goes on
     unfinished = everything.unfinished
     name = everything.target.name
     if isinstance(error, RefusedError):
-        return advised(error, name)
+        add_advice(error, name)
+        return
     if not isinstance(unfinished, Dirty | Clean):
-        return type(error)(f"{error}; nothing was written to {name}; send it again")
+        error.add(f"nothing was written to {name}", "send it again")
+        return
     state = "half-written" if isinstance(everything.journal.state, Dirty) else "still at its base"
     if isinstance(unfinished, Clean):
-        return type(error)(
-            f"{error}; {name} is {state}, but all has arrived: `blockstream apply {name}` finishes "
-            "it without the sender"
+        error.add(
+            f"{name} is {state}, but all has arrived: `blockstream apply {name}` finishes it "
+            "without the sender"
         )
-    text = (
-        f"{error}; {name} is {state}, {unfinished.covered} of {unfinished.plan.total} bytes are "
-        "durable"
-    )
-    if duplex:
-        return type(error)(f"{text}; the same command continues from there")
-    return type(error)(
-        f"{text}; to continue, send again with\n  --resume {ResumeToken.of(unfinished)}"
+        return
+    error.durable = unfinished.covered
+    error.add(
+        f"{name} is {state}, {unfinished.covered} of {unfinished.plan.total} bytes are durable",
+        "the same command continues from there"
+        if duplex
+        else f"to continue, send again with\n  --resume {ResumeToken.of(unfinished)}",
     )

@@ -32,7 +32,7 @@ def connected(
     with contextlib.ExitStack() as stack:
         meeting = ["--meeting", str(count - 1)] if count > 1 else []
         commands = [remote_command(options, [*words, *meeting], where)]
-        commands += [f"{options.command} join {number}" for number in range(count - 1)]
+        commands += [f"{options.command} join --json {number}" for number in range(count - 1)]
         links: list[Link] = [
             stack.enter_context(contextlib.closing(link))
             for link in open_links(where, commands, options.way)
@@ -66,11 +66,12 @@ def wished_streams(where: Remote, options: PeerOptions) -> int:
 def remote_command(options: PeerOptions, words: Sequence[str], where: Remote) -> str:
     """Return the command line for the other host's shell; the path is its last word.
 
-    `serve` decides by itself; it only compares what it is asked.
+    What goes wrong there is said in lines of JSON. `serve` decides by itself; it only compares what
+    it is asked.
     """
     if where.name:
         return PEER_COMMAND
-    return f"{options.command} {shlex.join([*words, '--', where.path])}"
+    return f"{options.command} {shlex.join([*words, '--json', '--', where.path])}"
 
 
 def check_named(what: ReceiveRequest, options: PeerOptions) -> None:

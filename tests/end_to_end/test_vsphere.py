@@ -391,7 +391,7 @@ def test_an_option_without_effect_is_refused(host: Host, words: list[str]) -> No
 
 def test_a_store_is_not_verified_as_disks_are(host: Host) -> None:
     place, store = "vsphere://ann@127.0.0.1:1/DC/vm/a", f"dir:{host.folder}/store/mail"
-    for words, said in ((["--verify-cbt"], "by --audit 1"), (["--create"], "a store is no disk")):
+    for words, said in ((["--verify-cbt"], "by --audit 1"), (["--create"], "a store is none")):
         ended = host.run("send", place, store, *words)
         assert ended.status == 2
         assert said in ended.err
