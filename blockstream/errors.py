@@ -71,19 +71,6 @@ class BlockstreamError(Exception):
         BlockstreamError.__init__(made, text)
         return made
 
-    def fields(self) -> dict[str, object]:
-        """Return what programs read of it."""
-        return {
-            "status": int(self.exit_status),
-            "error": type(self).__name__,
-            "message": str(self),
-            "what": self.what,
-            "more": self.more,
-            "where": self.where or None,
-            "durable": self.durable,
-            "advice": self.advice or None,
-        }
-
 
 class UsageError(BlockstreamError):
     """The command line does not make sense. Nothing was done."""
@@ -276,7 +263,7 @@ def error_of(values: Mapping[str, object], where: str) -> BlockstreamError:
     """Return the error that a program of ours on another host ended with.
 
     Args:
-        values: What that said: its `fields`. What it leaves out is nothing.
+        values: The last line of what that said: an `End`. What it leaves out is nothing.
         where: What people call the host.
     """
     kinds = list(_kinds(BlockstreamError))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from blockstream.cli.console import event, say
+from blockstream.cli.console import emit, say
 from blockstream.cli.location_types import DISK_HERE
 from blockstream.cli.options import with_json, with_state_dir
 from blockstream.jobs.target_admin import abort
@@ -25,6 +25,8 @@ def command(target: str, as_json: bool, state_dir: Path) -> None:
     """  # noqa: D301
     outcome = abort(target, state_dir)
     if as_json:
-        event("aborted", target=target, message=outcome)
+        from blockstream.events import Aborted
+
+        emit(Aborted(target, outcome))
     else:
         say(outcome)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from blockstream.cli.console import event, say
+from blockstream.cli.console import emit, say
 from blockstream.cli.location_types import DISK_HERE
 from blockstream.cli.options import with_json, with_state_dir
 from blockstream.jobs.target_admin import adopt
@@ -29,6 +29,8 @@ def command(target: str, state_id: str, force_base: bool, as_json: bool, state_d
     """  # noqa: D301
     adopt(target, state_id, state_dir, force_base=force_base)
     if as_json:
-        event("adopted", target=target, id=state_id)
+        from blockstream.events import Adopted
+
+        emit(Adopted(target, state_id))
     else:
         say(f"adopted: {target} is taken to hold {state_id}")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from blockstream.cli.console import event, say
+from blockstream.cli.console import emit, say
 from blockstream.cli.location_types import DISK_HERE
 from blockstream.cli.options import with_json, with_state_dir
 from blockstream.jobs.target_admin import apply_spool
@@ -25,6 +25,8 @@ def command(target: str, as_json: bool, state_dir: Path) -> None:
     """  # noqa: D301
     state = apply_spool(target, state_dir)
     if as_json:
-        event("committed", target=target, goal=state)
+        from blockstream.events import Applied
+
+        emit(Applied(target, state))
     else:
         say(f"committed: {target} holds {state}")

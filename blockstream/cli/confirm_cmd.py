@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from blockstream.cli.console import event, say
+from blockstream.cli.console import emit, say
 from blockstream.cli.options import with_json, with_state_dir
 from blockstream.errors import OutcomeUnknownError, UsageError
 from blockstream.transfers.sender_journal import SentTransfers, parse_receipt
@@ -43,7 +43,9 @@ def command(receipt: str, as_json: bool, state_dir: Path) -> None:
         )
     intent = SentTransfers(state_dir).confirm(parse_receipt(text))
     if as_json:
-        event("confirmed", source=intent.source, goal=intent.expected.goal)
+        from blockstream.events import Confirmed
+
+        emit(Confirmed(intent.source, intent.expected.goal))
     else:
         say(
             f"confirmed: the target holds {intent.expected.goal}; the next increment of "

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from blockstream.cli.console import event, saving_text, say
+from blockstream.cli.console import emit, saving_text, say
 from blockstream.cli.foreground import done
 from blockstream.cli.option_groups import OptionGroups
 from blockstream.cli.options import ProgressWish, refuse_terminal, reporters, warn
@@ -77,7 +77,10 @@ def made_of(
     opening = made.what.opening
     if as_json:
         counts = asdict(run.progress.snapshot())
-        event("made", format=said.to, **asdict(opening), counts=counts)
+        from blockstream.events import Made
+
+        made_event = Made(said.to, opening.base, opening.goal, opening.size, opening.total, counts)
+        emit(made_event)
     elif not quiet:
         whole = "a whole disk" if opening.full else f"changes from {opening.base}"
         saving = saving_text(run.progress.snapshot(), full=opening.full)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from blockstream.cli.console import event, say
+from blockstream.cli.console import emit, say
 from blockstream.cli.options import warn
 from blockstream.errors import StaleViewError
 from blockstream.words import size_text
@@ -23,15 +23,18 @@ def show_foreign(found: "ForeignResult", *, as_json: bool, quiet: bool) -> None:
     for text in taken.remarks:
         warn(text, as_json=as_json)
     if as_json:
-        event(
-            "foreign",
-            format=found.how.name,
-            records=taken.records,
-            data=taken.data,
-            zeros=taken.zeros,
-            stream=taken.wire,
-            unchecked=list(found.unchecked),
-            compared=found.compared,
+        from blockstream.events import ForeignTaken
+
+        emit(
+            ForeignTaken(
+                format=found.how.name,
+                records=taken.records,
+                data=taken.data,
+                zeros=taken.zeros,
+                stream=taken.wire,
+                unchecked=found.unchecked,
+                compared=found.compared,
+            )
         )
     elif not quiet:
         checked = f"not checked, because it does not tell: {', '.join(found.unchecked)}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from blockstream.cli.console import result, show
+from blockstream.cli.console import emit_result, show
 from blockstream.cli.foreground import Reporter, done
 from blockstream.cli.options import (
     ProgressWish,
@@ -16,13 +16,14 @@ from blockstream.cli.options import (
     with_progress,
 )
 from blockstream.errors import NotFoundError, StaleViewError, UsageError
-from blockstream.formats.foreign.names import READ
+from blockstream.formats.foreign.names import OURS, READ
 from blockstream.jobs.foreign.detect import beginning, is_ours
 from blockstream.jobs.inspect import MAP_CELLS, Inspection, inspect
 from blockstream.run import Run
 from blockstream.words import counted, moment_text, size_text
 
 if TYPE_CHECKING:
+    from blockstream.events import Stream
     from blockstream.jobs.foreign.inspect import ForeignInspection
 
 _SHADES = " ░▒▓█"
@@ -99,10 +100,7 @@ def _show_inspected(
     run = Run()
     found = done(_inspected(stream, fd, given, run), run, shown)
     if as_json:
-        values = asdict(found) | {"problem": str(found.problem) if found.problem else None}
-        if isinstance(found, Inspection):
-            values["moment"] = moment_text(found.moment)
-        result("stream", **values)
+        emit_result(_event(found))
     elif isinstance(found, Inspection):
         _show(stream, found)
     else:
@@ -114,6 +112,27 @@ def _show_inspected(
             f"{found.title} has no end mark: nobody knows whether {found.data} bytes in "
             f"{found.records} records are all; compare with what its sender says"
         )
+
+
+def _event(found: "Inspection | ForeignInspection") -> "Stream":
+    """Return it as programs read it."""
+    from blockstream.events import Stream
+
+    said = found.opening if isinstance(found, Inspection) else found
+    named = {"format", "size", "base", "goal", "whole", "data", "zeros", "moment", "problem"}
+    details = {name: value for name, value in asdict(found).items() if name not in named}
+    return Stream(
+        format=OURS if isinstance(found, Inspection) else found.format,
+        size=said.size,
+        base=said.base,
+        goal=said.goal,
+        whole=not said.base if isinstance(found, Inspection) else found.whole,
+        data=found.data,
+        zeros=found.zeros,
+        moment=moment_text(found.moment) if isinstance(found, Inspection) else None,
+        details=details,
+        problem=str(found.problem) if found.problem is not None else None,
+    )
 
 
 def _show_foreign(name: str, found: "ForeignInspection") -> None:

@@ -11,8 +11,10 @@ import click
 
 from blockstream import __version__
 from blockstream.cli import foreground
+from blockstream.cli.closing import CLOSING
 from blockstream.cli.command_group import CommandGroup
-from blockstream.cli.console import event, say, speaks_to_programs
+from blockstream.cli.console import emit, say
+from blockstream.cli.options import warn
 from blockstream.errors import (
     BlockstreamError,
     ExitStatus,
@@ -41,6 +43,7 @@ _COMMANDS = (
     "points",
     "restore",
     "vsphere",
+    "schema",
     "completion",
 )
 # What our own commands run on other hosts; nobody types them.
@@ -97,32 +100,35 @@ def run(arguments: list[str]) -> int:
     foreground.mind_signals()
     # All that is loaded now is kept: to look for garbage in it costs 8 ms. A job begins with that.
     gc.disable()
+    CLOSING.is_asked = "--json" in arguments
     try:
-        return _flushed(_status_of(arguments))
+        status = _flushed(_status_of(arguments))
     except InterruptedTransferError as error:  # between two steps of ours
-        _speak(error, as_json="--json" in arguments)
-        return error.exit_status
+        _speak(error)
+        status = error.exit_status
     finally:
         foreground.finish()
+    if CLOSING.is_asked:
+        emit(CLOSING.end(status))
+    return status
 
 
 def _status_of(arguments: list[str]) -> int:
-    as_json = "--json" in arguments
     try:
         result = cli.main(arguments, prog_name="blockstream", standalone_mode=False)
         foreground.finish()
     except click.ClickException as error:
-        if as_json:
-            _speak(UsageError(error.format_message()), as_json=True)
+        if CLOSING.is_asked:
+            _speak(UsageError(error.format_message()))
         else:
             error.show()
         return ExitStatus.USAGE
     except click.Abort:
         return ExitStatus.INTERRUPTED
     except BaseExceptionGroup as group:
-        return _failed_twice(group, as_json=as_json)
+        return _failed_twice(group)
     except BlockstreamError as error:
-        _speak(error, as_json=as_json)
+        _speak(error)
         return error.exit_status
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EPIPE, errno.EIO} or error.filename is not None:
@@ -133,13 +139,13 @@ def _status_of(arguments: list[str]) -> int:
     return result if isinstance(result, int) else ExitStatus.OK
 
 
-def _failed_twice(group: BaseExceptionGroup, *, as_json: bool) -> int:
+def _failed_twice(group: BaseExceptionGroup) -> int:
     """Say all errors; a target that could not keep what was written outranks the others."""
     causes = [e for e in group.exceptions if isinstance(e, BlockstreamError)]
     if len(causes) < len(group.exceptions):
         return _bug()
     for cause in causes:
-        _speak(cause, as_json=as_json)
+        _speak(cause)
     statuses = [cause.exit_status for cause in causes]
     return ExitStatus.TARGET if ExitStatus.TARGET in statuses else statuses[0]
 
@@ -159,11 +165,13 @@ def _open_standard_descriptors() -> None:
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
-def _speak(error: BlockstreamError, *, as_json: bool) -> None:
-    if as_json or speaks_to_programs():
-        event("error", **error.fields())
-    else:
+def _speak(error: BlockstreamError) -> None:
+    """Say what ended it; programs hear of it in the last line, and of more than one before that."""
+    before, CLOSING.error = CLOSING.error, error
+    if not CLOSING.is_asked:
         say(f"blockstream: {error}")
+    elif before is not None:
+        warn(str(before), as_json=True)
 
 
 def _bug() -> ExitStatus:

@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from blockstream.cli.console import event, say
+from blockstream.cli.console import emit, say
 from blockstream.cli.send_output import Voice
 from blockstream.jobs.migration.convergence import Round
-from blockstream.jobs.migration.migrate import MigrationReport, report_values
+from blockstream.jobs.migration.migrate import MigrationReport
 from blockstream.words import duration_text, size_text
 
 _PLOT_COLUMNS = 30
@@ -25,7 +25,14 @@ class Steps(Voice):
 def show_migrated(report: MigrationReport, *, as_json: bool, quiet: bool) -> None:
     """Say how it went, round by round."""
     if as_json:
-        event("migrated", **report_values(report))
+        from blockstream.events import Migrated
+
+        rounds = [
+            asdict(each) | {"send_rate": each.send_rate, "dirty_rate": each.dirty_rate}
+            for each in report.rounds
+        ]
+        stood = report.downtime
+        emit(Migrated(rounds, stood.total, asdict(stood), report.seconds))
         return
     if quiet:
         return

@@ -16,7 +16,7 @@ from blockstream.cli.console import (
     EventReporter,
     LineReporter,
     PercentReporter,
-    event,
+    emit,
     say,
     write_share,
 )
@@ -151,7 +151,9 @@ def cleared(shown: list[Reporter]) -> None:
 def warn(text: str, *, as_json: bool) -> None:
     """Tell people something that does not stop us."""
     if as_json:
-        event("warning", message=text)
+        from blockstream.events import Warned
+
+        emit(Warned(text))
     else:
         say(f"blockstream: note: {text}")
 

@@ -1,11 +1,10 @@
 """`blockstream points`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 
 import click
 
-from blockstream.cli.console import result, say, show
+from blockstream.cli.console import emit_result, say, show
 from blockstream.cli.location_types import PLACE
 from blockstream.cli.options import warn
 from blockstream.cli.store_access import StoreAccess, with_store_access
@@ -16,13 +15,14 @@ from blockstream.cli.stores import (
     missing_disks,
     opened_store,
     place_of,
+    point_values,
     show_strays,
     whole_store,
 )
 from blockstream.errors import NotFoundError, StaleViewError, StoreDamagedError, UsageError
 from blockstream.formats.point import Point
 from blockstream.repository.repository import VERIFIED, StoredDisk
-from blockstream.words import counted, duration_text, moment_text, size_text, time_text
+from blockstream.words import counted, duration_text, size_text, time_text
 
 
 @click.command("points", short_help="List the restore points of a disk, or the disks of a store.")
@@ -56,10 +56,16 @@ def command(place: str, access: StoreAccess, as_json: bool) -> None:
         damaged = disk.found_damaged(disk.readable())
         doubts, lost = doubts_of(disk, access), _lost(disk, points)
     if as_json:
+        from blockstream.events import Point as PointEvent
+
         for point in points:
-            values = asdict(point) | {"moment": moment_text(point.moment)}
-            times = {"verified": verified.get(point.seq), "damaged": damaged.get(point.seq)}
-            result("point", **values, **times)
+            emit_result(
+                PointEvent(
+                    **point_values(point),
+                    verified=_time(verified.get(point.seq)),
+                    damaged=_time(damaged.get(point.seq)),
+                )
+            )
     elif points:
         _show(points, verified, damaged)
     elif not doubts:
@@ -81,6 +87,10 @@ def command(place: str, access: StoreAccess, as_json: bool) -> None:
             f"{found}: {counted(len(bad), 'point')} cannot be restored as a whole; `blockstream "
             f"store repair {found} --from COPY|DISK` replaces what is damaged"
         )
+
+
+def _time(seconds: float | None) -> str | None:
+    return None if seconds is None else time_text(seconds)
 
 
 def _show(
@@ -114,7 +124,9 @@ def _list_disks(store: str, access: StoreAccess, *, as_json: bool) -> None:
         gone = missing_disks(repository, access)
     for name in names:
         if as_json:
-            result("disk", name=name, place=f"{store}/{name}")
+            from blockstream.events import Disk
+
+            emit_result(Disk(name, f"{store}/{name}"))
         else:
             show(f"{store}/{name}\n")
     if not names and not as_json:

@@ -108,5 +108,5 @@ async def _fetched(
         )
     finally:
         cleared(voice.shown)
-    show_received(result, where.target, as_json=voice.as_json, quiet=voice.quiet)
+    show_received(result, where.target, as_json=voice.as_json, quiet=voice.quiet, source=str(host))
     result.check()

@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from blockstream.captures.interface import Captured
-from blockstream.cli.console import event, saving_text, say
+from blockstream.cli.closing import CLOSING
+from blockstream.cli.console import emit, saving_text, say
 from blockstream.cli.foreground import Reporter, done
 from blockstream.cli.options import cleared, warn
-from blockstream.cli.received_output import show_received
+from blockstream.cli.received_output import show_received, show_would_apply
 from blockstream.destinations.interface import Delivered, Rehearsal
 from blockstream.errors import BlockstreamError, StaleViewError
 from blockstream.run import Run
@@ -75,13 +76,16 @@ class SendOutput:
         """See `Onlooker`."""
         if self._machine is not None and self._voice.as_json:
             frozen = self._machine.frozen
-            event(
-                "machine",
-                machine=frozen.machine.path,
-                snapshot=frozen.snapshot.name,
-                quiesced=frozen.quiesced,
-                whole=len([each for each in disks if each.why_whole]),
-                disks=[_described(each) for each in disks],
+            from blockstream.events import Machine
+
+            emit(
+                Machine(
+                    machine=frozen.machine.path,
+                    snapshot=frozen.snapshot.name,
+                    quiesced=frozen.quiesced,
+                    whole=len([each for each in disks if each.why_whole]),
+                    disks=[_described(each) for each in disks],
+                )
             )
             return
         for each in disks:
@@ -97,7 +101,9 @@ class SendOutput:
         """See `Onlooker`."""
         cleared(self._voice.shown)
         if self._voice.as_json:
-            event("verified", name=disk.name, missed=count)
+            from blockstream.events import Rechecked
+
+            emit(Rechecked(disk.name, count))
         if count:
             self._missed[disk.name] = count
 
@@ -108,10 +114,13 @@ class SendOutput:
     def _show(self, what: Delivered) -> None:
         voice, result, full = self._voice, what.result, not what.disk.base
         if what.base_checked and voice.as_json:
-            event("base-checked", target=what.place)
+            from blockstream.events import BaseChecked
+
+            emit(BaseChecked(what.place))
         elif what.base_checked and not voice.quiet:
             say(f"{what.place} held the base: all that was not sent was read, and was equal")
         if isinstance(result, SendResult):
+            _note(what, voice)
             show_sent(result, voice, full=full, target=what.place)
             return
         # What the others take to say is loaded for them alone.
@@ -119,13 +128,21 @@ class SendOutput:
         from blockstream.transfers.write_foreign import WriteResult
 
         if isinstance(result, ReceiveResult):
-            show_received(result, what.place, as_json=voice.as_json, quiet=voice.quiet)
+            show_received(
+                result,
+                what.place,
+                as_json=voice.as_json,
+                quiet=voice.quiet,
+                source=what.disk.location,
+            )
             self.doubt(result.undo_lost)
         elif isinstance(result, WriteResult):
+            _note(what, voice)
             show_written(result, voice, full=full)
         else:
             from blockstream.cli.stores import missed_text, show_saved
 
+            _note(what, voice)
             show_saved(result, what.place, as_json=voice.as_json, quiet=voice.quiet)
             self.doubt(missed_text(result, what.place))
 
@@ -177,6 +194,22 @@ class SendOutput:
         return texts
 
 
+def _note(what: Delivered, voice: Voice) -> None:
+    """Keep what was delivered for the last line."""
+    if not voice.as_json:
+        return
+    result, disk = what.result, what.disk
+    CLOSING.delivered(
+        source=disk.location,
+        target=what.place,
+        state=result.state,
+        base=disk.base,
+        moment=moment_text(result.moment),
+        counts=result.counts,
+        is_committed=what.is_confirmed,
+    )
+
+
 def _described(disk: Captured) -> dict[str, object]:
     return {
         "name": disk.name,
@@ -198,16 +231,16 @@ def show_rehearsal(source: str, found: Rehearsal, voice: Voice) -> None:
     if isinstance(answer, ReceiveResult):
         show_received(answer, found.place, as_json=voice.as_json, quiet=False)
     elif isinstance(answer, SaveEstimate) and voice.as_json:
-        event("would-store", **asdict(answer))
+        from blockstream.events import WouldStore
+
+        emit(WouldStore(answer.bytes, answer.requests))
     elif isinstance(answer, SaveEstimate):
         say(
             f"  {size_text(answer.bytes)} at most would be stored, with about {answer.requests} "
             "requests that write"
         )
-    elif answer is not None and voice.as_json:
-        event("would-apply", target=found.place, message=answer)
     elif answer is not None:
-        say(answer)
+        show_would_apply(found.place, answer.base, answer.goal, as_json=voice.as_json)
     elif found.place:
         say(f"{found.place} is not asked: its policy tells only a real transfer")
 
@@ -217,13 +250,20 @@ def show_plan(source: str, plan: SendPlan, *, as_json: bool) -> None:
     for text in plan.warnings:
         warn(text, as_json=as_json)
     if as_json:
-        event(
-            "plan",
-            **asdict(plan.opening),
-            extents=len(plan.extents),
-            data=plan.data_bytes,
-            zeros=plan.zero_bytes,
-            moment=moment_text(plan.moment),
+        from blockstream.events import Planned
+
+        emit(
+            Planned(
+                source=source,
+                base=plan.opening.base,
+                goal=plan.opening.goal,
+                size=plan.opening.size,
+                total=plan.opening.total,
+                extents=len(plan.extents),
+                data=plan.data_bytes,
+                zeros=plan.zero_bytes,
+                moment=moment_text(plan.moment),
+            )
         )
         return
     opening = plan.opening
@@ -237,14 +277,17 @@ def show_plan(source: str, plan: SendPlan, *, as_json: bool) -> None:
 def show_sent(result: SendResult, voice: Voice, *, full: bool, target: str = "") -> None:
     """Say what was sent."""
     if voice.as_json:
-        event(
-            "sent",
-            target=target,
-            **asdict(result.expected),
-            confirmed=result.confirmed,
-            moment=moment_text(result.moment),
-            seconds=round(result.seconds, 3),
-            counts=asdict(result.counts),
+        from blockstream.events import Sent
+
+        emit(
+            Sent(
+                target=target,
+                **asdict(result.expected),
+                confirmed=result.confirmed,
+                moment=moment_text(result.moment),
+                seconds=round(result.seconds, 3),
+                counts=asdict(result.counts),
+            )
         )
     elif not voice.quiet and target:
         saving = saving_text(result.counts, full=full)
@@ -264,7 +307,9 @@ def show_sent(result: SendResult, voice: Voice, *, full: bool, target: str = "")
 def show_written(result: "WriteResult", voice: Voice, *, full: bool) -> None:
     """Say what was written for another tool."""
     if voice.as_json:
-        event("written", format=result.format, counts=asdict(result.counts))
+        from blockstream.events import Written
+
+        emit(Written(result.format, asdict(result.counts)))
     elif not voice.quiet:
         text = saving_text(result.counts, full=full)
         say(f"sent: {text}; whether it was received, only that tool tells")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from blockstream.cli.console import say, show, speak_to_programs
+from blockstream.cli.closing import CLOSING
+from blockstream.cli.console import say, show
 from blockstream.cli.foreground import done
 from blockstream.cli.options import refuse_terminal, warn, with_state_dir
 from blockstream.errors import BlockstreamError, UsageError
@@ -79,7 +80,7 @@ def _served(policy: Path, asked: str | None, state_dir: Path) -> str:
     Raises:
         BlockstreamError: With what the peer may hear of it.
     """
-    speak_to_programs()
+    CLOSING.is_asked = True
     syslog.openlog("blockstream-serve", syslog.LOG_PID, syslog.LOG_DAEMON)
     try:
         run = Run()

@@ -1,10 +1,11 @@
 """`blockstream status`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from blockstream.cli.console import result, say, show
+from blockstream.cli.console import emit_result, say, show
 from blockstream.cli.location_types import DISK_HERE
 from blockstream.cli.options import with_json, with_state_dir
 from blockstream.errors import UsageError
@@ -12,6 +13,9 @@ from blockstream.jobs.target_admin import all_statuses, forget, status
 from blockstream.transfers.opened_target import TargetStatus
 from blockstream.words import moment_text, size_text, time_text
 from blockstream_protocol import Clean, Dirty
+
+if TYPE_CHECKING:
+    from blockstream.events import Status
 
 
 @click.command("status", short_help="Show what a target holds, and the resume token.")
@@ -42,29 +46,36 @@ def command(
     found = [status(target, state_dir)] if target is not None else all_statuses(state_dir)
     for one in found:
         if as_json:
-            result("status", **_values(one))
+            emit_result(_event(one))
         else:
             _show(one)
     if not found and not as_json:
         show(f"no target is known in {state_dir}\n")
 
 
-def _values(one: TargetStatus) -> dict[str, object]:
+def _event(one: TargetStatus) -> "Status":
+    """Return it as programs read it."""
+    from blockstream.events import Status
+
     state = one.state
-    values: dict[str, object] = {
-        "target": one.location,
-        "size": one.size,
-        "state": type(state).__name__.lower(),
-        "token": one.token,
-        "staged": one.staged,
-        "undo": one.undo,
-    }
-    if isinstance(state, Clean):
-        values |= {"id": state.id, "prev": state.prev, "moment": moment_text(state.moment)}
-    if isinstance(state, Dirty):
-        values |= {"base": state.base, "goal": state.goal, "covered": state.covered}
-        values["total"] = state.plan.total
-    return values
+    clean = state if isinstance(state, Clean) else None
+    dirty = state if isinstance(state, Dirty) else None
+    return Status(
+        target=one.location,
+        size=one.size,
+        state=type(state).__name__.lower(),
+        id=clean.id if clean else None,
+        prev=clean.prev if clean else None,
+        moment=moment_text(clean.moment) if clean else None,
+        base=dirty.base if dirty else None,
+        goal=dirty.goal if dirty else None,
+        covered=dirty.covered if dirty else None,
+        total=dirty.plan.total if dirty else None,
+        token=one.token,
+        staged=one.staged,
+        undo=one.undo,
+        folder=str(one.folder),
+    )
 
 
 def _show(one: TargetStatus) -> None:

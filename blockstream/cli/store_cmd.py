@@ -4,14 +4,14 @@ import contextlib
 import functools
 import json
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from itertools import groupby
 from pathlib import Path
 
 import click
 
 from blockstream.cli.command_group import CommandGroup
-from blockstream.cli.console import event, result, say, show
+from blockstream.cli.console import emit, emit_result, say, show
 from blockstream.cli.foreground import done
 from blockstream.cli.location_types import PLACE
 from blockstream.cli.options import ProgressWish, cleared, reporters, with_json, with_progress
@@ -227,7 +227,9 @@ def prune_points(
     async def pruned(disk: StoredDisk) -> None:
         result = await run.carry(lambda: prune_disk(disk))
         if as_json:
-            event("pruned", **asdict(result))
+            from blockstream.events import Pruned as Event
+
+            emit(Event(**asdict(result)))
         else:
             _say_pruned(result, dry_run=dry_run)
         if result.damaged:
@@ -353,7 +355,10 @@ def repair_points(
 
 def _show_repaired(result: Repaired, other: str, *, as_json: bool) -> None:
     if as_json:
-        event("repaired", **asdict(result))
+        from blockstream.events import Repaired as Event
+
+        values = {each.name: getattr(result, each.name) for each in fields(Event)}
+        emit(Event(**values))
         return
     for key in result.replaced:
         say(f"{result.disk}: {key} was replaced")
@@ -438,7 +443,9 @@ def list_keys(store: str, access: StoreAccess, as_json: bool) -> None:
     with opened_objects(whole_store(store), access) as objects:
         for each in StoreKeys.of(objects).listed():
             if as_json:
-                result("key", id=each.id, recipient=each.recipient, created=each.created)
+                from blockstream.events import Key
+
+                emit_result(Key(each.id, each.recipient, each.created))
             else:
                 show(f"{each.created}   {each.recipient}\n")
 
@@ -524,7 +531,9 @@ def _disks_of(place: str, access: StoreAccess) -> list[tuple[str, str]]:
 
 def _show_verified(found: Verified, *, as_json: bool, quiet: bool) -> None:
     if as_json:
-        event("verified", **asdict(found))
+        from blockstream.events import Checked
+
+        emit(Checked(**asdict(found)))
         return
     # A pack that is gone is so for each of its frames.
     for (seq, text), same in groupby(found.damages, lambda damage: (damage.seq, damage.text)):

@@ -4,12 +4,13 @@ import contextlib
 import functools
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
-from typing import TYPE_CHECKING
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any
 
-from blockstream.cli.console import event, saving_text, say
+from blockstream.cli.console import emit, saving_text, say
 from blockstream.cli.store_access import StoreAccess
 from blockstream.errors import NotFoundError, StaleViewError, StoreDamagedError, UsageError
+from blockstream.formats.point import Point
 from blockstream.formats.store_names import began
 from blockstream.interfaces import Objects
 from blockstream.locations.store import StorePlace, open_objects, store_place
@@ -227,17 +228,32 @@ def whole_store(word: str) -> str:
     return place.store
 
 
+def point_values(point: Point) -> dict[str, Any]:
+    """Return the fields of an event on a point."""
+    from blockstream.events import PointFields
+
+    renamed: dict[str, Any] = {"type": str(point.kind), "moment": moment_text(point.moment)}
+    renamed |= {"parent": asdict(point.parent) if point.parent is not None else None}
+    same = (each.name for each in fields(PointFields) if each.name not in renamed)
+    return renamed | {name: getattr(point, name) for name in same}
+
+
 def show_saved(result: SaveResult, place: str, *, as_json: bool, quiet: bool) -> None:
     """Say what was saved."""
     point, audit = result.point, result.audit
     if as_json:
         audited = audit.checked if audit is not None else 0
-        event(
-            "saved",
-            **asdict(point) | {"moment": moment_text(point.moment)},
-            counts=asdict(result.counts),
-            audited=audited,
-            existed=result.existed,
+        from blockstream.events import Saved
+
+        where, counts = f"{place}@{point.seq}", asdict(result.counts)
+        emit(
+            Saved(
+                **point_values(point),
+                place=where,
+                counts=counts,
+                audited=audited,
+                existed=result.existed,
+            )
         )
     elif result.existed:
         if not quiet:

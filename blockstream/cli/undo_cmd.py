@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from blockstream.cli.console import event, say
+from blockstream.cli.console import emit, say
 from blockstream.cli.location_types import DISK_HERE
 from blockstream.cli.options import with_json, with_state_dir
 from blockstream.jobs.target_admin import undo_target
@@ -26,6 +26,8 @@ def command(target: str, as_json: bool, state_dir: Path) -> None:
     """  # noqa: D301
     state = undo_target(target, state_dir)
     if as_json:
-        event("undone", target=target, id=state)
+        from blockstream.events import Undone
+
+        emit(Undone(target, state))
     else:
         say(f"undone: {target} holds {state} again")

@@ -9,7 +9,7 @@ import click
 from blockstream.captures.interface import Captured
 from blockstream.captures.options import CaptureOptions
 from blockstream.captures.registry import capture_of
-from blockstream.cli.console import event, say
+from blockstream.cli.console import emit, say
 from blockstream.cli.location_types import PLACE, disk_here
 from blockstream.cli.option_groups import GroupedCommand, OptionGroups, with_groups
 from blockstream.cli.options import ProgressWish, reporters, with_progress, with_state_dir
@@ -164,14 +164,10 @@ def _show(
     """
     differing = found.differing.total()
     if as_json:
-        event(
-            "compared",
-            size=found.size,
-            target_size=found.target_size,
-            differing=differing,
-            ranges=len(found.differing),
-            repaired=goal or None,
-        )
+        from blockstream.events import Compared
+
+        sizes = (found.size, found.target_size)
+        emit(Compared(*sizes, differing, len(found.differing), goal or None))
     elif not quiet and not differing:
         say(f"equal: {target} holds the {size_text(found.size)} of {source}{_tail(found)}")
     elif not quiet and goal:

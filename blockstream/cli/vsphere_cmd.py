@@ -7,7 +7,7 @@ import click
 
 from blockstream.captures.options import PasswordOptions
 from blockstream.cli.command_group import CommandGroup
-from blockstream.cli.console import event, result, say, show
+from blockstream.cli.console import emit, emit_result, say, show
 from blockstream.cli.foreground import done
 from blockstream.cli.option_groups import GroupedCommand, OptionGroups, with_groups
 from blockstream.cli.options import warn, with_json
@@ -60,6 +60,8 @@ def list_command(place: str, options: PasswordGroups, as_json: bool) -> None:
         machines = [session.machine(found.path)] if found.path else session.machines()
     for machine in machines:
         if as_json:
+            from blockstream.events import VirtualMachine
+
             disks = [
                 {
                     "key": each.key,
@@ -74,16 +76,17 @@ def list_command(place: str, options: PasswordGroups, as_json: bool) -> None:
             ]
             names = [each.name for each in machine.snapshots]
             made = [each.made.isoformat() if each.made else "" for each in machine.snapshots]
-            result(
-                "machine",
-                path=machine.path,
-                uuid=machine.uuid,
-                tracked=machine.tracked,
-                template=machine.template,
-                consolidation=machine.consolidation,
-                disks=disks,
-                snapshots=names,
-                snapshots_made=made,
+            emit_result(
+                VirtualMachine(
+                    path=machine.path,
+                    uuid=machine.uuid,
+                    tracked=machine.tracked,
+                    template=machine.template,
+                    consolidation=machine.consolidation,
+                    disks=disks,
+                    snapshots=names,
+                    snapshots_made=made,
+                )
             )
             continue
         tracked = (
@@ -143,6 +146,8 @@ def enable_command(place: str, options: PasswordGroups, as_json: bool) -> None:
     machine, already = done(enabled(), run)
     tell_untracked(machine, tell)
     if as_json:
-        event("tracked", path=machine.path, already=already)
+        from blockstream.events import Tracked
+
+        emit(Tracked(machine.path, already))
     elif already:
         say(f"{machine.path}: changes were tracked already")

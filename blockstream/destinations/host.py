@@ -152,7 +152,7 @@ def _holding_in(text: bytes, name: str) -> Holding:
     try:
         values = json.loads(text)
         kind = values["state"]
-        found = values["staged"] or values.get({"clean": "id", "dirty": "base"}.get(kind, ""), "")
+        found = values["staged"] or values.get({"clean": "id", "dirty": "base"}.get(kind, ""))
     except (ValueError, TypeError, KeyError, RecursionError):
         raise ConnectionLostError(f"what {name} says of its disk is not understood") from None
-    return Holding(str(found), unfinished=kind == "dirty")
+    return Holding(str(found or ""), unfinished=kind == "dirty")

@@ -12,6 +12,7 @@ from blockstream.run import Run
 
 if TYPE_CHECKING:
     from blockstream.transfers.digests import Comparison
+    from blockstream.transfers.dry_run import WouldTake
     from blockstream.transfers.receive import ReceiveResult
     from blockstream.transfers.save import SaveEstimate, SaveResult
     from blockstream.transfers.send import SendPlan, SendResult
@@ -44,13 +45,13 @@ class Rehearsal:
     Attributes:
         place: What people call the place where it would go; empty for a stream.
         plan: What would be sent.
-        answer: What the place says of it: what it would take, what that would cost in a store, or
-            the words of another host; None where nobody can be asked.
+        answer: What the place says of it: what it would take, or what that would cost in a store;
+            None where nobody can be asked.
     """
 
     place: str
     plan: "SendPlan"
-    answer: "ReceiveResult | SaveEstimate | str | None"
+    answer: "ReceiveResult | SaveEstimate | WouldTake | None"
 
 
 class Destination(Protocol):

@@ -35,5 +35,6 @@ class OtherToolDestination(OneWay):
         without = ", ".join(lost(self.format, head))
         run.tell(f"{self.format.title} does not carry {without}")
         await write_foreign(self.format, disk.source, plan.extents, head, self.fd, run)
-        result = WriteResult(self.format.name, run.progress.snapshot())
+        counts = run.progress.snapshot()
+        result = WriteResult(self.format.name, counts, plan.opening.goal, plan.moment)
         yield Delivered(disk, "", result, is_confirmed=False)

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from blockstream.errors import ConnectionLostError, InterruptedTransferError
 from blockstream.interfaces import Source
@@ -20,6 +20,19 @@ from blockstream.transfers.send import SendPlan, one_way
 from blockstream_protocol import Send
 
 _PIECE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class WouldTake:
+    """What a target of another host would take.
+
+    Attributes:
+        base: The state that it goes onto; empty for a full copy.
+        goal: The state that it leads to.
+    """
+
+    base: str
+    goal: str
 
 
 async def rehearsed_here(
@@ -51,8 +64,8 @@ async def rehearsed_there(
     where: Remote,
     options: PeerOptions,
     run: Run,
-) -> str:
-    """Ask a target of another host; return its words.
+) -> WouldTake:
+    """Ask a target of another host; return what it would take.
 
     Raises:
         BlockstreamError: As the transfer would be refused, or the host is not reached.
@@ -62,7 +75,7 @@ async def rehearsed_there(
 
 def _rehearsed_there(
     plan: SendPlan, source: Source, what: ReceiveRequest, where: Remote, options: PeerOptions
-) -> str:
+) -> WouldTake:
     command = remote_command(options, ["recv", "--dry-run", *target_options(what)], where)
     with contextlib.closing(open_link(where, command, options.way)) as link:
         with contextlib.suppress(InterruptedTransferError):  # its status says more
@@ -73,10 +86,10 @@ def _rehearsed_there(
         status, words = link.ended()
         if status:
             raise explained(ConnectionLostError("it ended"), [link], greeted=False)
-        return f"{link.name}: {_taken_text(words, where.path)}"
+        return _taken(words, link.name)
 
 
-def _taken_text(words: str, path: str) -> str:
+def _taken(words: str, name: str) -> WouldTake:
     """Return what a target there would take, of what was said of it.
 
     Raises:
@@ -85,9 +98,8 @@ def _taken_text(words: str, path: str) -> str:
     for line in words.splitlines():
         values = values_in(line)
         if values.get("event") == "would-apply":
-            kind = f"changes from {values['base']}" if values.get("base") else "a full copy"
-            return f"{path} would take {kind} to {values.get('goal')}; nothing was written"
-    raise InterruptedTransferError(f"what it said of {path} is not understood; nothing was sent")
+            return WouldTake(str(values.get("base", "")), str(values.get("goal", "")))
+    raise InterruptedTransferError(f"what {name} says of it is not understood; nothing was sent")
 
 
 def _announce(plan: SendPlan, source: Source, fd: int) -> None:

@@ -92,6 +92,11 @@ class ReceiveResult:
     moment: int | None = None
     undo_lost: str = ""
 
+    @property
+    def state(self) -> str:
+        """The state that the target holds; empty where nothing was committed."""
+        return self.committed.goal if self.committed is not None else ""
+
     def check(self) -> None:
         """End with what has to be looked at, although all was done.
 

@@ -47,7 +47,7 @@ def said_in(words: str, name: str) -> Said:
     for line in words.splitlines():
         values = values_in(line)
         match values.get("event"):
-            case "error":
+            case "end" if values.get("error"):
                 found.error = error_of(values, name)
             case "warning":
                 found.warnings.append(str(values.get("message", "")))

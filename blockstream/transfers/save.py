@@ -112,6 +112,16 @@ class SaveResult:
     audit: Audit | None = None
     existed: bool = False
 
+    @property
+    def state(self) -> str:
+        """The state that was saved."""
+        return self.point.state
+
+    @property
+    def moment(self) -> int | None:
+        """When the source held it, in nanoseconds since 1970, UTC; None where nobody knows."""
+        return self.point.moment
+
 
 async def save(
     disks: Sequence[Captured],

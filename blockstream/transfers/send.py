@@ -106,6 +106,11 @@ class SendResult:
     confirmed: bool
     moment: int | None = None
 
+    @property
+    def state(self) -> str:
+        """The state that was sent."""
+        return self.expected.goal
+
 
 def planned(disk: Captured, options: TransferOptions, goal: str = "") -> SendPlan:
     """Work out what would be sent.

@@ -29,10 +29,14 @@ class WriteResult:
     Attributes:
         format: Whose stream it is.
         counts: Final counters.
+        state: The state that was sent.
+        moment: When the source held it, in nanoseconds since 1970, UTC; None where nobody knows.
     """
 
     format: str
     counts: Snapshot
+    state: str = ""
+    moment: int | None = None
 
 
 def head_of(what: SendPlan) -> Head:

@@ -1,5 +1,6 @@
 """Real processes with a state directory of their own, and small disks to move."""
 
+import functools
 import json
 import os
 import random
@@ -13,8 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from jsonschema import Draft202012Validator
 
 from blockstream.errors import BlockstreamError
+from blockstream.events import schema
 from blockstream.jobs.target_admin import adopt
 from blockstream.pipeline.token import ResumeToken
 from blockstream.transfers.opened_target import status_at
@@ -41,14 +46,39 @@ class Ended:
     peak: int = 0
 
     @property
-    def events(self) -> list[dict[str, object]]:
-        """The lines of --json; every line must be one."""
-        return [json.loads(line) for line in self.err.splitlines()]
+    def events(self) -> list[dict[str, Any]]:
+        """The lines of --json but the last; every line must be one, as the schema says."""
+        *lines, end = [_as_declared(line) for line in self.err.splitlines()]
+        assert end["event"] == "end", end
+        return lines
 
     @property
-    def results(self) -> list[dict[str, object]]:
+    def end(self) -> dict[str, Any]:
+        """The last line of --json."""
+        end = _as_declared(self.err.splitlines()[-1])
+        assert (end["event"], end["status"]) == ("end", self.status), end
+        return end
+
+    @property
+    def results(self) -> list[dict[str, Any]]:
         """The lines of --json where they are what was asked for."""
-        return [json.loads(line) for line in self.out.splitlines()]
+        return [_as_declared(line) for line in self.out.decode().splitlines()]
+
+
+@functools.cache
+def _validators() -> dict[str, Draft202012Validator]:
+    """Return what holds each kind of event against the schema."""
+    kinds = schema()["oneOf"]
+    assert isinstance(kinds, list)
+    return {each["properties"]["event"]["const"]: Draft202012Validator(each) for each in kinds}
+
+
+def _as_declared(line: str) -> dict[str, Any]:
+    """Return an event that is as the schema says."""
+    found = json.loads(line)
+    _validators()[found["event"]].validate(found)
+    assert isinstance(found, dict)
+    return found
 
 
 class Zygote:

@@ -810,10 +810,16 @@ def test_json_is_one_object_a_line_with_the_documented_keys(host: Host) -> None:
     assert sent["event"] == "sent"
     assert {"event", "goal", "written", "untouched_tail", "counts"} <= committed.keys()
     assert (committed["event"], committed["written"]) == ("committed", True)
-    (refused,) = host.run("recv", "--json", copy, data=b"").events
-    assert (refused["event"], refused["status"]) == ("error", 11)
-    (usage,) = host.run("recv", "--json", copy, "--apply", "nonsense").events
-    assert (usage["event"], usage["status"]) == ("error", 2)
+    (delivery,) = ended.send.end["deliveries"]
+    assert (delivery["state"], delivery["base"], delivery["committed_at"]) == ("B", "A", None)
+    (delivery,) = ended.recv.end["deliveries"]
+    assert (delivery["target"], delivery["state"]) == (str(copy), "B")
+    assert delivery["committed_at"] is not None
+    refused = host.run("recv", "--json", copy, data=b"").end
+    assert (refused["status"], refused["error"]) == (11, "ConnectionLostError")
+    assert refused["message"].startswith(refused["what"])
+    usage = host.run("recv", "--json", copy, "--apply", "nonsense").end
+    assert (usage["status"], usage["error"], usage["version"]) == (2, "UsageError", 1)
     (status,) = host.run("status", "--json", copy).results
     assert (status["event"], status["state"], status["id"]) == ("status", "clean", "B")
 

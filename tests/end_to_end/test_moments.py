@@ -75,7 +75,7 @@ def test_a_stream_says_it_and_so_does_what_is_made_of_it(host: Host) -> None:
     stream = host.stream(disk)
     shown = host.run("inspect", "--json", data=stream).results[0]
     moment = moment_of(shown["moment"])
-    goal = shown["opening"]["goal"]  # type: ignore[index]
+    goal = shown["goal"]
     assert goal.startswith(f"{moment:%Y-%m-%dT%H:%M:%S}Z-")
     made = host.run("convert", "--to", "bsx", data=stream)
     merged.write_bytes(made.out)

@@ -613,7 +613,7 @@ def test_a_set_of_which_only_a_part_was_committed_is_told_so(
         assert (there / disk.name).read_bytes() == disk.read_bytes()
         assert far_status(host, there / disk.name)["state"] == "clean"
     for event in ended.events:  # nothing travelled twice
-        assert event["event"] != "sent" or event["counts"]["wire"] < MIB // 8  # type: ignore[index]
+        assert event["event"] != "sent" or event["counts"]["wire"] < MIB // 8
 
 
 def state_of(pid: int) -> str:

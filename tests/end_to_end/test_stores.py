@@ -870,7 +870,7 @@ def test_programs_are_told_what_was_saved_and_what_there_is(
     (saved,) = [each for each in sent if each["event"] == "saved"]
     (point,) = ok(host.run("points", f"{store}/vm", "--json")).results
     for each in (saved, point):
-        assert (each["kind"], each["seq"], each["state"]) == ("full", 1, "a")
+        assert (each["type"], each["seq"], each["state"]) == ("full", 1, "a")
     (named,) = ok(host.run("points", store, "--json")).results
     assert named == {"event": "disk", "name": "vm", "place": f"{store}/vm"}
 

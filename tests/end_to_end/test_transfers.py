@@ -144,18 +144,18 @@ def test_what_did_not_change_is_not_stored_twice(host: Host, store: str) -> None
     disk.write_bytes(content)
     ended = ok(host.run("send", disk, f"{store}/vm", "--compare"))
     assert "12.0 KiB changed of" in ended.err
-    assert [each["kind"] for each in points(host, f"{store}/vm")] == ["full", "increment"]
+    assert [each["type"] for each in points(host, f"{store}/vm")] == ["full", "increment"]
     assert restored(host, f"{store}/vm") == disk.read_bytes()
     disk.write_bytes(content + bytes(MIB) + b"grown".ljust(4096))
     ok(host.run("send", disk, f"{store}/vm", "--compare"))
     assert restored(host, f"{store}/vm") == disk.read_bytes()
-    assert [each["kind"] for each in points(host, f"{store}/vm")][2:] == ["increment"]
+    assert [each["type"] for each in points(host, f"{store}/vm")][2:] == ["increment"]
 
 
 def test_where_nothing_is_stored_yet_all_is(host: Host, store: str) -> None:
     disk = host.disk("disk", MIB)
     ok(host.run("send", disk, f"{store}/vm", "--compare"))
-    assert [each["kind"] for each in points(host, f"{store}/vm")] == ["full"]
+    assert [each["type"] for each in points(host, f"{store}/vm")] == ["full"]
     assert restored(host, f"{store}/vm") == disk.read_bytes()
 
 
@@ -195,7 +195,7 @@ def test_a_point_goes_into_another_store_and_later_ones_as_increments(
     ended = ok(host.run("send", f"{store}/vm", f"{other}/vm"))
     assert "8.0 KiB changed of" in ended.err
     there, here = points(host, f"{other}/vm"), points(host, f"{store}/vm")
-    assert [each["kind"] for each in there] == ["full", "increment"]
+    assert [each["type"] for each in there] == ["full", "increment"]
     # It is the same state of the same moment, wherever it lies.
     assert [each["state"] for each in there] == [here[0]["state"], here[2]["state"]]
     assert [each["moment"] for each in there] == [here[0]["moment"], here[2]["moment"]]

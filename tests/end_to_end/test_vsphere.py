@@ -121,7 +121,7 @@ def test_all_disks_become_restore_points(machine: Simulator, host: Host) -> None
             assert ended.status == 0, ended.err
             assert back.read_bytes() == machine.frozen(key)
     listed = host.run("points", f"{store}/mail-2000", "--json")
-    assert [point["kind"] for point in listed.results] == ["full", "increment"]
+    assert [point["type"] for point in listed.results] == ["full", "increment"]
 
 
 def test_a_tracker_that_lies_is_caught_by_the_audit(machine: Simulator, host: Host) -> None:

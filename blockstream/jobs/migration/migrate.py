@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 
 from blockstream.captures.lvm_snapshots import volume_held
@@ -561,14 +561,3 @@ def _counted(
         max((moving.filled for moving in volumes), default=0.0),
         max((moving.preparing for moving in volumes), default=0.0),
     )
-
-
-def report_values(report: MigrationReport) -> dict[str, object]:
-    """Return a report as JSON has it."""
-    values = asdict(report)
-    values["downtime"], values["downtime_parts"] = report.downtime.total, values["downtime"]
-    values["rounds"] = [
-        asdict(each) | {"send_rate": each.send_rate, "dirty_rate": each.dirty_rate}
-        for each in report.rounds
-    ]
-    return values
