@@ -464,6 +464,7 @@ class Checked(Event):
         part: Of the frames, how many: 1 for all.
         unnamed: Ids of newer points of which there is no manifest.
         strays: Keys of what others put there.
+        noted: Whether what was found could be noted in the store.
     """
 
     kind: ClassVar[str] = "checked"
@@ -475,6 +476,7 @@ class Checked(Event):
     part: float
     unnamed: Sequence[str]
     strays: Sequence[str]
+    noted: bool
 
 
 @dataclass(frozen=True, slots=True)

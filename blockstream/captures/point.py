@@ -52,17 +52,17 @@ class PointCapture:
 
     def _warn(self, run: Run) -> None:
         """Say what `store verify` found of the point, before anything is overwritten with it."""
-        points = self._disk.readable()
-        damaged = self._disk.found_damaged(points)
+        damaged = self._disk.found_damaged()
         if self._point.seq not in damaged:
             return
-        sound = [point.seq for point in points if point.seq not in damaged]
+        numbers = self._disk.numbers()
+        seen = set(numbers) - self._disk.hidden(numbers).keys() - damaged.keys()
         name = f"{self._disk.objects.name}/{self._disk.name}"
         run.tell(
             f"point {self._point.seq} of {self._disk.name} was found damaged by `store verify` on "
             f"{time_text(damaged[self._point.seq])}, or what it goes onto was: what is damaged "
             "ends this with status 12; "
-            + (f"without known damage is {name}@{sound[-1]}" if sound else "no point is without")
+            + (f"without known damage is {name}@{max(seen)}" if seen else "so were all others")
         )
 
     def _since(self, there: Holding) -> ExtentList | None:

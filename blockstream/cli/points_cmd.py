@@ -53,7 +53,7 @@ def command(place: str, access: StoreAccess, as_json: bool) -> None:
     with opened_store(found.store, access, found.disk) as repository:
         disk = repository.disk(found.disk)
         points, verified = _points_of(disk, found.store), disk.marks(VERIFIED)
-        damaged = disk.found_damaged(disk.readable())
+        damaged = disk.found_damaged()
         doubts, lost = doubts_of(disk, access), _lost(disk, points)
     if as_json:
         from blockstream.events import Point as PointEvent

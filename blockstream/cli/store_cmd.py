@@ -212,8 +212,8 @@ def prune_points(
 ) -> None:
     """Hide the points of a disk, or of all disks, that no rule keeps, and delete them later.
 
-    What a kept point is made of is never deleted. The newest point is always kept; if something
-    that it is made of is missing, so is the newest point that can be restored (exit status 12).
+    What a kept point is made of is never deleted. The newest point is always kept. Of points that
+    are damaged, as far as is known, as many sound ones are kept besides (exit status 12).
     """
     rules = parse_rules(keep)
 
@@ -235,9 +235,10 @@ def prune_points(
         if result.damaged:
             seq, lack = next(iter(result.damaged.items()))
             raise StoreDamagedError(
-                f"{lack}; point {seq} of {disk.name} cannot be restored, so the newest one that "
-                f"can be is kept as well; `blockstream store verify {place}` says what else is "
-                "damaged, and `store repair` takes it from a copy of the store"
+                f"{lack}; point {seq} of {disk.name} cannot be restored as a whole, so as many "
+                "sound ones are kept besides; `store repair` replaces what is damaged, from a copy "
+                "of the store or from a disk, and a full copy, sent without --base, needs none of "
+                "it"
             )
 
     _check_all_done(place, done(_with_each(place, access, pruned, run), run))
@@ -549,6 +550,11 @@ def _show_verified(found: Verified, *, as_json: bool, quiet: bool) -> None:
             "died, and the next `send` makes it good, or the manifest is lost"
         )
     show_strays(found.strays)
+    if found.damages and not found.noted:
+        say(
+            f"{found.disk}: this key may not note what is damaged, so `points` and `store prune` "
+            "do not know of it; a key that may write marks notes it"
+        )
     if quiet and not (found.damages or found.unnamed):
         return
     whole, broken = _numbers(found.whole), _numbers(found.broken)

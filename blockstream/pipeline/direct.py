@@ -1,7 +1,7 @@
 """Straight into the device: effects of a receiver executed on a target and its journal."""
 
-from collections.abc import Callable
 from contextlib import suppress
+from typing import Protocol
 
 import blake3
 
@@ -27,6 +27,19 @@ from blockstream_protocol import (
 _READ_STEP = 1 << 20
 
 
+class BeforeWriting(Protocol):
+    """What hears of the first write to a target."""
+
+    def begin(self, opening: Open, plan: Plan, *, resumed: bool) -> None:
+        """Make ready for it; a refusal here leaves everything as it was."""
+
+    def first_write(self) -> None:
+        """Take the news that it comes now; any thread, several times."""
+
+    def nothing_written(self) -> None:
+        """Take the news that it never came."""
+
+
 class DirectApplier:
     """Writes into the target; resumable, but half-written until it is finished."""
 
@@ -34,15 +47,16 @@ class DirectApplier:
         self,
         target: Target,
         journal: Journal,
-        save_undo: Callable[[Open, Plan, bool], None] | None = None,
+        keeper: BeforeWriting | None = None,
     ) -> None:
-        """Prepare; `save_undo` makes the first pre-images of a plan durable."""
+        """Prepare; `keeper` hears of the first write, and may refuse it."""
         self._target = target
         self._journal = journal
-        self._save_undo = save_undo
+        self._keeper = keeper
         self._dirty = isinstance(journal.state, Dirty)
         self._begun = False
         # What to record again of a target to which nothing was written after all, and its trace.
+        # Any writer sets it to None; it is asked for when all of them have ended.
         self._before: tuple[Clean, str] | None = None
         self._trace = ""
 
@@ -62,8 +76,8 @@ class DirectApplier:
                     f"{found.reason}; nothing more was written; `blockstream abort "
                     f"{self._target.name}` gives that one up, and then a full copy helps"
                 )
-        if self._save_undo is not None:
-            self._save_undo(opening, plan, resumed)
+        if self._keeper is not None:
+            self._keeper.begin(opening, plan, resumed=resumed)
             failpoint("recv.undo_saved")
         self._target.begin()
         self._begun = True
@@ -80,6 +94,8 @@ class DirectApplier:
                 else:
                     state, trace = self._before
                     self._journal.record(state, trace=trace)
+                    if self._keeper is not None:
+                        self._keeper.nothing_written()
 
     def record(self, state: TargetState) -> None:
         """Record a state; before the first write a full disk is only a refusal."""
@@ -99,7 +115,10 @@ class DirectApplier:
 
     def write(self, seq: int, frame: Frame, table: Table) -> None:  # the interface's
         """Write the extents of a frame."""
-        self._before = None
+        if self._before is not None:
+            self._before = None
+            if self._keeper is not None:
+                self._keeper.first_write()
         offsets, lengths, data = [], [], int(Kind.DATA)
         for offset, length, kind in table.extents:
             if kind == data:

@@ -106,7 +106,10 @@ class Applier(Protocol):
         """
 
     def leave(self) -> None:
-        """Take the news that the session ends, and that the target could be flushed."""
+        """Take the news that the session ends, and that the target could be flushed.
+
+        All writers have ended. What was CLEAN, and was not written to, is recorded as CLEAN again.
+        """
 
 
 class Applying:

@@ -41,6 +41,8 @@ from blockstream_protocol import (
     Validate,
 )
 
+Wait = Callable[[Callable[[], None]], None]
+
 
 @dataclass(slots=True)
 class SendOptions:
@@ -58,8 +60,8 @@ class SendOptions:
             so before the source may be gone.
         last_checkpoint: Whether a sender that is stopped asks that what it sent be made durable.
         before_data: Called once the receiver is ready to take data, before it is sent any; None to
-            send it at once.
-        before_end: Called once everything is durable there and only END is left to say; None to
+            send it at once. It waits, and is given what raises once the session has failed.
+        before_end: The same, once everything is durable there and only END is left to say; None to
             say it without waiting for that.
     """
 
@@ -71,8 +73,8 @@ class SendOptions:
     answers: bool = False
     check_packing: bool = False
     last_checkpoint: bool = False
-    before_data: Callable[[], None] | None = None
-    before_end: Callable[[], None] | None = None
+    before_data: Wait | None = None
+    before_end: Wait | None = None
 
 
 class SendEngine:
@@ -122,7 +124,7 @@ class SendEngine:
             self._wait_until(lambda: self._streaming)
             if self._streaming:
                 if self._options.before_data is not None:
-                    self._options.before_data()
+                    self._options.before_data(self._raise_failure)
                 with closing(self._ahead):
                     self._crew.run(self._work, self._options.workers)
                 self._raise_failure()
@@ -141,7 +143,7 @@ class SendEngine:
         if self._options.before_end is not None:
             self.perform(self._locked(self._session.settle))
             self._wait_until(lambda: self._session.settled)
-            self._options.before_end()
+            self._options.before_end(self._raise_failure)
 
     def _wait_until(self, ready: Callable[[], bool]) -> None:
         """Wait for an answer, where answers come from another thread."""

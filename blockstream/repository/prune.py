@@ -111,7 +111,7 @@ def prune(
     # A chain that is long is slow to read, and keeps all that it is made of. Only the map is made
     # anew: to copy takes long, and room until older points are gone.
     live = [point for point in points if point.seq in keep]
-    if live and not damaged and len(disk.chain(live[-1])) > _LONGEST_CHAIN:
+    if live and live[-1].seq not in damaged and len(disk.chain(live[-1])) > _LONGEST_CHAIN:
         # Who commits a point meanwhile is in the way of the map alone, and the next time makes it.
         with contextlib.suppress(BusyError):
             compact(disk, worth=0, check=check)
@@ -122,19 +122,25 @@ def prune(
 
 
 def _damaged(disk: StoredDisk, points: Sequence[Point]) -> dict[int, str]:
-    """Return what is wrong with points; what they lack, of the newest, down to a sound one."""
+    """Return what is wrong with points; what they lack, of the newest, down to a whole one.
+
+    Raises:
+        StoreDamagedError: If all of them lack something.
+    """
     found = {
         seq: f"`store verify` found point {seq} damaged on {time_text(when)}"
-        for seq, when in disk.found_damaged(disk.everything()).items()
+        for seq, when in disk.found_damaged().items()
     }
+    lacks = dict[int, str]()
     for point in reversed(points):
-        lack = found.get(point.seq) or disk.lack_of(point)
+        lack = disk.lack_of(point)
         if not lack:
-            return {each.seq: found[each.seq] for each in points if each.seq in found}
-        found[point.seq] = lack
-    if found:
+            both = found | lacks
+            return {each.seq: both[each.seq] for each in points if each.seq in both}
+        lacks[point.seq] = lack
+    if lacks:
         raise StoreDamagedError(
-            f"{found[points[-1].seq]}; no point of {disk.name} can be restored: nothing was "
+            f"{lacks[points[-1].seq]}; no point of {disk.name} can be restored: nothing was "
             f"pruned; `blockstream store verify {disk.objects.name}/{disk.name}` says what is "
             "missing, and `store repair` takes it from a copy of the store"
         )
@@ -172,11 +178,21 @@ def _delete(
             needed |= _made_of(disk, point, everything)
     failpoint("prune.before_sweep")
     deleted = set(result.deleted)
+    _pass_on_damage(disk, {point.seq for point in everything} - deleted)
     _unmark(disk, {point.seq for point in everything} - deleted, result)
     check()
     result.hidden = [seq for seq in result.hidden if seq not in deleted]
     left = [point for point in everything if point.seq not in deleted]
     _sweep(disk, left, [point for point in gone if point.seq in deleted], now, result, check)
+
+
+def _pass_on_damage(disk: StoredDisk, left: set[int]) -> None:
+    """Mark what goes onto damaged points, or is made of their packs, before their marks go."""
+    own = disk.marks(DAMAGED).keys()
+    if own - left:
+        newest = max(left, default=0)
+        for seq in (disk.found_damaged().keys() & left) - own:
+            disk.mark_found(seq, newest, whole=False)
 
 
 def _unmark(disk: StoredDisk, left: set[int], result: Pruned) -> None:

@@ -12,7 +12,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -321,37 +321,69 @@ class StoredDisk:
             return False
         return True
 
-    def mark(self, seq: int, kind: str = PRUNED) -> None:
+    def mark(self, seq: int, kind: str = PRUNED, more: Mapping[str, object] | None = None) -> None:
         """Give a point a mark: PRUNED hides it, VERIFIED or DAMAGED is what was found of it."""
-        self.objects.put(self.mark_key(seq, kind), json.dumps({"at": int(time.time())}).encode())
+        values = {"at": int(time.time()), **(more or {})}
+        self.objects.put(self.mark_key(seq, kind), json.dumps(values).encode())
 
-    def mark_found(self, seq: int, *, whole: bool) -> None:
-        """Note what a look at a point has found, in place of what was found before."""
-        self.mark(seq, VERIFIED if whole else DAMAGED)
-        with contextlib.suppress(NotAllowedError):  # then the later one counts
-            self.objects.delete(self.mark_key(seq, DAMAGED if whole else VERIFIED))
-
-    def found_damaged(self, points: Sequence[Point]) -> dict[int, float]:
-        """Return which points were found damaged and not whole since, or go onto such a one.
+    def mark_found(self, seq: int, newest: int, *, whole: bool) -> None:
+        """Note what a look at a point has found, in place of what was found before.
 
         Args:
-            points: The disk's points, oldest first.
+            seq: Its number.
+            newest: The newest point that was there then: what is wrong with later ones that go
+                onto it, nobody has looked at.
+            whole: Whether nothing was damaged.
+        """
+        kind, other = (VERIFIED, DAMAGED) if whole else (DAMAGED, VERIFIED)
+        self.mark(seq, kind, {"id": self._id_of(seq), "newest": newest} if not whole else {})
+        with contextlib.suppress(NotAllowedError):  # then the later one counts
+            self.objects.delete(self.mark_key(seq, other))
+
+    def _id_of(self, seq: int) -> str:
+        with contextlib.suppress(StoreDamagedError):
+            return self.point(seq).id
+        return ""
+
+    def found_damaged(self) -> dict[int, float]:
+        """Return which points were found damaged and not whole since.
+
+        Among them are points that go onto such a one, and were made after it was looked at.
 
         Returns:
             For each, when the damage was found, in seconds since 1970.
         """
-        damaged, whole = self.marks(DAMAGED), self.marks(VERIFIED)
-        if not damaged:
+        marks = self.marks(DAMAGED)
+        if not marks:
             return {}
-        found = {seq: when for seq, when in damaged.items() if when >= whole.get(seq, 0.0)}
-        owners = {point.id: point.seq for point in points}
+        points, whole = self.readable(), self.marks(VERIFIED)
+        ids = {point.seq: point.id for point in points}
+        found, looked = dict[int, float](), dict[int, int]()
+        for seq, when in marks.items():
+            said = self._said_by(self.mark_key(seq, DAMAGED))
+            named = str(said.get("id") or ids.get(seq, ""))
+            # Another one may have its number since; and one that is gone may have left its packs.
+            if when >= whole.get(seq, 0.0) and named == ids.get(seq, named):
+                newest = said.get("newest")
+                found[seq], looked[seq] = when, newest if type(newest) is int else seq
+                ids.setdefault(seq, named)
+        owners = {named: seq for seq, named in ids.items()}
         for point in points:
-            below = {owners.get(pack.owner, 0) for pack in point.packs} - {point.seq}
+            below = {owners.get(pack.owner, 0) for pack in point.packs}
             below |= {point.parent.seq} if point.parent is not None else set()
-            since = max((found[seq] for seq in below & found.keys()), default=0.0)
-            if since and since >= whole.get(point.seq, 0.0):
-                found.setdefault(point.seq, since)
+            for seq in below & found.keys() - {point.seq}:
+                if point.seq > looked[seq] and point.seq not in whole:
+                    found.setdefault(point.seq, found[seq])
+                    looked.setdefault(point.seq, looked[seq])
         return found
+
+    def _said_by(self, key: str) -> dict[str, object]:
+        """Return what a mark says; nothing for one that cannot be read."""
+        try:
+            values = json.loads(self.objects.read_whole(key, _MARK_BYTES))
+        except (StoreDamagedError, ValueError, RecursionError):
+            return {}
+        return values if isinstance(values, dict) else {}
 
     def now(self) -> float:
         """Return the time as the store's own clock has it, in seconds since 1970.

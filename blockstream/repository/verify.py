@@ -61,6 +61,7 @@ class Verified:
         part: Of the frames, how many were read: 1 for all.
         unnamed: Ids of points newer than the newest, of which there is no manifest.
         strays: Keys of what lies among its objects and is none of ours.
+        noted: Whether what was found could be noted in the store, for `points` and `prune`.
     """
 
     disk: str
@@ -71,6 +72,7 @@ class Verified:
     part: float = 1.0
     unnamed: list[str] = field(default_factory=list)
     strays: list[str] = field(default_factory=list)
+    noted: bool = True
 
 
 async def verify_disk(
@@ -127,14 +129,24 @@ class _Verifying:
         for point in points[-1:] if self._newest else points:
             good = self._is_whole(point, {each.seq: each for each in points}, indexes)
             (self.found.whole if good else self.found.broken).append(point.seq)
-        # Who may only read cannot say that he has. What a sample calls whole, nobody has read.
-        with contextlib.suppress(AuthenticationError, StoreError):
-            for seq in self.found.broken:
-                self._disk.mark_found(seq, whole=False)
-            for seq in self.found.whole if self._part >= 1 else ():
-                self._disk.mark_found(seq, whole=True)
+        self._note(points, indexes)
         self.found.strays = sorted(self._disk.strays)
         return self.found
+
+    def _note(self, points: Sequence[Point], indexes: dict[int, PointIndex | None]) -> None:
+        """Leave marks of what was found; who may only read cannot."""
+        broken, whole = set(self.found.broken), set(self.found.whole)
+        for point in points if self._newest else ():  # all that the newest one goes onto was read
+            if not self._is_whole(point, {each.seq: each for each in points}, indexes):
+                broken.add(point.seq)
+        if self._part < 1:
+            whole = set()  # what a sample calls whole, nobody has read
+        newest = max(self._disk.numbers(), default=0)
+        for seq in sorted(broken | whole):
+            try:
+                self._disk.mark_found(seq, newest, whole=seq not in broken)
+            except (AuthenticationError, StoreError):
+                self.found.noted = False
 
     def _damaged(
         self, seq: int, key: str, text: str, extents: tuple[tuple[int, int], ...] = ()

@@ -9,8 +9,9 @@ from blockstream.pipeline.staged import SPOOL_POSITION, StagedApplier
 from blockstream.run import Run
 from blockstream.transfers.opened_target import OpenedTarget
 from blockstream.transfers.receive_options import ApplyMode
-from blockstream.transfers.stored_stream import finish_staged, spool_facts, undo_dropper
-from blockstream_protocol import Dirty, Open, Plan, ReceiverPolicy, TargetState
+from blockstream.transfers.stored_stream import finish_staged, spool_facts
+from blockstream.transfers.undo_keeper import UndoKeeper
+from blockstream_protocol import Dirty, ReceiverPolicy, TargetState
 
 # Whether a transfer of that identity is continued here.
 Continues = Callable[[str], bool]
@@ -35,7 +36,8 @@ def applier_for(
         run: Stops it.
     """
     target, journal = everything.target, everything.journal
-    direct = DirectApplier(target, journal, _undo_saver(mode, everything))
+    keeper = UndoKeeper(everything, keeps=mode is ApplyMode.UNDO)
+    direct = DirectApplier(target, journal, keeper)
     if mode is not ApplyMode.STAGE or policy.dry_run:
         return journal.state, direct
 
@@ -83,15 +85,3 @@ def _as_spool_sees(state: TargetState) -> TargetState:
     if not isinstance(state, Dirty):
         return state
     return replace(state, transfer="", frames=0, chain="", end=0, covered=0)
-
-
-def _undo_saver(mode: ApplyMode, everything: OpenedTarget) -> Callable[[Open, Plan, bool], None]:
-    """Return what keeps the first pre-images, or what forgets those of an earlier transfer."""
-
-    def save(opening: Open, plan: Plan, resumed: bool) -> None:
-        from blockstream.transfers.undo import save_undo  # heavy, and rarely used
-
-        save_undo(everything, opening, plan, resumed=resumed)
-        everything.drop_spool()
-
-    return save if mode is ApplyMode.UNDO else undo_dropper(everything)

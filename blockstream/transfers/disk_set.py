@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from blockstream.captures.interface import Captured
-from blockstream.errors import BlockstreamError, InterruptedTransferError, PartlyDoneError
+from blockstream.errors import BlockstreamError, PartlyDoneError
 from blockstream.locations.ssh import Remote
 from blockstream.run import Run
 from blockstream.transfers.peer_options import PeerOptions
@@ -22,23 +22,35 @@ from blockstream.transfers.session import Sending
 from blockstream_protocol import Committed
 
 _ANOTHER_FAILED = "another disk of the set failed"
+_LOOK_SECONDS = 0.2
 
 
-def _waiting(barrier: threading.Barrier, run: Run) -> Callable[[], None]:
-    """Return what a disk waits with for the others; after a cut behind it, it waits no more."""
-    passed = False
+class _LineUp:
+    """Where the disks of a set wait until all of them are there, once."""
 
-    def wait() -> None:
-        nonlocal passed
-        try:
-            with run.heeding(lambda _reason: barrier.abort()):
-                if not passed:
-                    barrier.wait()
-        except threading.BrokenBarrierError:
-            raise InterruptedTransferError(run.stopped or _ANOTHER_FAILED) from None
-        passed = True
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._there = 0
+        self._passed = False
+        self._changed = threading.Condition()
 
-    return wait
+    def wait(self, check: Callable[[], None]) -> None:
+        """Wait for the others; whose session fails meanwhile is not there any more.
+
+        Args:
+            check: Raises once it has failed.
+        """
+        with self._changed:
+            self._there += 1
+            self._passed |= self._there == self._count
+            self._changed.notify_all()
+            try:
+                while not self._passed:
+                    self._changed.wait(_LOOK_SECONDS)
+                    check()
+            except BaseException:
+                self._there -= 1
+                raise
 
 
 async def push_set(
@@ -65,14 +77,14 @@ async def push_set(
         BlockstreamError: The first error; nothing was committed then.
         PartlyDoneError: If some were committed and others not; the same command finishes them.
     """
-    begin, end = threading.Barrier(len(disks)), threading.Barrier(len(disks))
+    begin, end = _LineUp(len(disks)), _LineUp(len(disks))
     parts = run.parts(len(disks), _ANOTHER_FAILED)
     making = creating or [what.create] * len(disks)
     pushes, sendings = [], []
     for disk, place, part, create in zip(disks, places, parts, making, strict=True):
         to_place = replace(how, target=place.key)
-        waiting = (_waiting(begin, part), _waiting(end, part))
-        sending = await run.carry(functools.partial(Sending, disk, to_place, part, *waiting))
+        make = functools.partial(Sending, disk, to_place, part, begin.wait, end.wait)
+        sending = await run.carry(make)
         sendings.append(sending)
         words = target_options(replace(what, create=create))
         pushes.append(Push(sending, place, words, options, part))

@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 LOCK_POLL_SECONDS = 0.2
 UNDO_NAME = "undo.bsx"
+UNDO_ASIDE = "undo.before"
 SPOOL_NAME = "spool.bsx"
 SPOOL_JOURNAL = "spool"
 
@@ -83,6 +84,27 @@ class OpenedTarget:
     def drop_undo(self) -> None:
         """Forget the undo log."""
         self.undo_path.unlink(missing_ok=True)
+
+    @property
+    def _undo_aside(self) -> Path:
+        return self.folder / UNDO_ASIDE
+
+    def set_undo_aside(self) -> None:
+        """Keep an undo log out of the way until the first write, which makes it worthless."""
+        self.put_undo_back()
+        if isinstance(self.journal.state, Clean) and self.undo_path.exists():
+            self.undo_path.replace(self._undo_aside)
+
+    def put_undo_back(self) -> None:
+        """Take back what was set aside, also by a run that was killed before it wrote anything."""
+        if not isinstance(self.journal.state, Clean):
+            self.forget_undo_aside()  # what it leads back from is no more
+        elif self._undo_aside.exists():
+            self._undo_aside.replace(self.undo_path)
+
+    def forget_undo_aside(self) -> None:
+        """Forget what was set aside."""
+        self._undo_aside.unlink(missing_ok=True)
 
 
 def absolute_path(location: str) -> str:
@@ -293,6 +315,12 @@ def status_at(location: str, state_dir: Path) -> TargetStatus:
         ) from None
 
 
+def _has_undo_log(folder: Path, state: TargetState) -> bool:
+    """Tell whether the last transfer to a target can be undone."""
+    set_aside = isinstance(state, Clean) and (folder / UNDO_ASIDE).exists()
+    return set_aside or ((folder / UNDO_NAME).exists() and not isinstance(state, Unknown))
+
+
 def read_status(folder: Path) -> TargetStatus:
     """Read the status from a state directory alone, without the target and without a lock.
 
@@ -319,7 +347,7 @@ def _status(folder: Path, journal: Journal, spool: Journal, location: str) -> Ta
         state=state,
         token=str(ResumeToken.of(unfinished)) if unfinished else "",
         staged=waiting.id if complete and isinstance(waiting, Clean) else "",
-        undo=(folder / UNDO_NAME).exists() and not isinstance(state, Unknown),
+        undo=_has_undo_log(folder, state),
         folder=folder,
     )
 

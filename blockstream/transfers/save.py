@@ -286,7 +286,7 @@ def _stored(
 
 def _warn_of_damage(where: StoredDisk, parent: Point, run: Run) -> None:
     """Say that an increment goes onto a point that cannot be restored as a whole."""
-    found = where.found_damaged(where.readable()).get(parent.seq)
+    found = where.found_damaged().get(parent.seq)
     if found is not None:
         run.tell(
             f"point {parent.seq} of {where.name}, onto which this goes, was found damaged on "

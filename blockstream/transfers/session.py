@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import blake3
@@ -15,7 +15,7 @@ from blockstream.linux.streams import WakeableReader, widen_pipe
 from blockstream.pipeline.error_map import translated
 from blockstream.pipeline.frame_sink import PipeSink
 from blockstream.pipeline.reply_reader import ReplyReader
-from blockstream.pipeline.sender import SendEngine, SendOptions
+from blockstream.pipeline.sender import SendEngine, SendOptions, Wait
 from blockstream.run import Run
 from blockstream.transfers.send import (
     SendPlan,
@@ -39,8 +39,8 @@ class Sending:
         disk: Captured,
         options: TransferOptions,
         run: Run,
-        before_data: Callable[[], None] | None = None,
-        before_end: Callable[[], None] | None = None,
+        before_data: Wait | None = None,
+        before_end: Wait | None = None,
     ) -> None:
         """Plan it; nothing is sent.
 

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import blake3
@@ -17,10 +17,9 @@ from blockstream.pipeline.progress import Progress
 from blockstream.pipeline.receiver import Applying, FrameReader, ReceiveEngine
 from blockstream.run import Run
 from blockstream.transfers.opened_target import OpenedTarget
+from blockstream.transfers.undo_keeper import UndoKeeper
 from blockstream_protocol import (
     Committed,
-    Open,
-    Plan,
     Receiver,
     ReceiverPolicy,
     RemoteProtocolError,
@@ -57,7 +56,7 @@ def apply_stored(
     *,
     policy: ReceiverPolicy | None = None,
     progress: Progress | None = None,
-    save_undo: Callable[[Open, Plan, bool], None] | None = None,
+    keeper: UndoKeeper | None = None,
     run: Run | None = None,
 ) -> Committed:
     """Apply a stream that lies on this host to an open target: a spool, or an undo log.
@@ -76,7 +75,7 @@ def apply_stored(
     try:
         with contextlib.closing(WakeableReader(fd)) as reader:
             session = new_receiver(everything, everything.journal.state, policy or ReceiverPolicy())
-            applier = DirectApplier(everything.target, everything.journal, save_undo)
+            applier = DirectApplier(everything.target, everything.journal, keeper)
             read_back = policy is not None and policy.read_back
             applying = Applying(session, applier, counts, keep_frames=read_back)
             engine = ReceiveEngine(applying, FrameReader(reader), counts)
@@ -104,9 +103,9 @@ def finish_staged(everything: OpenedTarget, run: Run | None = None) -> None:
         BlockstreamError: As for any stream; it can be tried again.
     """
     policy, name = _spool_policy(everything.spool.entry.facts), everything.target.name
-    path, dropper = everything.spool_path, undo_dropper(everything)
+    path, keeper = everything.spool_path, UndoKeeper(everything, keeps=False)
     try:
-        done = apply_stored(everything, path, policy=policy, save_undo=dropper, run=run)
+        done = apply_stored(everything, path, policy=policy, keeper=keeper, run=run)
     except RefusedError as error:
         raise RefusedError(
             f"a whole staged stream waits for {name}, but does not fit it any more: {error}; "
@@ -120,22 +119,6 @@ def finish_staged(everything: OpenedTarget, run: Run | None = None) -> None:
     everything.drop_spool()
     if run is not None:
         run.check(f"{name} holds {done.goal}, which had arrived before")
-
-
-def undo_dropper(everything: OpenedTarget) -> Callable[[Open, Plan, bool], None]:
-    """Return what a transfer begins with that keeps nothing of what it overwrites.
-
-    An earlier undo log leads back only from what the target held until now, and what lies in the
-    spool, unfinished, was meant for that, too.
-    """
-
-    def forget(_opening: Open, _plan: Plan, resumed: bool) -> None:
-        if not resumed:
-            everything.drop_undo()
-        if not everything.spool_complete:
-            everything.drop_spool()
-
-    return forget
 
 
 def spool_facts(policy: ReceiverPolicy) -> dict[str, str]:

@@ -71,6 +71,7 @@ def undo(everything: OpenedTarget, progress: Progress | None = None) -> str:
         NotFoundError: If nothing was kept.
         BlockstreamError: As for any stream; it can be tried again.
     """
+    everything.put_undo_back()
     if not everything.undo_path.exists():
         raise NotFoundError(
             f"there is no undo log for {everything.target.name}: the last transfer was not made "

@@ -169,15 +169,6 @@ def test_any_sequence_equals_the_model(
     model.check()
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Model:
-    made = Model(tmp_path, 1)
-    made.send(full=True)
-    for _ in range(4):
-        made.send(full=False)
-    return made
-
-
 def test_what_a_kept_point_needs_is_kept_until_it_needs_it_no_more(model: Model) -> None:
     packs = model.keys("pack")
     model.prune(1, grace=0)
