@@ -17,10 +17,16 @@ class Needs(Enum):
     """What an option has a meaning for; in the words that follow its name where it has none."""
 
     STATES = "has no effect on a restore point, which says itself what it is, and what changed"
-    NO_MACHINE = "is not for a machine of VMware: only its snapshot tells what would be sent"
+    NO_MACHINE = (
+        "is not for a machine of VMware: only its snapshot tells what would be sent; `blockstream "
+        "vsphere ls` changes nothing"
+    )
     NAMED_STATES = "is not for a machine: its target is asked what it holds"
     ONE_DISK = "is for one disk at a time"
-    DISK = "is for a disk, and not for a restore point or a machine of VMware"
+    DISK = (
+        "is for a disk, and not for a restore point, nor for a machine of VMware, of which what "
+        "changed is sent without being asked for"
+    )
     HERE = "is for a vmdk:FILE of this host"
     NBD_EXPORT = "is for a SOURCE that is an export of an NBD server"
     MACHINE = "is for a vsphere:// location"
@@ -30,9 +36,12 @@ class Needs(Enum):
     HOST = "needs another host, as HOST:/PATH, and none was named"
     TARGET = "needs a TARGET; over a pipe, give it to `recv`"
     TARGET_DISK = "is for a TARGET that is a disk, and a store is none"
-    OPEN_TARGET = "reads a TARGET that is there: HOST:/PATH, or a disk of this host"
+    OPEN_TARGET = (
+        "reads a TARGET that is there: HOST:/PATH, or a disk of this host; not HOST::NAME, a "
+        "store, or the disks of a machine"
+    )
     ANY_TARGET = "reads a TARGET, and there is none"
-    PIPE = "is for a stream on standard output"
+    PIPE = "is for a stream on standard output: leave TARGET out"
     CONFIRMED = (
         "has no effect here: what is sent to another host, a store, or a disk of this host is "
         "confirmed, and goes on by itself when the same command is run again"

@@ -3,7 +3,7 @@
 Each kind is a parameter of `tests/contracts/test_captures.py`.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -55,6 +55,8 @@ class Captured:
         changes: What changed since `base`, or, of a full copy, what is allocated; None for all
             that the source has.
         why_whole: Why all of it is sent although the destination holds something; empty otherwise.
+        origin: Of a restore point, where it was saved from: `location` and `host`, as far as that
+            is known; None for a disk itself.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Captured:
     base: str = ""
     changes: "ExtentList | None" = None
     why_whole: str = ""
+    origin: Mapping[str, str] | None = None
 
 
 class Capture(Protocol):

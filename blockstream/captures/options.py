@@ -176,7 +176,6 @@ class PasswordOptions:
         "asked for.",
         metavar="FILE",
         variable="BLOCKSTREAM_VSPHERE_PASSWORD_FILE",
-        rare=True,
     )
 
 
@@ -201,7 +200,9 @@ class VsphereOptions(PasswordOptions):
         rare=True,
     )
     enable_cbt: bool = option(
-        False, "Switch change tracking on where it is off.", needs=(Needs.MACHINE,), rare=True
+        False,
+        "Switch change tracking on where it is off.",
+        needs=(Needs.MACHINE,),
     )
     on_cbt_loss: str = option(
         "full",

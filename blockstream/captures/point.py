@@ -13,6 +13,8 @@ from blockstream.repository.restore import identity_of, opened_point
 from blockstream.run import Run
 from blockstream.words import time_text
 
+_ORIGIN = {"location", "host"}
+
 
 class PointCapture:
     """Reads a point of a disk in a store, whose chain is checked first."""
@@ -93,4 +95,5 @@ class PointCapture:
                 base=state if changes is not None else "",
                 changes=changes,
                 why_whole=why,
+                origin={name: each for name, each in point.source.items() if name in _ORIGIN},
             )

@@ -28,7 +28,7 @@ _STDOUT = 1
 class StreamGroups(OptionGroups):
     """The options of `convert` and `merge`."""
 
-    titles: ClassVar = {"said": "Streams", "pool": "For thin-send"}
+    titles: ClassVar = {"said": "Streams", "pool": "For the pool that receives"}
 
     said: ConvertOptions
     pool: PoolOptions

@@ -108,6 +108,7 @@ def run(arguments: list[str]) -> int:
         status = error.exit_status
     finally:
         foreground.finish()
+        gc.enable()
     if CLOSING.is_asked:
         emit(CLOSING.end(status))
     return status

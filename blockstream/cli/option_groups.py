@@ -29,19 +29,21 @@ _BETWEEN: Final = "__"  # a group's name and a field's
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Typed:
-    """An option that somebody typed, with another value than its default.
+    """An option that somebody typed.
 
     Attributes:
         group: The class that declares it.
         flag: What it is called.
-        word: Its value, as it can be typed again; empty for one that takes none.
+        word: Its value, as it was typed; empty for one that takes none.
         declared: What was declared of it.
+        is_usual: Whether it says what holds anyway.
     """
 
     group: type
     flag: str
     word: str
     declared: Declared
+    is_usual: bool
 
     @property
     def words(self) -> list[str]:
@@ -61,13 +63,14 @@ class OptionGroups:
     typed: tuple[Typed, ...] = ()
 
     def given(self, *flags: str) -> str:
-        """Return the first of these options that was typed; empty for none."""
-        there = {each.flag for each in self.typed}
+        """Return the first of these options that was typed and says something; empty for none."""
+        there = {each.flag for each in self.typed if not each.is_usual}
         return next((flag for flag in flags if flag in there), "")
 
     def given_of(self, group: type) -> str:
-        """Return the first option of a group that was typed; empty for none."""
-        return next((each.flag for each in self.typed if each.group is group), "")
+        """Return the first option of a group that was typed and says something; else empty."""
+        said = (each.flag for each in self.typed if each.group is group and not each.is_usual)
+        return next(said, "")
 
     def words(self, *flags: str) -> list[str]:
         """Return those of these options that were typed, as they can be typed again."""
@@ -117,11 +120,15 @@ class RareOption(click.Option):
 class GroupedCommand(click.Command):
     """Shows its options in groups; those that are rarely needed only by `--help-all`."""
 
+    @functools.cached_property
+    def _help_all(self) -> click.Option:
+        return _help_all()
+
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Return the parameters, `--help-all` among them."""
         found = super().get_params(ctx)
         if any(isinstance(each, click.Option) and _is_rare(each) for each in found):
-            found.insert(-1, _help_all())
+            found.insert(-1, self._help_all)
         return found
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -139,7 +146,7 @@ class GroupedCommand(click.Command):
         left = sum(not each.hidden for each in options) - len(there)
         if left:
             formatter.write_paragraph()
-            formatter.write_text(f"{left} more that are rarely needed: {ctx.command_path} {_ALL}")
+            formatter.write_text(f"Rarely needed, {left} more: {ctx.command_path} {_ALL}")
 
 
 def _title(option: click.Option) -> str:
@@ -197,9 +204,10 @@ def groups_in(context: click.Context, what: type[G]) -> G:
         group, _, field_name = str(each.name).partition(_BETWEEN)
         values[group][field_name] = value = each.value_of(context.params[str(each.name)])
         source = context.get_parameter_source(str(each.name))
-        if source is ParameterSource.COMMANDLINE and value != each.usual:
-            word = "" if each.is_flag else str(value)
-            typed.append(Typed(kinds[group], each.opts[-1], word, each.declared))
+        if source is ParameterSource.COMMANDLINE:
+            word = "" if each.is_flag else str(context.meta.get(_meta(each), value))
+            is_usual = value == each.usual
+            typed.append(Typed(kinds[group], each.opts[-1], word, each.declared, is_usual))
     made = {group: kinds[group](**given) for group, given in values.items()}
     return what(**made, typed=tuple(typed))
 
@@ -269,8 +277,15 @@ class _Parsed(click.ParamType[Any]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Parse it; a default is what it is already."""
-        del param, ctx  # the error says which word it was
-        return self._parse(value) if isinstance(value, str) and value else value
+        if not isinstance(value, str) or not value:
+            return value
+        if param is not None and ctx is not None:
+            ctx.meta[_meta(param)] = value  # so that it can be typed again
+        return self._parse(value)
+
+
+def _meta(param: click.Parameter) -> str:
+    return f"{__name__}.{param.name}"
 
 
 def _type_of(kind: Any, how: Declared) -> click.ParamType[Any]:
@@ -287,7 +302,7 @@ def _type_of(kind: Any, how: Declared) -> click.ParamType[Any]:
     if one is float:
         least = how.above if how.least is None else how.least
         return click.FloatRange(least, how.most, min_open=how.above is not None)
-    return click.Path(path_type=Path) if one is Path else click.STRING
+    return _Parsed("path", Path) if one is Path else click.STRING
 
 
 def _whole(number: float | None) -> int | None:

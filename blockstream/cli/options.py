@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
-from click.core import ParameterSource
 
 from blockstream.cli.console import (
     BarReporter,
@@ -156,18 +155,6 @@ def warn(text: str, *, as_json: bool) -> None:
         emit(Warned(text))
     else:
         say(f"blockstream: note: {text}")
-
-
-def refuse_empty(context: click.Context, option: click.Parameter, value: str) -> str:
-    """Take the value of an option, unless it was given as nothing, as by a variable of a script.
-
-    Raises:
-        UsageError: If it was.
-    """
-    given = context.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE
-    if given and not value:
-        raise UsageError(f"{option.opts[0]} is empty; nothing was done; is a variable not set?")
-    return value
 
 
 def refuse_terminal(fd: int, what: str) -> None:

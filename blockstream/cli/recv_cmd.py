@@ -83,7 +83,7 @@ class SessionOptions:
     standing: bool = option(
         False, "With --session: one after the other, until the sender hangs up.", hidden=True
     )
-    meeting: int = option(0, "With --session: further connections.", least=0, hidden=True)
+    meeting: int = option(0, "With --session: further connections.", least=0, most=15, hidden=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)

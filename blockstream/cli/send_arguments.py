@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from blockstream.destinations.places import Naming
 
 
-_FAR = "one of SOURCE and TARGET has to be on this host; run it on one of theirs"
+FAR = "one of SOURCE and TARGET has to be on this host; run it on one of theirs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ class SendArguments:
     def _place_in(self, folder: HostFolder) -> Remote:
         """Return where a single source goes that is given no path of its own."""
         if isinstance(self.source, Remote):
-            raise UsageError(_FAR)
+            raise UsageError(FAR)
         if isinstance(self.source, StorePlace):
             if not folder.host.path:
                 raise UsageError("a restore point has no path that it could have there: HOST:/PATH")

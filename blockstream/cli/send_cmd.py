@@ -49,7 +49,7 @@ def command(
 ) -> None:
     """Send SOURCE, or what changed in it, to TARGET; without one, as a stream to stdout.
 
-    SOURCE and TARGET are disks or files of this host, or one of them is elsewhere:
+    SOURCE and TARGET are disks or files of this host, or:
 
     \b
       [USER@]HOST:/PATH          of another host; ssh://[USER@]HOST:PORT/PATH

@@ -116,7 +116,7 @@ class PlumbingOptions:
         hidden=True,
     )
     on_behalf_of: str = option("", "With --session: who fetches.", hidden=True)
-    meeting: int = option(0, "With --session: further connections.", least=0, hidden=True)
+    meeting: int = option(0, "With --session: further connections.", least=0, most=15, hidden=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from blockstream.cli.send_arguments import SendArguments
+from blockstream.cli.send_arguments import FAR, SendArguments
 from blockstream.cli.send_options import SendGroups
 from blockstream.declared import Needs
 from blockstream.errors import UsageError
@@ -70,14 +70,14 @@ _EXCLUDES: Final = (
             *("--compress", "--bwlimit", "--resume", "--dry-run", "--compare", "--session"),
             *("--require-receipt", "--rotate"),
         ),
-        "is for a tool that knows nothing of that",
+        "is for a tool that knows nothing of ours",
     ),
 )
 # What an option has no effect without, and why.
 _REQUIRES: Final = (
-    ("--receipt-wait", "--require-receipt", "says how long that waits"),
+    ("--receipt-wait", "--require-receipt", "says how long --require-receipt waits"),
     ("--pool-chunk", "--format", "is for --format thin-send"),
-    ("--check-base", "--base", "is for an increment: a full copy needs no base"),
+    ("--check-base", "--base", "is for an increment, with --base"),
     ("--on-lost-base", "--since", "is for --since last"),
 )
 
@@ -89,7 +89,7 @@ def check(given: SendArguments, options: SendGroups) -> None:
         UsageError: If something has none.
     """
     for each in options.typed:
-        for need in each.declared.needs:
+        for need in () if each.is_usual else each.declared.needs:
             if not _IS_MET[need](given):
                 raise UsageError(f"{each.flag} {need.value}; nothing was sent")
     for rule in _EXCLUDES:
@@ -98,7 +98,7 @@ def check(given: SendArguments, options: SendGroups) -> None:
             raise UsageError(f"{rule.flag} {rule.why}: leave {other} out; nothing was sent")
     for flag, wanted, why in _REQUIRES:
         if options.given(flag) and not options.given(wanted):
-            raise UsageError(f"{flag} {why}; nothing was sent")
+            raise UsageError(f"{flag} {why}, and has no effect without; nothing was sent")
     _check_values(given, options)
 
 
@@ -109,11 +109,11 @@ def _check_values(given: SendArguments, options: SendGroups) -> None:
     if given.machine is not None and options.states.base == "last":
         raise UsageError("the target of a machine is asked what it holds: leave --base last out")
     if given.from_host is not None and given.target is None:
-        raise UsageError("a SOURCE of another host needs a TARGET here")
+        raise UsageError("a SOURCE of another host needs a TARGET here; nothing was sent")
     if given.from_host is not None and isinstance(given.target, StorePlace):
-        raise UsageError("a disk of another host is sent into a store from there")
+        raise UsageError("a disk of another host is sent into a store from there; nothing was sent")
     if given.from_host is not None and not isinstance(given.target, LocalDisk):
-        raise UsageError("one of SOURCE and TARGET has to be on this host; run it on one of theirs")
+        raise UsageError(f"{FAR}; nothing was sent")
     waits = options.plumbing.session or options.travel.receipt_seconds
     if given.target is None and options.lvm.rotate and not waits:
         raise UsageError(

@@ -19,7 +19,7 @@ from blockstream.declared import option
 from blockstream.destinations.interface import Delivered
 from blockstream.destinations.places import OneDisk
 from blockstream.destinations.registry import DestinationOptions, opened_destination
-from blockstream.errors import IntegrityError
+from blockstream.errors import IntegrityError, TargetTooLargeError, UsageError
 from blockstream.jobs.transfer import ChangeOptions, Unwatched, transfer
 from blockstream.locations.interface import DiskLocation, Location, opened_source
 from blockstream.locations.registry import disk_of, location_of
@@ -89,13 +89,16 @@ def command(
         where = disk_here(target)
         refuse_remote_options(options)
     taking = DestinationOptions(
-        where=ReceiveRequest(target, state_dir, force_larger=options.repair.force_larger),
+        where=ReceiveRequest(target, state_dir, force_larger=True),
         how=TransferOptions(state_dir),
         peer=options.remote.peer(as_json=as_json),
     )
     shown = reporters("verify", as_json=as_json, quiet=quiet, progress=progress)
     voice = Voice(shown, as_json=as_json, quiet=quiet)
-    verifying = _Repairing() if options.repair.repair else _Comparing()
+    how = options.repair
+    if how.force_larger and not how.repair:
+        raise UsageError("--force-larger is for --repair, and has no effect without")
+    verifying = _Repairing(how) if how.repair else _Comparing()
     voice.done(verifying.done(disk, where, taking, voice.run))
     _show(verifying.found, source, target, verifying.state, as_json=as_json, quiet=quiet)
 
@@ -135,9 +138,23 @@ class _Repairing(_Comparing, Unwatched):
         async with opened_destination(target, OneDisk(), options, run) as destination:
             await transfer(capture, destination, run, self, ChangeOptions(compare=True))
 
+    def __init__(self, how: RepairOptions) -> None:
+        super().__init__()
+        self._how = how
+
     def compared(self, disk: Captured, found: Comparison) -> None:
-        """See `Onlooker`."""
+        """See `Onlooker`. What is larger may be the wrong disk, and is written only on demand.
+
+        Raises:
+            TargetTooLargeError: If it would be.
+        """
         self.found = found
+        larger = found.target_size > found.size and found.differing.total()
+        if larger and not self._how.force_larger:
+            raise TargetTooLargeError(
+                f"the target has {found.target_size} bytes, the source {found.size}; nothing was "
+                "written; --force-larger takes it, and leaves the rest untouched"
+            )
 
     def delivered(self, what: Delivered) -> None:
         """See `Onlooker`."""
@@ -151,7 +168,9 @@ class _Repairing(_Comparing, Unwatched):
 def _tail(found: Comparison) -> str:
     """Say what of a larger target was not looked at."""
     more = found.target_size - found.size
-    return f"; what it has beyond that, {size_text(more)}, was not looked at" if more > 0 else ""
+    return (
+        f"; what TARGET has beyond that, {size_text(more)}, was not looked at" if more > 0 else ""
+    )
 
 
 def _show(
@@ -178,5 +197,5 @@ def _show(
         more = f", and {len(places) - _SHOWN} more ranges" if len(places) > _SHOWN else ""
         raise IntegrityError(
             f"{target} differs from {source} in {differing} bytes: {'; '.join(places[:_SHOWN])}"
-            f"{more}; nothing was written; --repair sends them"
+            f"{more}; nothing was written; --repair sends them{_tail(found)}"
         )

@@ -80,8 +80,8 @@ class Point:
         base: The state that an increment starts from; empty for a full copy.
         parent: The point that it goes onto; None for a full copy.
         size: Bytes of the disk.
-        source: What the disk was called, its identity, and where it was on its host: `name`,
-            `identity` and `location`, which early ones lack.
+        source: What the disk was called, its identity, and where it was: `name`, `identity`,
+            `location`, and of a path its `host`; early ones lack the last two.
         transfer: Identity of the transfer that made it, hex.
         frames: EXTENTS frames of that transfer.
         chain: Its chain after all of them, hex.

@@ -1,8 +1,9 @@
 """`send SOURCE STORE/DISK`: a disk, or what changed of it, becomes a restore point."""
 
 import contextlib
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import blake3
@@ -257,11 +258,7 @@ def _stored(
                 base=what.opening.base,
                 parent=Parent(parent.seq, parent.digest) if parent is not None else None,
                 size=source.size,
-                source={
-                    "name": source.name,
-                    "identity": source.identity.key,
-                    "location": disk.location,
-                },
+                source={"name": source.name, "identity": source.identity.key, **_origin(disk)},
                 transfer=committed.transfer,
                 frames=committed.frames,
                 chain=committed.chain,
@@ -387,15 +384,32 @@ def last_state(disk: StoredDisk, location: str) -> str:
             f"{disk.objects.name} has no point of {disk.name}, so there is no last base; nothing "
             "was sent; send all, without --base"
         )
-    saved_from = last.source.get("location", location)
-    if saved_from != location:
+    ours = _here(location)
+    theirs = {name: last.source.get(name, ours[name]) for name in ours}
+    if theirs != ours:
         raise BaseMismatchError(
-            f"point {last.seq} of {disk.name} in {disk.objects.name} was saved from {saved_from}, "
-            f"and not from {location}, so what it holds is no base for that; nothing was sent; "
-            f"send all, without --base, to another name; or say --base {last.state} if it is the "
-            "same disk under another name"
+            f"point {last.seq} of {disk.name} in {disk.objects.name} was saved from "
+            f"{_place(theirs)}, and not from {_place(ours)}; nothing was sent; if that is the same "
+            f"disk all the same, say --base {last.state}; else send all, without --base, to "
+            "another name"
         )
     return last.state
+
+
+def _origin(disk: Captured) -> Mapping[str, str]:
+    """Return where a disk was saved from."""
+    return _here(disk.location) if disk.origin is None else disk.origin
+
+
+def _here(location: str) -> dict[str, str]:
+    """Return where a disk is; a path, on which host as well, because each has one of that name."""
+    is_path = location.startswith(("/", "vmdk:"))
+    return {"location": location} | ({"host": os.uname().nodename} if is_path else {})
+
+
+def _place(origin: Mapping[str, str]) -> str:
+    host = f" of {origin['host']}" if "host" in origin else ""
+    return origin["location"] + host
 
 
 def _check_base(what: SendPlan, last: Point | None, disk: StoredDisk) -> Point:

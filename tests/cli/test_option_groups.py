@@ -11,7 +11,12 @@ from click.testing import CliRunner
 
 from blockstream.cli.main import cli
 from blockstream.cli.migrate_options import MigrateGroups
-from blockstream.cli.option_groups import GroupedCommand, OptionGroups, with_groups
+from blockstream.cli.option_groups import (
+    GroupedCommand,
+    OptionGroups,
+    groups_in,
+    with_groups,
+)
 from blockstream.cli.recv_cmd import RecvGroups
 from blockstream.cli.restore_cmd import RestoreGroups
 from blockstream.cli.send_options import SendGroups
@@ -87,19 +92,21 @@ def test_each_kind_of_value_comes_typed() -> None:
     assert options.given("--nothing", "--word", "--flag") == "--word"
     assert options.given_of(Things) == "--flag"
     again = options.words("--mode", "--size", "--flag")
-    assert again == ["--flag", "--mode", "fast", "--size", "2048"]
+    assert again == ["--flag", "--mode", "fast", "--size", "2k"]
     assert given(*again).things == Things(flag=True, mode=Mode.FAST, size=2048)
 
 
-def test_a_default_that_is_typed_and_a_variable_are_not_typed() -> None:
+def test_a_default_that_is_typed_says_nothing_and_a_variable_is_not_typed() -> None:
     options = given("--count", "3", "--mode", "safe", environment={"THINGS_FILE": "/b"})
     assert options.things == Things(file=Path("/b"))
-    assert options.typed == ()
+    assert [each.flag for each in options.typed] == ["--mode", "--count"]
+    assert (options.given("--count"), options.given_of(Things)) == ("", "")
 
 
 def test_a_variable_of_a_script_that_is_not_set_is_said() -> None:
-    with pytest.raises(UsageError, match="--name is empty"):
-        given("--name", "")
+    for flag in ("--name", "--size", "--file"):
+        with pytest.raises(UsageError, match=f"{flag} is empty"):
+            given(flag, "")
 
 
 @pytest.mark.parametrize(
@@ -121,8 +128,8 @@ def test_help_hides_what_is_rare_and_never_shows_what_is_hidden() -> None:
     whole = CliRunner().invoke(command, ["--help-all"]).output
     assert "Things:" in short
     assert ("--size" in short, "--size" in whole) == (False, True)
-    assert "1 more that are rarely needed" in short
-    assert "rarely needed" not in whole
+    assert "Rarely needed, 1 more: things --help-all" in short
+    assert "Rarely needed" not in whole
     assert "--inner" not in whole
 
 
@@ -145,3 +152,19 @@ def test_every_command_says_how_it_is_used() -> None:
         ended = CliRunner().invoke(cli, [name, "--help"])
         assert ended.exit_code == 0, name
         assert f"Usage: cli {name}" in ended.output
+
+
+def test_what_a_migration_keeps_can_be_typed_again() -> None:
+    words = ["--streams", "auto", "--snapshot-size", "1.5G", "--leave-by", "shutdown", "--create"]
+    words += ["--max-downtime", "5.0", "--retry", "0", "--compress", "zstd:3", "--domain", "vm"]
+    command = cli.get_command(click.Context(cli), "migrate")
+    assert command is not None
+
+    def options(typed: list[str]) -> MigrateGroups:
+        with command.make_context("migrate", [*typed, "vg/a", "h:vg"]) as context:
+            return groups_in(context, MigrateGroups)
+
+    first = options(words)
+    again = options(first.kept())
+    assert sorted(again.kept()) == sorted(first.kept()) == sorted(words)
+    assert again.remote.streams == 0

@@ -104,9 +104,9 @@ def test_what_has_no_effect_beside_another_is_refused(words: list[str], said: st
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--receipt-wait", "3"], "--receipt-wait says how long that waits"),
+        (["--receipt-wait", "3"], "--receipt-wait says how long --require-receipt waits"),
         (["--pool-chunk", "64k"], "--pool-chunk is for --format thin-send"),
-        (["--format", "rbd", "--bwlimit", "1M"], "--format .* knows nothing of that"),
+        (["--format", "rbd", "--bwlimit", "1M"], "--format .* knows nothing of ours"),
         (["--rotate"], "nobody tells over a plain pipe"),
     ],
 )

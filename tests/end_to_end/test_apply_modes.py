@@ -342,6 +342,33 @@ def test_undo_of_a_full_copy_onto_an_unknown_target(eager: Host, die: bool) -> N
     assert target.read_bytes() == before
 
 
+@pytest.mark.parametrize("apply", ["direct", "undo"])
+@pytest.mark.parametrize("die", [False, True], ids=["cut", "killed"])
+def test_undo_log_outlives_a_transfer_that_wrote_nothing(
+    eager: Host, apply: str, die: bool
+) -> None:
+    """It was gone, or led nowhere, although the target still held what it leads back from."""
+    target, new, words = based(eager)
+    before = target.read_bytes()
+    assert eager.pipe(words, [target, "--apply", "undo"]).statuses == (0, 0)
+    stream = eager.stream(eager.disk("other", SIZE, seed=5), "--goal", "C")
+    cut = eager.run(
+        "recv",
+        target,
+        "--apply",
+        apply,
+        data=stream if die else stream[:5000],
+        environment=failing_at("recv.undo_saved:1:kill") if die else None,
+    )
+    assert cut.status == (-9 if die else 11), cut.err
+    assert target.read_bytes() == new.read_bytes()
+    status = eager.status(target)
+    assert (status["state"], status["undo"]) == ("clean", True)
+    undone = eager.run("undo", target)
+    assert undone.status == 0, undone.err
+    assert target.read_bytes() == before
+
+
 @pytest.mark.slow
 def test_undo_log_of_an_earlier_transfer_is_gone_after_one_that_keeps_none(eager: Host) -> None:
     disk, target = eager.disk("disk", SIZE), eager.folder / "target"

@@ -107,7 +107,7 @@ def test_two_disks_of_one_host_are_compared(host: Host) -> None:
     copy.write_bytes(disk.read_bytes() + b"x" * 4096)
     ended = host.run("verify", disk, copy)
     assert ended.status == 0, ended.err
-    assert "; what it has beyond that, 4.0 KiB, was not looked at" in ended.err
+    assert "; what TARGET has beyond that, 4.0 KiB, was not looked at" in ended.err
     with copy.open("r+b") as file:
         file.seek(70_000)
         file.write(b"!")
@@ -130,7 +130,8 @@ def test_what_differs_on_one_host_is_repaired(host: Host) -> None:
     assert ended.status == 0, ended.err
     assert "repaired: " in ended.err
     assert copy.read_bytes() == disk.read_bytes() + b"beyond the end"
-    assert "equal: " in host.run("verify", disk, copy).err
+    assert "equal: " in host.run("verify", disk, copy, "--repair").err
+    assert host.run("verify", disk, copy, "--force-larger").status == 2
     # What it holds since then is its last base, and nobody else's.
     changes = host.list_changes("changes", disk, disk)
     words: Words = ["--base", "last", "--goal", "B", "--extents", changes]

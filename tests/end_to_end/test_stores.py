@@ -718,7 +718,12 @@ def test_the_last_base_is_one_of_the_same_disk(host: Host, store: str, tmp_path:
     increment = ("--base", "last", "--extents", listed, "--goal", "b")
     refused = host.run("send", other, f"{store}/vm", *increment)
     assert refused.status == 10, refused.err
-    assert f"was saved from {disk}, and not from {other}" in refused.err
+    assert f"was saved from {disk} of " in refused.err
+    assert f", and not from {other} of " in refused.err
+    twin = f"dir:{tmp_path}/twin"
+    ok(host.run("store", "init", twin))
+    ok(host.run("send", f"{store}/vm@last", f"{twin}/vm"))
+    ok(host.run("send", disk, f"{twin}/vm", *increment))  # it was saved from there, all the same
     ok(host.run("send", disk, f"{store}/vm", *increment))
     named = ("--base", "b", "--extents", listed, "--goal", "c")
     ok(host.run("send", other, f"{store}/vm", *named))

@@ -36,15 +36,20 @@ class SaidOptions:
 
     format: str = option(
         "",
-        f"Format of a stream of another tool: {', '.join(READ)}.",
+        f"Format that is read: {', '.join(READ)}.",
         metavar="FORMAT",
         choices=READ,
         shown="as it begins",
     )
     base: str = option(
-        "", "State that such a stream belongs onto.", parse=_state, completes="states"
+        "",
+        "State that the stream belongs onto, where it does not say so.",
+        parse=_state,
+        completes="states",
     )
-    goal: str = option("", "Name of the state that it leads to.", parse=_state)
+    goal: str = option(
+        "", "Name of the state that it leads to, where it does not say so.", parse=_state
+    )
     accept_open_end: bool = option(False, "Believe that a stream without an end mark is whole.")
 
 
