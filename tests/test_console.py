@@ -9,17 +9,17 @@ import pytest
 from click.testing import CliRunner
 
 from blockstream import __version__
-from blockstream.cli import console
-from blockstream.cli.console import (
+from blockstream.cli import progress_output
+from blockstream.cli.console import saving_text
+from blockstream.cli.main import cli
+from blockstream.cli.options import ProgressWish, reporters
+from blockstream.cli.progress_output import (
     BarReporter,
     LineReporter,
     PercentReporter,
     Rate,
     progress_line,
-    saving_text,
 )
-from blockstream.cli.main import cli
-from blockstream.cli.options import ProgressWish, reporters
 from blockstream.errors import UsageError
 from blockstream.pipeline.progress import Progress, Snapshot
 
@@ -42,7 +42,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock that everything in the console goes by."""
     made = Clock()
-    monkeypatch.setattr(console, "time", made)
+    monkeypatch.setattr(progress_output, "time", made)
     monkeypatch.setattr(Rate, "__init__", lambda self: _begin(self, made))
     return made
 

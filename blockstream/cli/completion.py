@@ -11,7 +11,9 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
+from blockstream.cli.store_access import StoreAccess
 from blockstream.errors import BlockstreamError
+from blockstream.linux.state_directory import default_state_directory
 
 _FOLDER_STORE = "dir:"
 _STORES = (_FOLDER_STORE, "s3://")
@@ -31,7 +33,6 @@ def places(incomplete: str) -> list[CompletionItem]:
 def states(context: click.Context, incomplete: str) -> list[CompletionItem]:
     """Return names of states: those that targets of this host hold, and `last`."""
     from blockstream.jobs.target_admin import all_statuses
-    from blockstream.linux.state_directory import default_state_directory
     from blockstream_protocol import Clean
 
     named = context.params.get("state_dir")
@@ -58,18 +59,16 @@ def _in_store(incomplete: str) -> Iterator[CompletionItem]:
 
 
 def _disks(store: str, begun: str) -> list[str]:
-    from blockstream.cli.store_access import StoreOptions
     from blockstream.cli.stores import opened_store
 
-    with opened_store(store, StoreOptions().access()) as repository:
+    with opened_store(store, _access()) as repository:
         return [each for each in repository.disks() if each.startswith(begun)]
 
 
 def _points(store: str, disk: str, begun: str) -> list[str]:
-    from blockstream.cli.store_access import StoreOptions
     from blockstream.cli.stores import opened_store
 
-    with opened_store(store, StoreOptions().access(), disk) as repository:
+    with opened_store(store, _access(), disk) as repository:
         found = [str(each.seq) for each in repository.disk(disk).points()]
     return [each for each in ["last", *found] if each.startswith(begun)]
 
@@ -80,3 +79,9 @@ def _folders(incomplete: str) -> Iterator[CompletionItem]:
         for each in sorted(os.scandir(f"{outer}/"), key=lambda entry: entry.name):
             if each.is_dir() and each.name.startswith(begun) and each.name != "bs1":
                 yield CompletionItem(f"{_FOLDER_STORE}{outer}/{each.name}/")
+
+
+def _access() -> StoreAccess:
+    """Return what a command would take to reach a store, if nothing was said of that."""
+    named = os.environ.get("BLOCKSTREAM_IDENTITY")
+    return StoreAccess("", Path(named) if named else None, default_state_directory())

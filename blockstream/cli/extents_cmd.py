@@ -11,10 +11,11 @@ from blockstream.captures.lvm_changes import stored_changes, tracked_changes
 from blockstream.captures.options import NbdOptions, VmdkOptions
 from blockstream.captures.vmdk_chain import listed
 from blockstream.cli.console import show
-from blockstream.cli.foreground import Reporter, done
+from blockstream.cli.foreground import done
+from blockstream.cli.grouped_help import GroupedCommand
 from blockstream.cli.location_types import PLACE
 from blockstream.cli.nbd_certificates import disk_with_certificates
-from blockstream.cli.option_groups import GroupedCommand, OptionGroups, with_groups
+from blockstream.cli.option_groups import OptionGroups, with_groups
 from blockstream.cli.options import (
     ProgressWish,
     reporters,
@@ -22,6 +23,7 @@ from blockstream.cli.options import (
     with_progress,
     with_state_dir,
 )
+from blockstream.cli.reporter import Reporter
 from blockstream.declared import option
 from blockstream.errors import UsageError
 from blockstream.extents import ExtentMap

@@ -12,10 +12,10 @@ import sys
 import threading
 from collections.abc import Coroutine, Iterator, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, Final, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
 
+from blockstream.cli.reporter import Reporter
 from blockstream.errors import ExitStatus, InterruptedTransferError
-from blockstream.pipeline.progress import Progress
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Task
@@ -33,23 +33,6 @@ _LEFT = (
     "\nblockstream: left at once by {}; what is durable stays, and the same command goes on from "
     "there\n"
 )
-
-
-class Reporter(Protocol):
-    """Shows progress to somebody."""
-
-    @property
-    def interval(self) -> float:
-        """Seconds until the next `report`."""
-
-    def report(self, progress: Progress) -> None:
-        """Show how far it is; called after each `interval`."""
-
-    def asked(self, progress: Progress) -> None:
-        """Show one line now: somebody sent SIGUSR1."""
-
-    def clear(self) -> None:
-        """Leave the place to other words; what comes next may be shown again."""
 
 
 class _Signals:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from blockstream.cli.console import emit_result, show
-from blockstream.cli.foreground import Reporter, done
+from blockstream.cli.foreground import done
 from blockstream.cli.options import (
     ProgressWish,
     refuse_terminal,
     reporters,
     with_progress,
 )
+from blockstream.cli.reporter import Reporter
 from blockstream.errors import NotFoundError, StaleViewError, UsageError
 from blockstream.formats.foreign.names import OURS, READ
 from blockstream.jobs.foreign.detect import beginning, is_ours

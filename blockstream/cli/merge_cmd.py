@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 
 from blockstream.cli.convert_common import StreamGroups, made_of
-from blockstream.cli.option_groups import GroupedCommand, with_groups
+from blockstream.cli.grouped_help import GroupedCommand
+from blockstream.cli.option_groups import with_groups
 from blockstream.cli.options import ProgressWish, with_progress, with_state_dir
 from blockstream.errors import UsageError
 

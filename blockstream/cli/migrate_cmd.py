@@ -5,13 +5,14 @@ from pathlib import Path
 import click
 
 from blockstream.cli.console import say
+from blockstream.cli.grouped_help import GroupedCommand
 from blockstream.cli.migrate_options import MigrateGroups
 from blockstream.cli.migrate_output import Steps, show_migrated
 from blockstream.cli.migrate_plan import means_of, prepared
-from blockstream.cli.option_groups import GroupedCommand, groups_in, with_groups
+from blockstream.cli.option_groups import groups_in, with_groups
 from blockstream.cli.options import ProgressWish, reporters, with_progress, with_state_dir
 from blockstream.cli.remote_options import RemoteOptions
-from blockstream.cli.send_output import Voice
+from blockstream.cli.voice import Voice
 from blockstream.errors import NotFoundError, UsageError
 from blockstream.jobs.migration.guests import CommandGuest, FarHost
 from blockstream.jobs.migration.marks import places_of

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from blockstream.cli.console import emit, say
-from blockstream.cli.send_output import Voice
+from blockstream.cli.voice import Voice
 from blockstream.jobs.migration.convergence import Round
 from blockstream.jobs.migration.migrate import MigrationReport
 from blockstream.words import duration_text, size_text

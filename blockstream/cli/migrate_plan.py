@@ -7,7 +7,7 @@ from typing import Final
 
 from blockstream.cli.bwlimit import limiter_for
 from blockstream.cli.migrate_options import MigrateGroups, ThereOptions
-from blockstream.cli.send_output import Voice
+from blockstream.cli.voice import Voice
 from blockstream.errors import UsageError
 from blockstream.jobs.migration.domain import DomainGuest
 from blockstream.jobs.migration.guests import CommandGuest, FarHost, Guest

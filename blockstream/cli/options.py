@@ -10,17 +10,16 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from blockstream.cli.console import (
+from blockstream.cli.console import emit, say
+from blockstream.cli.grouped_help import RareOption
+from blockstream.cli.progress_output import (
     BarReporter,
     EventReporter,
     LineReporter,
     PercentReporter,
-    emit,
-    say,
     write_share,
 )
-from blockstream.cli.foreground import Reporter
-from blockstream.cli.option_groups import RareOption
+from blockstream.cli.reporter import Reporter
 from blockstream.errors import UsageError
 from blockstream.linux.state_directory import check_owner, default_state_directory
 

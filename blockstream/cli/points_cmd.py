@@ -7,7 +7,9 @@ import click
 from blockstream.cli.console import emit_result, say, show
 from blockstream.cli.location_types import PLACE
 from blockstream.cli.options import warn
-from blockstream.cli.store_access import StoreAccess, with_store_access
+from blockstream.cli.saved_output import point_values
+from blockstream.cli.store_access import StoreAccess
+from blockstream.cli.store_options import with_store_access
 from blockstream.cli.stores import (
     check_doubts,
     doubts_of,
@@ -15,7 +17,6 @@ from blockstream.cli.stores import (
     missing_disks,
     opened_store,
     place_of,
-    point_values,
     show_strays,
     whole_store,
 )

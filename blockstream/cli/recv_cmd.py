@@ -3,17 +3,18 @@
 import functools
 import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import click
 
 from blockstream.cli.foreground import done
 from blockstream.cli.foreign import show_foreign
+from blockstream.cli.grouped_help import GroupedCommand
 from blockstream.cli.joined import meeting_of
 from blockstream.cli.location_types import DISK_HERE
-from blockstream.cli.option_groups import GroupedCommand, OptionGroups, with_groups
+from blockstream.cli.option_groups import with_groups
 from blockstream.cli.options import (
     ProgressWish,
     refuse_terminal,
@@ -23,7 +24,7 @@ from blockstream.cli.options import (
     with_state_dir,
 )
 from blockstream.cli.received_output import sampled_text, show_received
-from blockstream.declared import option
+from blockstream.cli.recv_options import RecvGroups
 from blockstream.errors import (
     ForeignStreamError,
     InterruptedTransferError,
@@ -36,70 +37,13 @@ from blockstream.jobs.foreign.options import ForeignOptions
 from blockstream.linux.files import write_durably
 from blockstream.run import Run
 from blockstream.transfers.receive import ReceiveResult, receive, receive_sessions
-from blockstream.transfers.receive_options import ReceiveRequest, WriteOptions
+from blockstream.transfers.receive_options import ReceiveRequest
 
 if TYPE_CHECKING:
     from blockstream.jobs.foreign.receive import ForeignResult
 
 _STDIN = 0
 _STDOUT = 1
-
-
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class TakeOptions:
-    """What is done beside writing.
-
-    Attributes:
-        dry_run: Check everything, write nothing.
-        receipt: File for a receipt, `-` for standard output; empty for none.
-        lock_wait: Seconds to wait for whoever else uses the target.
-    """
-
-    dry_run: bool = option(False, "Check everything, write nothing.", short="-n")
-    receipt: str = option(
-        "",
-        "Write a receipt for `blockstream confirm`; - is standard output.",
-        metavar="FILE",
-        completes="files",
-    )
-    lock_wait: float = option(
-        0.0, "Wait that long for whoever else uses TARGET.", metavar="SECONDS", least=0
-    )
-
-
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class SessionOptions:
-    """What a `send` says to the `recv` that it starts on the other host.
-
-    Attributes:
-        session: Answer on standard output.
-        standing: One after the other, until the sender hangs up.
-        meeting: How many further connections come.
-    """
-
-    session: bool = option(
-        False, "Answer on standard output: what `send` starts on the other host.", hidden=True
-    )
-    standing: bool = option(
-        False, "With --session: one after the other, until the sender hangs up.", hidden=True
-    )
-    meeting: int = option(0, "With --session: further connections.", least=0, most=15, hidden=True)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
-class RecvGroups(OptionGroups):
-    """The options of `recv`."""
-
-    titles: ClassVar = {
-        "write": "Writing TARGET",
-        "take": "Beside that",
-        "foreign": "A stream of another tool",
-    }
-
-    write: WriteOptions
-    take: TakeOptions
-    foreign: ForeignOptions
-    session: SessionOptions
 
 
 @click.command("recv", cls=GroupedCommand, short_help="Take a stream onto a disk.")

@@ -6,13 +6,15 @@ from typing import ClassVar
 
 import click
 
+from blockstream.cli.grouped_help import GroupedCommand
 from blockstream.cli.location_types import PLACE, disk_here
-from blockstream.cli.option_groups import GroupedCommand, OptionGroups, with_groups
+from blockstream.cli.option_groups import OptionGroups, with_groups
 from blockstream.cli.options import ProgressWish, reporters, with_progress, with_state_dir
 from blockstream.cli.remote_options import RemoteOptions, refuse_remote_options
-from blockstream.cli.send_output import SendOutput, Voice
-from blockstream.cli.store_access import StoreOptions
+from blockstream.cli.send_output import SendOutput
+from blockstream.cli.store_options import StoreOptions
 from blockstream.cli.stores import captured_point, doubts_text, place_of
+from blockstream.cli.voice import Voice
 from blockstream.destinations.places import OneDisk
 from blockstream.destinations.registry import DestinationOptions, opened_destination
 from blockstream.jobs.transfer import transfer

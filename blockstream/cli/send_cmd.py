@@ -6,8 +6,9 @@ from pathlib import Path
 import click
 
 from blockstream.cli.bwlimit import limiter_for
+from blockstream.cli.grouped_help import GroupedCommand
 from blockstream.cli.location_types import PLACE
-from blockstream.cli.option_groups import GroupedCommand, with_groups
+from blockstream.cli.option_groups import with_groups
 from blockstream.cli.options import (
     ProgressWish,
     cleared,
@@ -19,9 +20,10 @@ from blockstream.cli.options import (
 from blockstream.cli.received_output import show_received
 from blockstream.cli.send_arguments import SendArguments
 from blockstream.cli.send_options import SendGroups
-from blockstream.cli.send_output import SendOutput, Voice
+from blockstream.cli.send_output import SendOutput
 from blockstream.cli.send_rules import check
 from blockstream.cli.sending import Sending
+from blockstream.cli.voice import Voice
 from blockstream.locations.local import LocalDisk
 from blockstream.locations.ssh import Remote
 

@@ -13,7 +13,7 @@ from blockstream.captures.options import (
 from blockstream.cli.option_groups import OptionGroups
 from blockstream.cli.other_tool import OtherToolOptions
 from blockstream.cli.remote_options import RemoteOptions
-from blockstream.cli.store_access import StoreOptions
+from blockstream.cli.store_options import StoreOptions
 from blockstream.declared import Needs, option
 from blockstream.transfers.receive_options import WriteOptions
 

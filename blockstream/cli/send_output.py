@@ -1,59 +1,25 @@
 """How a `send` speaks: what it says of its source, of its plan, and of what was sent."""
 
-import os
 from collections.abc import Coroutine, Sequence
-from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from blockstream.captures.interface import Captured
-from blockstream.cli.closing import CLOSING
-from blockstream.cli.console import emit, saving_text, say
-from blockstream.cli.foreground import Reporter, done
-from blockstream.cli.options import cleared, warn
-from blockstream.cli.received_output import show_received, show_would_apply
-from blockstream.destinations.interface import Delivered, Rehearsal
+from blockstream.cli.console import emit, say
+from blockstream.cli.options import cleared
+from blockstream.cli.received_output import show_received
+from blockstream.cli.sent_output import note_delivery, show_sent, show_written
+from blockstream.cli.voice import Voice
+from blockstream.destinations.interface import Delivered
 from blockstream.errors import BlockstreamError, StaleViewError
-from blockstream.run import Run
-from blockstream.transfers.send import SendPlan, SendResult
-from blockstream.words import counted, duration_text, moment_text, size_text
+from blockstream.transfers.send import SendResult
+from blockstream.words import size_text
 
 if TYPE_CHECKING:
     from blockstream.captures.vsphere.capture import MachineCapture  # pyVmomi: 0.2 s
     from blockstream.transfers.digests import Comparison  # numpy: 60 ms
-    from blockstream.transfers.write_foreign import WriteResult
+
 
 T = TypeVar("T")
-
-_STDOUT = 1
-
-
-@dataclass(slots=True)
-class Voice:
-    """How a run speaks.
-
-    Attributes:
-        shown: Who shows progress.
-        as_json: In JSON lines.
-        quiet: No closing line.
-        run: What works is handed this.
-    """
-
-    shown: list[Reporter]
-    as_json: bool
-    quiet: bool
-    run: Run = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.run = Run(self.tell)
-
-    def done(self, job: Coroutine[object, object, T]) -> T:
-        """Do a job in the foreground; see there."""
-        return done(job, self.run, self.shown)
-
-    def tell(self, text: str) -> None:
-        """Say a line, in the place of a bar."""
-        cleared(self.shown)
-        warn(text, as_json=self.as_json)
 
 
 class SendOutput:
@@ -120,7 +86,7 @@ class SendOutput:
         elif what.base_checked and not voice.quiet:
             say(f"{what.place} held the base: all that was not sent was read, and was equal")
         if isinstance(result, SendResult):
-            _note(what, voice)
+            note_delivery(what, voice)
             show_sent(result, voice, full=full, target=what.place)
             return
         # What the others take to say is loaded for them alone.
@@ -137,12 +103,12 @@ class SendOutput:
             )
             self.doubt(result.undo_lost)
         elif isinstance(result, WriteResult):
-            _note(what, voice)
+            note_delivery(what, voice)
             show_written(result, voice, full=full)
         else:
-            from blockstream.cli.stores import missed_text, show_saved
+            from blockstream.cli.saved_output import missed_text, show_saved
 
-            _note(what, voice)
+            note_delivery(what, voice)
             show_saved(result, what.place, as_json=voice.as_json, quiet=voice.quiet)
             self.doubt(missed_text(result, what.place))
 
@@ -194,22 +160,6 @@ class SendOutput:
         return texts
 
 
-def _note(what: Delivered, voice: Voice) -> None:
-    """Keep what was delivered for the last line."""
-    if not voice.as_json:
-        return
-    result, disk = what.result, what.disk
-    CLOSING.delivered(
-        source=disk.location,
-        target=what.place,
-        state=result.state,
-        base=disk.base,
-        moment=moment_text(result.moment),
-        counts=result.counts,
-        is_committed=what.is_confirmed,
-    )
-
-
 def _described(disk: Captured) -> dict[str, object]:
     return {
         "name": disk.name,
@@ -219,97 +169,3 @@ def _described(disk: Captured) -> dict[str, object]:
         "goal": disk.state,
         "why_whole": disk.why_whole,
     }
-
-
-def show_rehearsal(source: str, found: Rehearsal, voice: Voice) -> None:
-    """Say what would be sent, and what the place says of it."""
-    from blockstream.transfers.receive import ReceiveResult
-    from blockstream.transfers.save import SaveEstimate
-
-    show_plan(source, found.plan, as_json=voice.as_json)
-    answer = found.answer
-    if isinstance(answer, ReceiveResult):
-        show_received(answer, found.place, as_json=voice.as_json, quiet=False)
-    elif isinstance(answer, SaveEstimate) and voice.as_json:
-        from blockstream.events import WouldStore
-
-        emit(WouldStore(answer.bytes, answer.requests))
-    elif isinstance(answer, SaveEstimate):
-        say(
-            f"  {size_text(answer.bytes)} at most would be stored, with about {answer.requests} "
-            "requests that write"
-        )
-    elif answer is not None:
-        show_would_apply(found.place, answer.base, answer.goal, as_json=voice.as_json)
-    elif found.place:
-        say(f"{found.place} is not asked: its policy tells only a real transfer")
-
-
-def show_plan(source: str, plan: SendPlan, *, as_json: bool) -> None:
-    """Say what would be sent."""
-    for text in plan.warnings:
-        warn(text, as_json=as_json)
-    if as_json:
-        from blockstream.events import Planned
-
-        emit(
-            Planned(
-                source=source,
-                base=plan.opening.base,
-                goal=plan.opening.goal,
-                size=plan.opening.size,
-                total=plan.opening.total,
-                extents=len(plan.extents),
-                data=plan.data_bytes,
-                zeros=plan.zero_bytes,
-                moment=moment_text(plan.moment),
-            )
-        )
-        return
-    opening = plan.opening
-    kind = "a full copy" if opening.full else f"the changes from {opening.base} to {opening.goal}"
-    say(f"would send {kind} of {source} ({size_text(opening.size)}):")
-    say(f"  {size_text(plan.data_bytes)} to read, in {counted(len(plan.extents), 'extent')}")
-    say(f"  {size_text(plan.zero_bytes)} known to be zeros")
-    say(f"  {size_text(opening.size - opening.total)} not touched")
-
-
-def show_sent(result: SendResult, voice: Voice, *, full: bool, target: str = "") -> None:
-    """Say what was sent."""
-    if voice.as_json:
-        from blockstream.events import Sent
-
-        emit(
-            Sent(
-                target=target,
-                **asdict(result.expected),
-                confirmed=result.confirmed,
-                moment=moment_text(result.moment),
-                seconds=round(result.seconds, 3),
-                counts=asdict(result.counts),
-            )
-        )
-    elif not voice.quiet and target:
-        saving = saving_text(result.counts, full=full)
-        seconds = duration_text(result.seconds)
-        say(f"committed: {target} holds {result.expected.goal}: {saving}, in {seconds}")
-    elif not voice.quiet:
-        say(
-            f"sent: {saving_text(result.counts, full=full)}, in {duration_text(result.seconds)}, "
-            f"as {result.expected.goal}"
-        )
-        if result.confirmed:
-            say("confirmed: the receiver committed it")
-        elif not os.isatty(_STDOUT):
-            say("sent, not confirmed: the receiver's exit status decides")
-
-
-def show_written(result: "WriteResult", voice: Voice, *, full: bool) -> None:
-    """Say what was written for another tool."""
-    if voice.as_json:
-        from blockstream.events import Written
-
-        emit(Written(result.format, asdict(result.counts)))
-    elif not voice.quiet:
-        text = saving_text(result.counts, full=full)
-        say(f"sent: {text}; whether it was received, only that tool tells")

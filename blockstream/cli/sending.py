@@ -12,9 +12,11 @@ from blockstream.captures.options import CaptureOptions
 from blockstream.captures.registry import capture_of
 from blockstream.captures.together import Together
 from blockstream.cli.joined import meeting_of
+from blockstream.cli.plan_output import show_rehearsal
 from blockstream.cli.send_arguments import SendArguments
 from blockstream.cli.send_options import SendGroups
-from blockstream.cli.send_output import SendOutput, Voice, show_rehearsal
+from blockstream.cli.send_output import SendOutput
+from blockstream.cli.voice import Voice
 from blockstream.destinations.interface import Destination
 from blockstream.jobs.transfer import ChangeOptions, rehearse, transfer
 from blockstream.locations.local import LocalDisk

@@ -10,11 +10,12 @@ from blockstream.captures.interface import Captured
 from blockstream.captures.options import CaptureOptions
 from blockstream.captures.registry import capture_of
 from blockstream.cli.console import emit, say
+from blockstream.cli.grouped_help import GroupedCommand
 from blockstream.cli.location_types import PLACE, disk_here
-from blockstream.cli.option_groups import GroupedCommand, OptionGroups, with_groups
+from blockstream.cli.option_groups import OptionGroups, with_groups
 from blockstream.cli.options import ProgressWish, reporters, with_progress, with_state_dir
 from blockstream.cli.remote_options import RemoteOptions, refuse_remote_options
-from blockstream.cli.send_output import Voice
+from blockstream.cli.voice import Voice
 from blockstream.declared import option
 from blockstream.destinations.interface import Delivered
 from blockstream.destinations.places import OneDisk

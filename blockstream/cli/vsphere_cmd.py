@@ -9,7 +9,8 @@ from blockstream.captures.options import PasswordOptions
 from blockstream.cli.command_group import CommandGroup
 from blockstream.cli.console import emit, emit_result, say, show
 from blockstream.cli.foreground import done
-from blockstream.cli.option_groups import GroupedCommand, OptionGroups, with_groups
+from blockstream.cli.grouped_help import GroupedCommand
+from blockstream.cli.option_groups import OptionGroups, with_groups
 from blockstream.cli.options import warn, with_json
 from blockstream.cli.vsphere_login import opened_vsphere, password_of
 from blockstream.errors import UsageError

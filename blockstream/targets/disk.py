@@ -90,21 +90,7 @@ class DiskTarget:
             self._links = info.st_nlink
             self.identity: Identity = identity_of(self._fd)
             self._check_use(sources, force_in_use)
-            # A file has one writer at a time anyway, and the kernel spins while others wait.
-            self._one_writer: contextlib.AbstractContextManager[object] = (
-                contextlib.nullcontext() if self._is_device else threading.Lock()
-            )
-            self._block = logical_block_of(self._fd) if self._is_device else 1
-            self._limits = queue_limits_of(self._fd) if self._is_device else QueueLimits()
-            # Only a thin volume promises that what it unmapped reads as zeros; a disk that has
-            # nothing but discard may forget it with the next power cut.
-            thin = thin_at(info.st_rdev) if self._is_device else None
-            self._is_thin = thin is not None
-            if thin is not None and thin.shows_old:
-                self._fresh = FreshChunks(self._fd, self.size, thin.chunk)
-            self._keeps_thin = (
-                self._is_thin and self._limits.discard_max > 0 and not self._limits.write_zeroes_max
-            )
+            self._learn(info.st_rdev)
             self._medium = self._open_medium()
         except BaseException:
             os.close(self._fd)
@@ -114,6 +100,24 @@ class DiskTarget:
             raise
 
     # Opening.
+
+    def _learn(self, device: int) -> None:
+        """Find out how it wants to be written."""
+        # A file has one writer at a time anyway, and the kernel spins while others wait.
+        self._one_writer: contextlib.AbstractContextManager[object] = (
+            contextlib.nullcontext() if self._is_device else threading.Lock()
+        )
+        self._block = logical_block_of(self._fd) if self._is_device else 1
+        self._limits = queue_limits_of(self._fd) if self._is_device else QueueLimits()
+        # Only a thin volume promises that what it unmapped reads as zeros; a disk that has nothing
+        # but discard may forget it with the next power cut.
+        thin = thin_at(device) if self._is_device else None
+        self._is_thin = thin is not None
+        if thin is not None and thin.shows_old:
+            self._fresh = FreshChunks(self._fd, self.size, thin.chunk)
+        self._keeps_thin = (
+            self._is_thin and self._limits.discard_max > 0 and not self._limits.write_zeroes_max
+        )
 
     def remove_made(self) -> None:
         """Remove the file again, if it was made for this target."""

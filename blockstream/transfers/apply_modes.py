@@ -10,8 +10,8 @@ from blockstream.run import Run
 from blockstream.transfers.opened_target import OpenedTarget
 from blockstream.transfers.receive_options import ApplyMode
 from blockstream.transfers.stored_stream import finish_staged, spool_facts
-from blockstream.transfers.undo_keeper import UndoKeeper
-from blockstream_protocol import Dirty, ReceiverPolicy, TargetState
+from blockstream.transfers.undo_keeper import Save, UndoKeeper
+from blockstream_protocol import Dirty, Open, Plan, ReceiverPolicy, TargetState
 
 # Whether a transfer of that identity is continued here.
 Continues = Callable[[str], bool]
@@ -36,7 +36,7 @@ def applier_for(
         run: Stops it.
     """
     target, journal = everything.target, everything.journal
-    keeper = UndoKeeper(everything, keeps=mode is ApplyMode.UNDO)
+    keeper = UndoKeeper(everything, _saver(everything) if mode is ApplyMode.UNDO else None)
     direct = DirectApplier(target, journal, keeper)
     if mode is not ApplyMode.STAGE or policy.dry_run:
         return journal.state, direct
@@ -85,3 +85,14 @@ def _as_spool_sees(state: TargetState) -> TargetState:
     if not isinstance(state, Dirty):
         return state
     return replace(state, transfer="", frames=0, chain="", end=0, covered=0)
+
+
+def _saver(everything: OpenedTarget) -> Save:
+    """Return what keeps the pre-images of a plan."""
+
+    def save(opening: Open, plan: Plan, resumed: bool) -> None:
+        from blockstream.transfers.undo import save_undo  # heavy, and rarely used
+
+        save_undo(everything, opening, plan, resumed=resumed)
+
+    return save

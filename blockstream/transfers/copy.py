@@ -13,7 +13,7 @@ from blockstream.interfaces import Target
 from blockstream.locations.local import open_target
 from blockstream.pipeline.compression import CompressionChoice
 from blockstream.pipeline.packer import PackedFrame
-from blockstream.pipeline.receiver import Applying
+from blockstream.pipeline.receiver import Applier, Applying
 from blockstream.pipeline.sender import SendEngine, SendOptions
 from blockstream.pipeline.staged import StagedApplier
 from blockstream.run import Run
@@ -40,6 +40,7 @@ from blockstream_protocol import (
     Frame,
     Message,
     Receiver,
+    ReceiverPolicy,
     Sender,
     Table,
     Verify,
@@ -235,56 +236,14 @@ class _Copying:
             sent.begin(disk.location, options.target, opening.base, opening.goal)
         progress = self.run.count_anew()
         progress.size, progress.total = disk.source.size, plan.opening.total
-        engines: list[SendEngine] = []
+        failed, engines = list[BlockstreamError](), list[SendEngine]()
 
         def answer(message: Message) -> None:
             if not failed:
                 engines[0].receive(message)
 
-        def record_intent(expected: Committed) -> None:
-            self._remember(expected, confirmed=False)
-
-        failed: list[BlockstreamError] = []
-        identity = plan.opening.identity(blake3.blake3).hex()
-        state, applier = applier_for(
-            self.where.apply,
-            everything,
-            policy,
-            self.facts,
-            lambda transfer: transfer == identity,
-            self.run,
-        )
-        receiver = Receiver(
-            size=everything.target.size,
-            state=state,
-            new_digest=blake3.blake3,
-            policy=policy,
-            software=f"blockstream {__version__}",
-        )
-        applying = Applying(
-            receiver,
-            applier,
-            progress,
-            answer,
-            keep_frames=self.where.verify,
-        )
-        sender = Sender(
-            plan.opening,
-            plan.plan,
-            new_digest=blake3.blake3,
-            duplex=True,
-            software=f"blockstream {__version__}",
-            moment=plan.moment,
-            now=time.monotonic(),
-        )
-        engine = SendEngine(
-            sender,
-            disk.source,
-            plan.extents,
-            LocalSink(applying),
-            progress,
-            SendOptions(compression=CompressionChoice(0), record_intent=record_intent),
-        )
+        applier, applying = self._receiving(plan, policy, answer)
+        engine = self._sending(plan, applying)
         engines.append(engine)
         try:
             with self.run.heeding(engine.stop):
@@ -299,3 +258,46 @@ class _Copying:
             if isinstance(applier, StagedApplier):
                 applier.close()
         return finish, plan, applying.sampled
+
+    def _receiving(
+        self, plan: SendPlan, policy: ReceiverPolicy, answer: Callable[[Message], None]
+    ) -> tuple[Applier, Applying]:
+        """Return the target's end."""
+        identity = plan.opening.identity(blake3.blake3).hex()
+        state, applier = applier_for(
+            self.where.apply,
+            self.everything,
+            policy,
+            self.facts,
+            lambda transfer: transfer == identity,
+            self.run,
+        )
+        receiver = Receiver(
+            size=self.everything.target.size,
+            state=state,
+            new_digest=blake3.blake3,
+            policy=policy,
+            software=f"blockstream {__version__}",
+        )
+        keeps = self.where.verify
+        applying = Applying(receiver, applier, self.run.progress, answer, keep_frames=keeps)
+        return applier, applying
+
+    def _sending(self, plan: SendPlan, applying: Applying) -> SendEngine:
+        """Return the source's end."""
+
+        def record_intent(expected: Committed) -> None:
+            self._remember(expected, confirmed=False)
+
+        sender = Sender(
+            plan.opening,
+            plan.plan,
+            new_digest=blake3.blake3,
+            duplex=True,
+            software=f"blockstream {__version__}",
+            moment=plan.moment,
+            now=time.monotonic(),
+        )
+        options = SendOptions(compression=CompressionChoice(0), record_intent=record_intent)
+        sink, progress = LocalSink(applying), self.run.progress
+        return SendEngine(sender, self.disk.source, plan.extents, sink, progress, options)

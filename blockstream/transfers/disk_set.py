@@ -104,15 +104,10 @@ async def push_set(
     for number, sending in enumerate(sendings):
         await run.settle(functools.partial(sending.confirm, done[number]))
     seconds = run.now() - began
+    counts = [part.progress.snapshot() for part in parts]
     return [
-        SendResult(
-            done[number],
-            part.progress.snapshot(),
-            seconds,
-            confirmed=True,
-            moment=sendings[number].what.moment,
-        )
-        for number, part in enumerate(parts)
+        SendResult(done[number], counts[number], seconds, True, sending.what.moment)
+        for number, sending in enumerate(sendings)
     ]
 
 

@@ -103,7 +103,7 @@ def finish_staged(everything: OpenedTarget, run: Run | None = None) -> None:
         BlockstreamError: As for any stream; it can be tried again.
     """
     policy, name = _spool_policy(everything.spool.entry.facts), everything.target.name
-    path, keeper = everything.spool_path, UndoKeeper(everything, keeps=False)
+    path, keeper = everything.spool_path, UndoKeeper(everything)
     try:
         done = apply_stored(everything, path, policy=policy, keeper=keeper, run=run)
     except RefusedError as error:

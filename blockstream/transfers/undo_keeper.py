@@ -1,7 +1,11 @@
 """What a transfer does with undo logs: it keeps its own, or forgets that of an earlier one."""
 
+from collections.abc import Callable
+
 from blockstream.transfers.opened_target import OpenedTarget
 from blockstream_protocol import Open, Plan
+
+Save = Callable[[Open, Plan, bool], None]
 
 
 class UndoKeeper:
@@ -11,10 +15,10 @@ class UndoKeeper:
     the first write, and put back if there is none.
     """
 
-    def __init__(self, everything: OpenedTarget, *, keeps: bool) -> None:
-        """Prepare; `keeps` is whether what is overwritten can be undone."""
+    def __init__(self, everything: OpenedTarget, save: Save | None = None) -> None:
+        """Prepare; `save` keeps what is overwritten, so that it can be undone; None for nothing."""
         self._everything = everything
-        self._keeps = keeps
+        self._save = save
 
     def begin(self, opening: Open, plan: Plan, *, resumed: bool) -> None:
         """Keep the pre-images of a plan, or nothing; a refusal here leaves everything as it was.
@@ -24,18 +28,16 @@ class UndoKeeper:
         """
         everything = self._everything
         everything.set_undo_aside()
-        if self._keeps:
-            from blockstream.transfers.undo import save_undo  # heavy, and rarely used
-
+        if self._save is not None:
             try:
-                save_undo(everything, opening, plan, resumed=resumed)
+                self._save(opening, plan, resumed)
             except BaseException:
                 everything.put_undo_back()
                 raise
         elif not resumed:
             everything.drop_undo()
         # What lies in the spool, unfinished, was meant for what the target held until now, too.
-        if self._keeps or not everything.spool_complete:
+        if self._save is not None or not everything.spool_complete:
             everything.drop_spool()
 
     def first_write(self) -> None:

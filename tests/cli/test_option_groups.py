@@ -9,15 +9,11 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from blockstream.cli.grouped_help import GroupedCommand
 from blockstream.cli.main import cli
 from blockstream.cli.migrate_options import MigrateGroups
-from blockstream.cli.option_groups import (
-    GroupedCommand,
-    OptionGroups,
-    groups_in,
-    with_groups,
-)
-from blockstream.cli.recv_cmd import RecvGroups
+from blockstream.cli.option_groups import OptionGroups, groups_in, with_groups
+from blockstream.cli.recv_options import RecvGroups
 from blockstream.cli.restore_cmd import RestoreGroups
 from blockstream.cli.send_options import SendGroups
 from blockstream.cli.verify_cmd import VerifyGroups
