@@ -729,6 +729,17 @@ def test_the_last_base_is_one_of_the_same_disk(host: Host, store: str, tmp_path:
     ok(host.run("send", other, f"{store}/vm", *named))
 
 
+def test_a_restore_can_be_undone(host: Host, store: str) -> None:
+    disk = host.disk("disk", SIZE)
+    ok(host.run("send", disk, f"{store}/vm"))
+    target = host.disk("target", SIZE, seed=9)
+    before = target.read_bytes()
+    ok(host.run("restore", f"{store}/vm", target, "--apply", "undo"))
+    assert target.read_bytes() == disk.read_bytes()
+    ok(host.run("undo", target))
+    assert target.read_bytes() == before
+
+
 def test_what_was_found_damaged_is_remembered(host: Host, store: str, tmp_path: Path) -> None:
     """The rules kept the newest point, which could not be restored, and hid the good ones."""
     disk = host.disk("disk", SIZE)
