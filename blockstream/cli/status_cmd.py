@@ -10,7 +10,7 @@ from blockstream.cli.location_types import DISK_HERE
 from blockstream.cli.options import with_json, with_state_dir
 from blockstream.errors import UsageError
 from blockstream.jobs.target_admin import all_statuses, forget, status
-from blockstream.transfers.opened_target import TargetStatus
+from blockstream.pipeline.target_status import TargetStatus
 from blockstream.words import moment_text, size_text, time_text
 from blockstream_protocol import Clean, Dirty
 

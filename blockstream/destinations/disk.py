@@ -14,19 +14,14 @@ from blockstream.errors import NotFoundError, RefusedError
 from blockstream.interfaces import Target
 from blockstream.locations.interface import opened_source
 from blockstream.locations.local import LocalDisk, open_target
+from blockstream.pipeline.target_status import TargetStatus, status_at
 from blockstream.run import Run
 from blockstream.transfers.base_check import check_base_here
 from blockstream.transfers.compare import differing
 from blockstream.transfers.copy import copy
 from blockstream.transfers.digests import Comparison
 from blockstream.transfers.dry_run import rehearsed_here
-from blockstream.transfers.opened_target import (
-    TargetStatus,
-    absolute_path,
-    opened,
-    record_adopted,
-    status_at,
-)
+from blockstream.transfers.opened_target import absolute_path, opened, record_adopted
 from blockstream.transfers.receive_options import ReceiveRequest
 from blockstream.transfers.send import SendPlan, TransferOptions, planned
 from blockstream.transfers.sender_journal import SentTransfers

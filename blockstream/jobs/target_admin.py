@@ -7,14 +7,12 @@ from pathlib import Path
 from blockstream.errors import NotFoundError, RefusedError, UsageError
 from blockstream.linux.state_directory import JournalFiles
 from blockstream.pipeline.journal import SLOT_BYTES
+from blockstream.pipeline.target_status import TargetStatus, read_status, status_at
 from blockstream.transfers.opened_target import (
     OpenedTarget,
-    TargetStatus,
     absolute_path,
     opened_at,
-    read_status,
     record_adopted,
-    status_at,
 )
 from blockstream.transfers.stored_stream import finish_staged
 from blockstream_protocol import Clean, Dirty, Unknown, is_id

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import socket
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from blockstream.errors import BusyError, RefusedError
 from blockstream.linux.files import kept_file, sync_directory, write_durably
+from blockstream.linux.identity import Identity
 
 _SLOTS = 2
 
@@ -180,3 +182,13 @@ def locked(path: Path, what: str) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def target_folder(state_dir: Path, identity: Identity) -> Path:
+    """Return where the state lies, or would; it may lie under what it was known by before."""
+    folders = [_named(state_dir, key) for key in (identity.key, *identity.others)]
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
+
+
+def _named(state_dir: Path, key: str) -> Path:
+    return state_dir / "targets" / hashlib.sha256(key.encode()).hexdigest()[:32]

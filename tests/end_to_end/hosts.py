@@ -21,8 +21,8 @@ from jsonschema import Draft202012Validator
 from blockstream.errors import BlockstreamError
 from blockstream.events import schema
 from blockstream.jobs.target_admin import adopt
+from blockstream.pipeline.target_status import status_at
 from blockstream.pipeline.token import ResumeToken
-from blockstream.transfers.opened_target import status_at
 from blockstream_protocol import HEAD_BYTES, MAGIC, FrameType
 
 ROOT = Path(__file__).parents[2]

@@ -15,9 +15,9 @@ from blockstream.captures.plain import PlainCapture
 from blockstream.errors import NotFoundError
 from blockstream.locations.local import LocalDisk
 from blockstream.pipeline.compression import CompressionChoice
+from blockstream.pipeline.target_status import read_status
 from blockstream.pipeline.token import ResumeToken
 from blockstream.run import Run
-from blockstream.transfers.opened_target import read_status
 from blockstream.transfers.receive import ReceiveResult, receive
 from blockstream.transfers.receive_options import ReceiveRequest
 from blockstream.transfers.send import TransferOptions, send

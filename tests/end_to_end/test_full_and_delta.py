@@ -567,6 +567,12 @@ def cut_half_way(host: Host, *words: str | Path) -> tuple[Path, Path, bytes, End
     return disk, copy, stream, cut
 
 
+def test_a_half_written_disk_is_no_source_without_a_word(eager: Host) -> None:
+    _, copy, _, _ = cut_half_way(eager)
+    ended = eager.run("send", copy, "-n")
+    assert f"{copy} is half-written: a transfer to it, to A, has begun and not ended" in ended.err
+
+
 def test_cut_stream_leaves_a_token_that_continues_it(eager: Host) -> None:
     disk, copy, _, cut = cut_half_way(eager)
     assert "is half-written" in cut.err

@@ -24,7 +24,7 @@ from blockstream.errors import (
     SourceError,
     TargetError,
 )
-from blockstream.transfers.opened_target import TargetStatus, read_status
+from blockstream.pipeline.target_status import TargetStatus, read_status
 from blockstream.transfers.receive_options import ReceiveRequest
 from blockstream_protocol import Clean, Dirty
 from tests.devices import Rigged, rigged

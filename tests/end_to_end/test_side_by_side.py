@@ -12,10 +12,10 @@ import pytest
 from blockstream.captures.interface import Captured
 from blockstream.errors import InterruptedTransferError
 from blockstream.locations.ssh import Remote, Way
+from blockstream.pipeline.target_status import status_at
 from blockstream.run import Run
 from blockstream.sources.disk import DiskSource
 from blockstream.transfers.copy import copy
-from blockstream.transfers.opened_target import status_at
 from blockstream.transfers.peer_options import PeerOptions
 from blockstream.transfers.push import push
 from blockstream.transfers.receive_options import ReceiveRequest

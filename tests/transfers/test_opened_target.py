@@ -10,8 +10,9 @@ from blockstream.errors import BusyError, NotFoundError, RefusedError
 from blockstream.jobs.target_admin import adopt, forget
 from blockstream.linux.block import is_locked
 from blockstream.linux.identity import identity_of
+from blockstream.pipeline.target_status import UNDO_NAME, status_at
 from blockstream.transfers import opened_target
-from blockstream.transfers.opened_target import UNDO_NAME, status_at, wait_for_receiver
+from blockstream.transfers.opened_target import wait_for_receiver
 
 
 @pytest.fixture

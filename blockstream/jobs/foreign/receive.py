@@ -23,12 +23,13 @@ from blockstream.jobs.foreign.expected_digest import can_digest, foretold
 from blockstream.jobs.foreign.options import ForeignOptions
 from blockstream.linux.streams import widen_pipe
 from blockstream.locations.local import open_target
+from blockstream.pipeline.target_status import status_at
 from blockstream.run import Run
 from blockstream.sources.foreign_stream import ForeignStream, StreamContents
 from blockstream.sources.layered import LayeredSource
 from blockstream.transfers.copy import copy
 from blockstream.transfers.dry_run import rehearsed_here
-from blockstream.transfers.opened_target import LOCK_POLL_SECONDS, patiently, status_at
+from blockstream.transfers.opened_target import LOCK_POLL_SECONDS, patiently
 from blockstream.transfers.receive import ReceiveResult
 from blockstream.transfers.receive_options import ReceiveRequest
 from blockstream.transfers.send import TransferOptions, planned

@@ -160,7 +160,7 @@ class Migration:
             except BlockstreamError as error:
                 if self._note.phase is not Phase.ROUNDS:
                     raise
-                error.args = (f"{error}; {await run.settle(self._what_stays)}",)
+                error.add(await run.settle(self._what_stays))
                 raise
             with run.kept_to_the_end():
                 await run.settle(self._finish)

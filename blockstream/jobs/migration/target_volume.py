@@ -13,8 +13,9 @@ from blockstream.errors import BlockstreamError, ConnectionLostError, Interrupte
 from blockstream.linux import lvm
 from blockstream.linux.streams import WakeableReader
 from blockstream.locations.ssh import Remote, open_link
+from blockstream.pipeline.target_status import status_at
 from blockstream.run import Run
-from blockstream.transfers.opened_target import status_at, wait_for_receiver
+from blockstream.transfers.opened_target import wait_for_receiver
 from blockstream.transfers.peer_options import PeerOptions
 from blockstream.transfers.remote_command import LOCK_WAIT_SECONDS
 from blockstream.transfers.remote_errors import explained
