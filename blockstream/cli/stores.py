@@ -47,6 +47,12 @@ def opened_store(store: str, access: StoreAccess, disk: str = "") -> Iterator[Re
                     "was done; is what it lies on mounted? If it is gone for good, `blockstream "
                     f"store init --anew {objects.name}` makes another"
                 ) from None
+            if disk:
+                raise NotFoundError(
+                    f"neither {objects.name} nor {objects.name}/{disk} is a store; nothing was "
+                    "done; is what it lies on mounted, and the name right, which is STORE/DISK for "
+                    f"a disk? `blockstream store init {objects.name}` makes a store"
+                ) from None
             raise
         Pins(access.state_dir).check(repository)
         yield repository

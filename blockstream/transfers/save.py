@@ -226,6 +226,7 @@ def _stored(
     """Store all of a point but its manifest; take it back unless it is made visible."""
     last, source = where.last(), disk.source
     what = planned(disk, how)
+    _check_name(what.opening.goal)
     if last is not None and last.state == what.opening.goal:
         _check_same(what, how, source, where, last, run)
         yield _Stored(where, SaveResult(last, run.progress.snapshot(), existed=True))
@@ -279,6 +280,19 @@ def _stored(
         finally:
             if stored is None or not stored.is_settled:
                 _discard(packs, where, identity)
+
+
+def _check_name(goal: str) -> None:
+    """Refuse a state that nobody could name as a point: `@last` and `@7` are others.
+
+    Raises:
+        RefusedError: If it is one.
+    """
+    if goal.isdecimal() or goal == "last":
+        raise RefusedError(
+            f"a state in a store cannot be called {goal!r}, because `last` and numbers name points "
+            "by their order; nothing was sent; give it another name with --goal"
+        )
 
 
 def _warn_of_damage(where: StoredDisk, parent: Point, run: Run) -> None:

@@ -729,6 +729,22 @@ def test_the_last_base_is_one_of_the_same_disk(host: Host, store: str, tmp_path:
     ok(host.run("send", other, f"{store}/vm", *named))
 
 
+@pytest.mark.parametrize("goal", ["last", "7"])
+def test_a_state_that_no_point_could_be_named_by_is_refused(
+    host: Host, store: str, goal: str
+) -> None:
+    refused = host.run("send", host.disk("disk"), f"{store}/vm", "--goal", goal)
+    assert refused.status == 10, refused.err
+    assert "because `last` and numbers name points by their order" in refused.err
+
+
+def test_where_there_is_no_store_both_readings_are_named(host: Host, tmp_path: Path) -> None:
+    place = f"dir:{tmp_path}/nothing/here"
+    ended = host.run("points", place)
+    assert ended.status == 17
+    assert f"neither dir:{tmp_path}/nothing nor {place} is a store" in ended.err
+
+
 def test_a_restore_can_be_undone(host: Host, store: str) -> None:
     disk = host.disk("disk", SIZE)
     ok(host.run("send", disk, f"{store}/vm"))
