@@ -263,7 +263,7 @@ def test_a_rehearsal_asks_the_target_and_changes_nothing(host: Host, way: list[s
     disk, copy = host.disk("disk"), host.blank("copy", 300_000)
     ended = host.run("send", "-n", disk, f"lab:{copy}", "--goal", "A", *way)
     assert ended.status == 0, ended.err
-    assert f"lab: {copy} would take a full copy to A; nothing was written" in ended.err
+    assert f"lab:{copy} would take a full copy to A; nothing was written" in ended.err
     made = host.folder / "made"
     ended = host.run("send", "-n", disk, f"lab:{made}", "--create", *way)
     assert ended.status == 0, ended.err
