@@ -114,6 +114,7 @@ class _Verifying:
         self._seen: set[Place] = set()
         self._bad: set[Place] = set()
         self._sizes: dict[str, int] = {}
+        self._last = 0
 
     def done(self) -> Verified:
         """Check it."""
@@ -141,10 +142,9 @@ class _Verifying:
                 broken.add(point.seq)
         if self._part < 1:
             whole = set()  # what a sample calls whole, nobody has read
-        newest = max(self._disk.numbers(), default=0)
         for seq in sorted(broken | whole):
             try:
-                self._disk.mark_found(seq, newest, whole=seq not in broken)
+                self._disk.mark_found(seq, self._last, whole=seq not in broken)
             except (AuthenticationError, StoreError):
                 self.found.noted = False
 
@@ -168,9 +168,9 @@ class _Verifying:
                 self.found.broken.append(seq)
         with contextlib.suppress(StoreDamagedError):  # of the newest manifest, which was named
             self.found.unnamed = self._disk.unnamed()
-        newest = max(numbers, default=0)
+        self._last = max(numbers, default=0)  # what comes later, nobody looks at
         for seq in marked:
-            if seq > newest:  # pruning never takes the newest
+            if seq > self._last:  # pruning never takes the newest
                 key = self._disk.point_key(seq)
                 self._damaged(seq, key, f"{key} is missing: there was a point {seq}")
         for point in points:
