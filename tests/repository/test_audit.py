@@ -71,11 +71,12 @@ class Vm:
             places = np.array(sorted(set(changed)), np.int64)
             lengths = np.full(len(places), BLOCK, np.int64)
             extents = ExtentMap.from_columns(places, lengths, Kind.DATA, len(self.content))
-            base = str(self._state - 1)
+            base = f"state-{self._state - 1}"
             changes = ExtentList(extents, Meaning.CHANGED, "test", len(self.content))
         with closing(DiskSource(str(self._path))) as source:
             location = str(self._path)
-            disk = Captured("disk", location, source, str(self._state), None, base, changes)
+            state = f"state-{self._state}"
+            disk = Captured("disk", location, source, state, None, base, changes)
             return asyncio.run(save([disk], how, [self.points], Run(), audit_cycle=cycle))[0]
 
     def restored(self) -> bytes:
