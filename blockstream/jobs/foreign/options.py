@@ -23,7 +23,7 @@ def _state(text: str) -> str:
     return text
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class SaidOptions:
     """What is said of any stream of another tool.
 
@@ -53,7 +53,7 @@ class SaidOptions:
     accept_open_end: bool = option(False, "Believe that a stream without an end mark is whole.")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class ForeignOptions(SaidOptions):
     """What is said of one that is received.
 
@@ -74,7 +74,7 @@ class ForeignOptions(SaidOptions):
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class ConvertOptions(SaidOptions):
     """What is said of those of which another is made, and what that is.
 
