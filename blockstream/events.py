@@ -733,8 +733,8 @@ class End(Event):
 
 def kinds() -> list[type[Event]]:
     """Return all kinds of events."""
-    found = [*Event.__subclasses__(), *PointFields.__subclasses__()]
-    return [each for each in found if "kind" in vars(each)]
+    found = [each for each in globals().values() if isinstance(each, type)]
+    return [each for each in found if issubclass(each, Event) and "kind" in vars(each)]
 
 
 def schema() -> dict[str, object]:
