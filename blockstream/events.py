@@ -76,6 +76,14 @@ class Warned(Event):
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Said(Event):
+    """What people would read of it, and no other event says."""
+
+    kind: ClassVar[str] = "said"
+    message: str
+
+
 # Before anything is sent.
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from blockstream.cli.closing import CLOSING
 from blockstream.errors import InterruptedTransferError
 from blockstream.pipeline.progress import Snapshot
 from blockstream.words import printable, size_text
@@ -32,7 +33,17 @@ def saving_text(counts: Snapshot, *, full: bool) -> str:
 
 
 def say(text: str) -> None:
-    """Write to people. If nobody can hear it, the transfer goes on."""
+    """Write to people, or where a program hears us to that, as an event."""
+    if CLOSING.is_asked:
+        from blockstream.events import Said
+
+        emit(Said(text))
+    else:
+        _write(text)
+
+
+def _write(text: str) -> None:
+    """Write a line. If nobody can hear it, the transfer goes on."""
     with contextlib.suppress(OSError):
         sys.stderr.write(printable(text) + "\n")
         sys.stderr.flush()
@@ -57,7 +68,7 @@ def show(text: str) -> None:
 
 def emit(event: "Event") -> None:
     """Say a line of JSON on what happens, beside the data."""
-    say(json.dumps(event.values(), sort_keys=True))
+    _write(json.dumps(event.values(), sort_keys=True))
 
 
 def emit_result(event: "Event") -> None:

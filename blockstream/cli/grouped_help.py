@@ -13,11 +13,7 @@ if TYPE_CHECKING:
 
 
 _ALL: Final = "--help-all"
-
-
 _MORE: Final = "More"
-
-
 _MOST_COLUMNS: Final = 24
 
 

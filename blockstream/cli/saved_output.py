@@ -23,9 +23,9 @@ def show_saved(result: SaveResult, place: str, *, as_json: bool, quiet: bool) ->
     """Say what was saved."""
     point, audit = result.point, result.audit
     if as_json:
-        audited = audit.checked if audit is not None else 0
         from blockstream.events import Saved
 
+        audited = audit.checked if audit is not None else 0
         where, counts = f"{place}@{point.seq}", asdict(result.counts)
         emit(
             Saved(

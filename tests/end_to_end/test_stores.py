@@ -1507,3 +1507,14 @@ def test_a_stray_name_makes_no_line_of_its_own(host: Host, store: str, tmp_path:
     ended = ok(host.run("points", f"{store}/vm"))
     assert "\nvm: 4.0 MiB" not in ended.err
     assert "\\nvm: 4.0 MiB read is nothing of blockstream's" in ended.err
+
+
+def test_a_program_hears_nothing_but_events(host: Host, store: str, tmp_path: Path) -> None:
+    """What was said of strays, of an empty store and of one disk of many was plain text."""
+    for words in (("store", "verify"), ("store", "prune", "--keep", "last=1"), ("points",)):
+        host.run(*words, store, "--json").end  # noqa: B018  # every line is looked at
+        assert all(each["event"] == "said" for each in host.run(*words, store, "--json").events)
+    ok(host.run("send", host.disk("disk", SIZE), f"{store}/vm"))
+    (tmp_path / "store" / "bs1" / "disk" / "stray").write_text("x")
+    checked = ok(host.run("store", "verify", store, "--json"))
+    assert {each["event"] for each in checked.events} == {"said", "checked"}
